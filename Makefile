@@ -1,0 +1,182 @@
+# mq: builds, installs and tests the extension. `make help` lists what one can do.
+#
+# The targets test, demo, dist and distcheck are scripts under tests/ and need nothing
+# but make: they install what is missing. The others are PGXS and need the
+# server's development files, whose place PG_CONFIG tells.
+
+## Targets:
+##   make                build the extension (PG_CONFIG=/path/to/pg_config chooses the server)
+##   make install        install it into that server; DESTDIR= as usual
+##   make uninstall      remove it again
+##   make installcheck   pg_regress and isolation tests against a running server that has mq
+##   make clean          remove everything that was built
+##   make test           install what is missing, build, and test on a private throwaway server
+##                         ONLY=unit|fence|regress|isolation|tap|dist  TESTS="names"
+##   make demo           the same for a demonstration; KEEP=1 leaves its server running
+##   make demo-stop      stop and remove the servers that KEEP=1 left
+##   make unit           build and run the unit tests here, under the sanitizers
+##   make bench          benchmarks
+##   make dist           mq-VERSION.zip for PGXN
+##   make distcheck      install that archive with the pgxn client into a throwaway server
+##   make format         clang-format over the C++ sources
+##   make tidy           clang-tidy over the C++ sources
+
+EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'.*/\1/p" extension/mq.control)
+
+EXTENSION = extension/mq
+DATA = $(wildcard extension/mq--*--*.sql)
+DATA_built = extension/mq--$(EXTVERSION).sql
+
+MODULE_big = mq
+PGFILEDESC = "mq - message queue with native background workers"
+CORE_OBJS = $(patsubst %.cpp,%.o,$(sort $(wildcard bgworker/*.cpp)))
+SERVER_OBJS = $(patsubst %.cpp,%.o,$(sort $(wildcard bgworker/server/*.cpp)))
+OBJS = bgworker/shim.o $(CORE_OBJS) $(SERVER_OBJS)
+
+REGRESS = $(sort $(patsubst sql/%.sql,%,$(wildcard sql/*.sql)))
+ISOLATION = $(sort $(patsubst tests/isolation/specs/%.spec,%,$(wildcard tests/isolation/specs/*.spec)))
+ISOLATION_OPTS = --inputdir=$(srcdir)/tests/isolation
+EXTRA_CLEAN = build $(OBJS:.o=.d) mq-$(EXTVERSION).zip
+
+# A warning is an error in a checkout; a release must build with compilers to come.
+WERROR ?= $(if $(wildcard .git),-Werror)
+# For instance SANITIZE=undefined: the module itself under a sanitizer.
+SANITIZE ?=
+MQ_SANITIZE = $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all)
+MQ_CXXFLAGS = -std=c++20 -Wall -Wextra $(WERROR)
+
+# Only what is marked PGDLLEXPORT leaves the library; servers before 16 leave the mark empty.
+PG_CPPFLAGS = '-DPGDLLEXPORT=__attribute__((visibility("default")))' -Ibgworker
+PG_CFLAGS = $(WERROR) -Wno-declaration-after-statement -fvisibility=hidden $(MQ_SANITIZE)
+PG_CXXFLAGS = $(MQ_CXXFLAGS) -Wno-register -fvisibility=hidden $(MQ_SANITIZE)
+SHLIB_LINK_INTERNAL = $(libpq)
+SHLIB_LINK = -lfmt -lxxhash -lstdc++ $(MQ_SANITIZE) -Wl,--version-script=build/exports
+
+# The bitcode rules do not know our C++ flags.
+override with_llvm = no
+
+PG_CONFIG ?= pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
+
+.DEFAULT_GOAL := all
+ifneq ($(wildcard $(PGXS)),)
+include $(PGXS)
+else
+.PHONY: all install uninstall installcheck
+all install uninstall installcheck:
+	@echo "No PostgreSQL server development files: '$(PG_CONFIG) --pgxs' names none." >&2
+	@echo "Install postgresql-server-dev-NN or set PG_CONFIG. ('make test' and 'make demo' install what they need.)" >&2
+	@exit 1
+.PHONY: clean
+clean:
+	rm -rf mq.so $(DATA_built) $(OBJS) $(EXTRA_CLEAN)
+endif
+
+# --- the extension script ---------------------------------------------------------------
+
+SQL_PARTS = $(sort $(wildcard extension/parts/*.sql))
+
+# The directory is a prerequisite so that a removed part is noticed.
+$(DATA_built): $(SQL_PARTS) extension/parts extension/mq.control
+	cat $(SQL_PARTS) >$@.tmp && mv $@.tmp $@
+
+# --- the library ------------------------------------------------------------------------
+
+# The core is compiled without the server's include path, so a core file that includes a
+# server header does not compile. The server's own headers are exempt from our warnings.
+CORE_CPPFLAGS = $(filter-out -I%,$(CPPFLAGS)) -Ibgworker -I$(includedir)
+SERVER_CPPFLAGS = $(patsubst -I$(includedir_internal),-isystem $(includedir_internal), \
+  $(patsubst -I$(includedir_server),-isystem $(includedir_server),$(CPPFLAGS)))
+
+$(CORE_OBJS): %.o: %.cpp build/flags
+	$(CXX) $(CXXFLAGS) $(CORE_CPPFLAGS) -MMD -MP -c -o $@ $<
+
+$(SERVER_OBJS): %.o: %.cpp build/flags
+	$(CXX) $(CXXFLAGS) $(SERVER_CPPFLAGS) -MMD -MP -c -o $@ $<
+
+bgworker/shim.o: %.o: %.c build/flags
+	$(CC) $(CFLAGS) $(CFLAGS_SL) $(CPPFLAGS) -MMD -MP -c -o $@ $<
+
+# A removed source file asks for a new link.
+mq.so: build/exports $(wildcard bgworker bgworker/server)
+
+# Templates of the standard library are visible whatever the flags say; nothing of C++ may leave.
+build/exports:
+	@mkdir -p build
+	echo '{ local: _Z*; };' >$@
+
+# Other flags or another server ask for a new build.
+.PHONY: FORCE
+build/flags: FORCE
+	@mkdir -p build
+	@echo $(call quote,$(CC) $(CXX) $(CFLAGS) $(CXXFLAGS) $(CPPFLAGS) $(VERSION)) | \
+	  cmp -s - $@ || echo $(call quote,$(CC) $(CXX) $(CFLAGS) $(CXXFLAGS) $(CPPFLAGS) $(VERSION)) >$@
+quote = '$(subst ','\'',$(1))'
+
+-include $(wildcard $(OBJS:.o=.d))
+
+# --- unit tests -------------------------------------------------------------------------
+
+# The core once more, under the sanitizers and with no server in sight.
+UNIT = build/unit/mq_unit
+UNIT_OBJS = $(patsubst %.cpp,build/unit/%.o,$(sort $(wildcard bgworker/*.cpp tests/unit/*.cpp)))
+UNIT_CXXFLAGS = $(MQ_CXXFLAGS) -g -O1 -fno-omit-frame-pointer \
+  -fsanitize=address,undefined -fno-sanitize-recover=all
+UNIT_CPPFLAGS = -Ibgworker -Itests/unit -I$(shell $(PG_CONFIG) --includedir)
+UNIT_LIBS = -L$(shell $(PG_CONFIG) --libdir) -lgtest -lgtest_main -lfmt -lxxhash -lpq -lpthread
+
+build/unit/%.o: %.cpp
+	@mkdir -p $(@D)
+	$(CXX) $(UNIT_CXXFLAGS) $(UNIT_CPPFLAGS) -MMD -MP -c -o $@ $<
+
+$(UNIT): $(UNIT_OBJS) $(wildcard bgworker tests/unit)
+	$(CXX) $(UNIT_CXXFLAGS) -o $@ $(UNIT_OBJS) $(UNIT_LIBS)
+
+-include $(wildcard $(UNIT_OBJS:.o=.d))
+
+.PHONY: unit unit-build
+unit-build: $(UNIT)
+unit: $(UNIT)
+	$(UNIT)
+
+# Compiles one file as a part of the core: tests/run/fence.sh asks whether PROBE passes.
+.PHONY: core-probe
+core-probe:
+	$(CXX) $(CXXFLAGS) $(CORE_CPPFLAGS) -fsyntax-only -x c++ $(PROBE)
+
+# --- scripts ----------------------------------------------------------------------------
+
+# A PG_CONFIG that the user did not choose is left for the scripts to find.
+RUN = exec env -u MAKEFLAGS -u MFLAGS ONLY='$(ONLY)' TESTS='$(TESTS)' KEEP='$(KEEP)' \
+  SANITIZE='$(SANITIZE)' PG_CONFIG='$(if $(filter file,$(origin PG_CONFIG)),,$(PG_CONFIG))'
+
+.PHONY: help test demo demo-stop bench dist distcheck format tidy
+help:
+	@sed -n 's/^## \{0,1\}//p' Makefile
+
+test:
+	@$(RUN) tests/run/test.sh
+
+demo:
+	@$(RUN) tests/demo/demo.sh
+
+demo-stop:
+	@$(RUN) tests/demo/stop.sh
+
+bench:
+	@$(RUN) tests/bench/run.sh
+
+dist:
+	@tests/run/dist.sh mq-$(EXTVERSION)
+
+distcheck:
+	@$(RUN) ONLY=dist tests/run/test.sh
+
+FORMATTED = $(wildcard bgworker/*.[ch]* bgworker/server/*.[ch]* tests/unit/*.[ch]*)
+format:
+	clang-format -i $(filter-out %.o %.d,$(FORMATTED))
+
+# The system's headers are not ours to tidy.
+tidy:
+	clang-tidy --quiet $(wildcard bgworker/*.cpp) -- $(MQ_CXXFLAGS) $(CORE_CPPFLAGS)
+	clang-tidy --quiet $(wildcard bgworker/server/*.cpp) -- $(MQ_CXXFLAGS) $(SERVER_CPPFLAGS)

@@ -1,0 +1,19 @@
+#include "backoff.hpp"
+
+#include <algorithm>
+
+namespace mq {
+
+Micros bounded_backoff(Micros backoff, Micros ceiling) {
+  return std::clamp(backoff, Micros{0}, std::clamp(ceiling, Micros{0}, kBackoffCeiling));
+}
+
+Micros doubled_backoff(Micros backoff, Micros ceiling) {
+  return bounded_backoff(2 * bounded_backoff(backoff, kBackoffCeiling), ceiling);
+}
+
+Micros jittered(Micros backoff, double dice) {
+  return backoff + static_cast<Micros>(static_cast<double>(backoff) / 10 * std::clamp(dice, 0.0, 1.0));
+}
+
+}  // namespace mq

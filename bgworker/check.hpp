@@ -1,0 +1,33 @@
+// Checks at the door: what a caller may say about a message or a handler. Each throws an Error that names the
+// field, its value and the rule: 22004 for a NULL, 22023 for a value out of range.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "message.hpp"
+
+namespace mq::check {
+
+inline constexpr std::size_t kNameBytes = 1024;      // a channel's or a message's name
+inline constexpr std::size_t kArgsBytes = 2048;      // a channel's arguments
+inline constexpr int kMostRetries = 2'147'483'646;   // attempts is retries + 1
+inline constexpr Micros kLongest = 36500LL * 24 * 3600 * kSecond;  // 100 years
+
+// "channel_name", or "channel_name of message 3" in an array (counted from 1).
+std::string field_of(std::string_view field, std::optional<std::size_t> message = std::nullopt);
+
+[[noreturn]] void fail_null(std::string_view field);
+[[noreturn]] void fail(std::string_view field, std::string_view value, std::string_view rule);
+
+void name(std::string_view field, std::string_view value, std::size_t most_bytes = kNameBytes);
+void retries(std::string_view field, std::int64_t value);
+// `shown` is the value as the caller wrote it.
+void duration(std::string_view field, std::string_view shown, Micros value, Micros most = kLongest);
+void positive(std::string_view field, std::string_view shown, Micros value, Micros most = kLongest);
+void count(std::string_view field, std::int64_t value, std::int64_t least, std::int64_t most);
+void one_of(std::string_view field, std::string_view value, std::string_view a, std::string_view b);
+
+}  // namespace mq::check

@@ -1,0 +1,47 @@
+// Claim: which due messages make the next batch. The only place that decides it, for workers, mq_run and
+// mq_poll.
+//
+// The oldest come first. When more is due than the batch takes, a quarter of it is drawn one message a
+// channel, from a random channel on, so that a channel with a million messages cannot shut out one with one.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "ports.hpp"
+
+namespace mq {
+
+// A channel name to claim from, and the most that it may give to this batch.
+struct Source {
+  std::string_view channel_name;
+  int most;
+};
+
+struct Claim {
+  // Can be delivered, channel names together, within one by (attempt_at, place), a run behind its head.
+  Batch messages;
+  // Cannot: an expired two-phase message, no attempt left, or no payload. See `dispose`.
+  Batch leftovers;
+  bool more_is_due = false;  // the limit ended the claim, not the queue
+};
+
+class Claimer {
+ public:
+  Claimer(ClaimSource& source, Clock& clock) : source_(source), clock_(clock) {}
+
+  // Up to `limit` messages. `with_runs`: take what follows an ordered head as well.
+  Claim claim(const std::vector<Source>& sources, int limit, bool with_runs);
+
+ private:
+  void claim_from(const Source& source, int limit, bool with_runs, Micros now, Claim& claim);
+
+  ClaimSource& source_;
+  Clock& clock_;
+};
+
+// Settles what cannot be delivered: expired ones go, the others are dead letters.
+void dispose(const Batch& leftovers, Settlement& settlement);
+
+}  // namespace mq

@@ -1,0 +1,107 @@
+#include "dispatch.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include <fmt/core.h>
+
+namespace mq {
+
+void Dispatcher::run(std::span<const Claimed> messages, std::span<const Handler* const> handlers) {
+  messages_ = messages;
+  handlers_ = handlers;
+  outcomes_.assign(messages.size(), Outcome::kUntouched);
+  failures_.clear();
+  run_range(0, messages.size(), messages.size());
+}
+
+bool Dispatcher::run_range(std::size_t first, std::size_t last, std::size_t most) {
+  std::size_t piece = last - first;
+  for (std::size_t i = first; i < last;) {
+    if (spent()) return false;
+    const std::size_t end = std::min(last, i + piece);
+    const Attempt tried = attempt(i, end, most);
+    if (!tried.failed()) {
+      if (tried.reached < end) return false;
+      i = end;
+      piece = std::min(last - first, piece * 2);
+      continue;
+    }
+    ++resolving_;
+    const bool resolved = resolve(i, tried, most, {&messages_[tried.reached], error_, duration_});
+    --resolving_;
+    if (!resolved) return false;
+    i = tried.failed_end;
+    piece = std::max<std::size_t>(1, piece / 2);
+  }
+  return true;
+}
+
+bool Dispatcher::resolve(std::size_t first, const Attempt& tried, std::size_t most, const Failure& failure) {
+  if (tried.reached > first && !run_range(first, tried.reached, most)) return false;
+  if (tried.failed_end - tried.reached > 1) {
+    const std::size_t half = (tried.failed_end - tried.reached + 1) / 2;
+    return run_range(tried.reached, tried.reached + half, half) && run_range(tried.reached + half, tried.failed_end, half);
+  }
+  const bool conflict = failure.error.is_conflict();
+  outcomes_[tried.reached] = conflict ? Outcome::kConflict : Outcome::kFailed;
+  failures_.push_back(failure);
+  return !conflict;
+}
+
+Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std::size_t most) {
+  transaction_.set_savepoint();
+  std::size_t i = first;
+  while (i < last) {
+    if (skipped(i)) {
+      ++i;
+      continue;
+    }
+    if (i > first && spent()) break;
+    const std::size_t end = call_end(i, last, most);
+    std::vector<const Claimed*> batch;
+    for (std::size_t k = i; k < end; ++k) batch.push_back(&messages_[k]);
+    const Micros started = clock_.now();
+    try {
+      if (handlers_[i] == nullptr)
+        throw Error("42883", fmt::format("no handler of channel \"{}\" matches message name \"{}\"",
+                                         messages_[i].channel_name, messages_[i].name));
+      caller_.call(*handlers_[i], batch);
+    } catch (const Error& error) {
+      transaction_.rollback_to_savepoint();
+      error_ = error;
+      duration_ = clock_.now() - started;
+      began_ = true;
+      return {i, end};
+    }
+    began_ = true;
+    i = end;
+  }
+  transaction_.release_savepoint();
+  ++savepoints_;
+  for (std::size_t k = first; k < i; ++k)
+    if (!skipped(k)) outcomes_[k] = Outcome::kHandled;
+  return {i, 0};
+}
+
+std::size_t Dispatcher::call_end(std::size_t first, std::size_t last, std::size_t most) const {
+  std::size_t end = first + 1;
+  if (handlers_[first] == nullptr || handlers_[first]->shape != Shape::kBatch) return end;
+  while (end < last && end - first < most && handlers_[end] == handlers_[first] && !skipped(end)) ++end;
+  return end;
+}
+
+bool Dispatcher::skipped(std::size_t i) const {
+  if (outcomes_[i] != Outcome::kUntouched) return true;
+  if (!messages_[i].ordered) return false;
+  return std::any_of(failures_.begin(), failures_.end(), [&](const Failure& failure) {
+    return failure.message->ordered && same_channel(*failure.message, messages_[i]);
+  });
+}
+
+bool Dispatcher::spent() const {
+  if (savepoints_ >= kMostSavepoints) return true;
+  return began_ && (caller_.hurry() || (resolving_ == 0 && clock_.now() >= limits_.slice_end));
+}
+
+}  // namespace mq

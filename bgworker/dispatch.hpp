@@ -1,0 +1,79 @@
+// Dispatch: calls the handlers of a batch inside one transaction, so that what fails takes nothing else along.
+//
+// The batch runs under one savepoint. When a handler fails, what ran under it is rolled back; the messages
+// before the failed one run again, as they had worked; the failed one is charged from the error in hand, so no
+// attempt runs a failing handler twice; the rest goes on in pieces half as long, which grow again as they
+// succeed. A batch handler that fails is called again with halves of its array, down to the one that is at
+// fault. In an ordered channel nothing runs behind a message that failed.
+//
+// A transaction uses at most kMostSavepoints savepoints (more than 64 overflow the server's cache of
+// subtransactions, and every snapshot taken in the server pays for it) and ends early when its slice of time
+// is over; what it did not reach stays as it was and is claimed again.
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <vector>
+
+#include "ports.hpp"
+
+namespace mq {
+
+inline constexpr int kMostSavepoints = 60;
+
+enum class Outcome {
+  kUntouched,  // not reached, or behind a failed message of its channel
+  kHandled,
+  kFailed,     // an attempt is charged; its Failure says why
+  kConflict,   // 40001 or 40P01: may be tried again at once
+};
+
+struct DispatchLimits {
+  Micros slice_end;
+};
+
+class Dispatcher {
+ public:
+  Dispatcher(Transaction& transaction, HandlerCaller& caller, Clock& clock, DispatchLimits limits)
+      : transaction_(transaction), caller_(caller), clock_(clock), limits_(limits) {}
+
+  // `handlers[i]` takes `messages[i]`; nullptr: no handler matches its name, which fails the attempt.
+  void run(std::span<const Claimed> messages, std::span<const Handler* const> handlers);
+
+  const std::vector<Outcome>& outcomes() const { return outcomes_; }
+  const std::vector<Failure>& failures() const { return failures_; }
+
+ private:
+  struct Attempt {
+    std::size_t reached;          // everything before it ran
+    std::size_t failed_end = 0;   // 0: nothing failed; else [reached, failed_end) was the failed call
+    bool failed() const { return failed_end != 0; }
+  };
+
+  // Runs [first, last) in pieces; batch handlers get at most `most` messages a call. False: ended early.
+  bool run_range(std::size_t first, std::size_t last, std::size_t most);
+  Attempt attempt(std::size_t first, std::size_t last, std::size_t most);
+  std::size_t call_end(std::size_t first, std::size_t last, std::size_t most) const;
+  bool skipped(std::size_t i) const;
+  bool spent() const;
+  // After a failed attempt from `first` on: what had worked runs again, then the failure is charged to its
+  // message, or looked for in halves of the failed call. False: ended early.
+  bool resolve(std::size_t first, const Attempt& tried, std::size_t most, const Failure& failure);
+
+  Transaction& transaction_;
+  HandlerCaller& caller_;
+  Clock& clock_;
+  const DispatchLimits limits_;
+
+  std::span<const Claimed> messages_;
+  std::span<const Handler* const> handlers_;
+  std::vector<Outcome> outcomes_;
+  std::vector<Failure> failures_;
+  Error error_{"", ""};  // of the attempt that failed last
+  Micros duration_ = 0;
+  int savepoints_ = 0;
+  int resolving_ = 0;   // failures being resolved: that goes on when the slice is over, or it would never end
+  bool began_ = false;  // something has run: the slice counts
+};
+
+}  // namespace mq

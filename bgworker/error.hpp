@@ -1,0 +1,32 @@
+// Error: what goes wrong, in the server's terms.
+//
+// Everything that the core throws is an Error; server/fence.cpp makes them of server errors and server errors
+// of them. SQLSTATEs are the five letters of the standard and of the server's errcodes.txt.
+#pragma once
+
+#include <exception>
+#include <string>
+#include <utility>
+
+namespace mq {
+
+struct Error : std::exception {
+  Error(std::string state, std::string text, std::string more = {}, std::string advice = {})
+      : sqlstate(std::move(state)),
+        message(std::move(text)),
+        detail(std::move(more)),
+        hint(std::move(advice)) {}
+
+  const char* what() const noexcept override { return message.c_str(); }
+
+  // Another run at once may succeed: serialization_failure, deadlock_detected.
+  bool is_conflict() const { return sqlstate == "40001" || sqlstate == "40P01"; }
+
+  std::string sqlstate;
+  std::string message;
+  std::string detail;
+  std::string hint;
+  std::string context;  // the call stack that the server collected; empty if it has not seen the error yet
+};
+
+}  // namespace mq

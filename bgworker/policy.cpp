@@ -1,0 +1,24 @@
+#include "policy.hpp"
+
+#include "backoff.hpp"
+
+namespace mq {
+
+namespace {
+constexpr Micros kDefaultMaxBackoff = 3600 * kSecond;  // as mq_register_handler's
+}
+
+void settle_failure(const Failure& failure, const Handler* handler, Micros now, double dice,
+                    Settlement& settlement) {
+  const Claimed& message = *failure.message;
+  settlement.failures.push_back(failure);
+  if (message.attempts_left <= 1) {
+    settlement.burials.push_back({&message, "exhausted", failure.error, handler != nullptr && handler->block_on_dead});
+    return;
+  }
+  const Micros ceiling = handler != nullptr ? handler->max_backoff : kDefaultMaxBackoff;
+  const Micros backoff = bounded_backoff(message.retry_backoff, ceiling);
+  settlement.retries.push_back({&message, now + jittered(backoff, dice), doubled_backoff(backoff, ceiling)});
+}
+
+}  // namespace mq

@@ -1,0 +1,40 @@
+// Pool: which workers there should be. The launcher's one decision, without the launcher.
+//
+// A database with the extension has a pool for each role that handlers run as; where there is no handler yet, or
+// nothing is known, the pool of kCaretaker, which looks after the database and runs no handler. Each pool rests
+// on one worker. Backlog brings more, up to the limit of the database; when there are more pools than that, they
+// take turns, the one that waited longest first.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "message.hpp"
+
+namespace mq {
+
+using RoleId = std::uint32_t;
+using DatabaseId = std::uint32_t;
+inline constexpr RoleId kCaretaker = 0;
+
+struct PoolState {
+  DatabaseId database;
+  RoleId role;
+  int workers = 0;
+  bool backlog = false;      // a worker of it found more than its batch took
+  Micros last_start = 0;
+  int failed_starts = 0;     // in a row: a worker that ended before it could serve
+};
+
+// A pool whose workers keep failing is tried again after 1, 2, 4, then every 5 seconds.
+Micros restart_wait(int failed_starts);
+
+// The pool of `database` to start a worker for now, as an index into `pools`; none: all is as it should be.
+std::optional<std::size_t> pool_to_start(const std::vector<PoolState>& pools, DatabaseId database, int most_workers,
+                                         Micros now);
+
+// More pools than workers: resting workers should make room.
+bool contended(const std::vector<PoolState>& pools, DatabaseId database, int most_workers);
+
+}  // namespace mq

@@ -1,0 +1,122 @@
+// Ports: what the core asks of the server. server/ implements them over PostgreSQL, tests/unit over a fake
+// server and a fake clock. Everything here may throw Error; after that the caller rolls back.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "error.hpp"
+#include "message.hpp"
+#include "registry.hpp"
+
+namespace mq {
+
+class Clock {
+ public:
+  virtual ~Clock() = default;
+  virtual Micros now() = 0;
+  virtual double dice() = 0;  // a random number in [0, 1)
+};
+
+// The transaction that a batch lives in, and the savepoint inside it.
+class Transaction {
+ public:
+  virtual ~Transaction() = default;
+  virtual void begin() = 0;
+  virtual void commit() = 0;
+  virtual void rollback() = 0;
+  virtual void set_savepoint() = 0;
+  virtual void release_savepoint() = 0;
+  virtual void rollback_to_savepoint() = 0;
+};
+
+// Due messages, locked for the transaction; what others have locked is passed over, so nothing here waits.
+// Each call appends to `batch`.
+class ClaimSource {
+ public:
+  virtual ~ClaimSource() = default;
+
+  // The oldest due messages of a channel name by (attempt_at, place), behind `after` if that is given.
+  struct Position {
+    Micros attempt_at;
+    std::int64_t place;
+  };
+  virtual void oldest(std::string_view channel_name, Micros now, std::optional<Position> after, int limit,
+                      Batch& batch) = 0;
+  // One due message of each of up to `limit` channels of the name, by channel_key from `start` on.
+  virtual void fair(std::string_view channel_name, Micros now, std::int64_t start, int limit, Batch& batch) = 0;
+  // The messages behind each head in its channel that can be delivered with it, up to `limit` a channel.
+  virtual void runs(std::span<const Claimed> heads, Micros now, int limit, Batch& batch) = 0;
+  // One of the `most` places that workers on a channel may take, held to the end of the transaction.
+  virtual bool take_place(std::string_view channel_name, int most) = 0;
+};
+
+struct Failure {
+  const Claimed* message;
+  Error error;
+  Micros duration = 0;
+};
+
+// A failed attempt that is to be tried again.
+struct Retry {
+  const Claimed* message;
+  Micros attempt_at;
+  Micros retry_backoff;
+};
+
+struct Burial {
+  const Claimed* message;
+  std::string reason;
+  std::optional<Error> error;
+  bool block = false;  // the ordered channel waits until somebody decides
+  bool charged = true;  // the attempt that just ended counts
+};
+
+// What happens to the messages of a batch. One call a batch.
+struct Settlement {
+  std::vector<const Claimed*> removed;  // handled, or expired
+  std::vector<Retry> retries;
+  std::vector<Burial> burials;
+  std::vector<Failure> failures;  // attempts to be recorded
+};
+
+class Settler {
+ public:
+  virtual ~Settler() = default;
+  virtual void settle(const Settlement& settlement) = 0;
+};
+
+class HandlerCaller {
+ public:
+  virtual ~HandlerCaller() = default;
+  // Calls the handler with one message, or a batch handler with several. Throws what the handler raised.
+  virtual void call(const Handler& handler, std::span<const Claimed* const> messages) = 0;
+  // True when what runs should come to an end soon: shutdown, or somebody waits for our locks.
+  virtual bool hurry() = 0;
+};
+
+// Everything else that a worker's loop needs.
+class Host {
+ public:
+  virtual ~Host() = default;
+  // Reads the registry again if it has changed. False: there is nothing here to work for any more.
+  virtual bool refresh(Registry& registry) = 0;
+  // When the next message of these channels is due; none: no message, or none before long.
+  virtual std::optional<Micros> next_due(const Registry& registry) = 0;
+  // One bounded step of the sweep: expiry, retention, repair. True: something may have become due by it.
+  virtual bool sweep() = 0;
+  // Waits for a wake-up, at most that long. False: the worker should end.
+  virtual bool wait(Micros most) = 0;
+  virtual bool should_leave(Micros idle_for) = 0;
+  virtual void backlog(bool more_is_due) = 0;
+  virtual void report(std::string_view activity) = 0;
+  virtual void warn(const Error& error) = 0;
+  virtual Micros poll_interval() = 0;
+  virtual int batch_size() = 0;
+};
+
+}  // namespace mq

@@ -1,0 +1,49 @@
+#include "registry.hpp"
+
+#include <algorithm>
+#include <utility>
+
+namespace mq {
+
+const Handler* Channel::find(std::string_view message_name) const {
+  const Handler* any = nullptr;
+  for (const auto& handler : handlers) {
+    if (!handler->message_name)
+      any = handler.get();
+    else if (*handler->message_name == message_name)
+      return handler.get();
+  }
+  return any;
+}
+
+int Channel::batch_size() const {
+  int most = 1;
+  for (const auto& handler : handlers) most = std::max(most, handler->batch_size);
+  return most;
+}
+
+int Channel::max_workers() const {
+  int least = 0;
+  for (const auto& handler : handlers)
+    if (handler->max_workers > 0 && (least == 0 || handler->max_workers < least)) least = handler->max_workers;
+  return least;
+}
+
+void Registry::add(Handler handler) {
+  Channel& channel = channels_[handler.channel_name];
+  channel.name = handler.channel_name;
+  channel.handlers.push_back(std::make_unique<Handler>(std::move(handler)));
+}
+
+void Registry::park(const std::string& channel_name, std::string why) {
+  Channel& channel = channels_[channel_name];
+  channel.name = channel_name;
+  channel.parked = std::move(why);
+}
+
+const Channel* Registry::find(std::string_view channel_name) const {
+  const auto found = channels_.find(channel_name);
+  return found == channels_.end() ? nullptr : &found->second;
+}
+
+}  // namespace mq

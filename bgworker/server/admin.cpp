@@ -1,0 +1,274 @@
+// Handlers and channels: mq_register_handler, mq_unregister_handler, mq_pause, mq_resume, mq_redrive, mq_announce.
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <string>
+#include <unordered_set>
+#include <vector>
+
+#include "../check.hpp"
+#include "arguments.hpp"
+#include "entries.h"
+#include "extension.hpp"
+#include "handler_call.hpp"
+#include "ledger.hpp"
+#include "send.hpp"
+#include "settle.hpp"
+#include "shared.hpp"
+#include "spi.hpp"
+
+extern "C" {
+#include "catalog/pg_authid.h"
+#include "catalog/pg_extension.h"
+#include "commands/dbcommands.h"
+#include "commands/extension.h"
+#include "utils/acl.h"
+#include "utils/lsyscache.h"
+#include "utils/regproc.h"
+#include "utils/syscache.h"
+}
+
+namespace mq {
+
+namespace {
+
+constexpr int kMostBatch = 100000;
+constexpr int kMostWorkers = 1000;
+constexpr int kRedriveStep = 10000;  // messages that are moved at once
+
+std::string role_name(Oid role) {
+  const char* name = fence::call([&] { return GetUserNameFromId(role, true); });
+  if (name == nullptr) check::fail("run_as", std::to_string(role), "must be a role that exists");
+  return name;
+}
+
+// Whether workers of this server can connect as the role.
+bool may_connect(Oid role) {
+#if PG_VERSION_NUM >= 170000
+  (void)role;
+  return true;
+#else
+  return fence::call([&] {
+    HeapTuple tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(role));
+    const bool login = HeapTupleIsValid(tuple) && ((Form_pg_authid)GETSTRUCT(tuple))->rolcanlogin;
+    if (HeapTupleIsValid(tuple)) ReleaseSysCache(tuple);
+    return login;
+  });
+#endif
+}
+
+Param optional_interval(const Value& value, std::string_view field) {
+  if (value.null) return {};
+  const Micros micros = interval_of(value, field, GetCurrentTimestamp());
+  check::positive(field, interval_text(value.datum), micros);
+  return interval_datum(micros);
+}
+
+Param optional_count(const Value& value, std::string_view field, int most) {
+  if (value.null) return {};
+  check::count(field, DatumGetInt32(value.datum), 1, most);
+  return value.datum;
+}
+
+void register_handler(FunctionCallInfo fcinfo) {
+  const std::string_view channel = text_of(argument(fcinfo, 0), "channel_name");
+  check::name("channel_name", channel);
+  if (PG_ARGISNULL(1)) check::fail_null("handler");
+  const Oid function = PG_GETARG_OID(1);
+  Param message_name;
+  if (!PG_ARGISNULL(2)) {
+    check::name("message_name", text_view(PG_GETARG_DATUM(2)));
+    message_name = PG_GETARG_DATUM(2);
+  }
+  const std::string_view mode = text_of(argument(fcinfo, 3), "mode");
+  check::one_of("mode", mode, "transactional", "leased");
+  if (mode == "leased")
+    throw Error("0A000", "mode \"leased\" is not supported by this version of mq", "", "Use mode \"transactional\".");
+  const Param batch_size = optional_count(argument(fcinfo, 4), "batch_size", kMostBatch);
+  const Param timeout = optional_interval(argument(fcinfo, 5), "timeout");
+  const Param max_workers = optional_count(argument(fcinfo, 6), "max_workers", kMostWorkers);
+  const Value backoff = argument(fcinfo, 8);
+  if (backoff.null) check::fail_null("max_backoff");
+  const Param max_backoff = optional_interval(backoff, "max_backoff");
+  const std::string_view on_dead = text_of(argument(fcinfo, 9), "on_dead");
+  check::one_of("on_dead", on_dead, "skip", "block");
+
+  (void)shape_of(function);
+  const Oid caller = GetUserId();
+  const Oid run_as = PG_ARGISNULL(7) ? caller : PG_GETARG_OID(7);
+  const std::string run_as_name = role_name(run_as);
+  if (!fence::call([&] { return is_member_of_role(caller, run_as); }))
+    throw Error("42501", fmt::format("must be a member of role \"{}\" to register a handler that runs as it", run_as_name));
+  if (!may_connect(run_as))
+    throw Error("22023", fmt::format("invalid run_as: \"{}\"", run_as_name),
+                "run_as must be a role with LOGIN: workers connect as it.");
+  const std::string signature = fence::call([&] { return format_procedure_qualified(function); });
+  if (!may_execute(function, run_as))
+    throw Error("42501", fmt::format("permission denied for function {}", signature),
+                fmt::format("The handler runs as role \"{}\", which may not execute it.", run_as_name));
+
+  const OwnerScope scope;
+  const SpiConnection spi;
+  const Datum name = text_datum(channel);
+  static Statement others(
+      "SELECT h.run_as FROM $S.mq_handlers h WHERE h.channel_name = $1 AND h.message_name IS DISTINCT FROM $2"
+      "   AND h.run_as <> $3 LIMIT 1",
+      {TEXTOID, TEXTOID, TEXTOID});
+  const Rows other = others.run({name, message_name, text_datum(run_as_name)});
+  if (!other.empty())
+    check::fail("run_as", run_as_name,
+                fmt::format("must be \"{}\", as for the other handlers of channel \"{}\"", text_view(other.get(0, 1)), channel));
+
+#define COLUMNS "(channel_name, message_name, handler, mode, batch_size, timeout, max_workers, run_as, max_backoff, on_dead)"
+#define UPSERT                                                                                                  \
+  "INSERT INTO $S.mq_handlers " COLUMNS " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT "
+#define REPLACE                                                                                                 \
+  " DO UPDATE SET handler = $3, mode = $4, batch_size = $5, timeout = $6, max_workers = $7, run_as = $8,"       \
+  " max_backoff = $9, on_dead = $10"
+#define TYPES {TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, INTERVALOID, INT4OID, TEXTOID, INTERVALOID, TEXTOID}
+  static Statement for_name(UPSERT "(channel_name, message_name) WHERE message_name IS NOT NULL" REPLACE, TYPES);
+  static Statement for_any(UPSERT "(channel_name) WHERE message_name IS NULL" REPLACE, TYPES);
+  (message_name.null ? for_any : for_name)
+      .run({name, message_name, text_datum(signature), text_datum(mode), batch_size, timeout, max_workers,
+            text_datum(run_as_name), max_backoff, text_datum(on_dead)});
+  Extension::registry_changed();
+  ledger::announce();
+  ledger::wake(channel);
+}
+
+bool unregister_handler(FunctionCallInfo fcinfo) {
+  static Statement remove(
+      "DELETE FROM $S.mq_handlers h WHERE h.channel_name = $1 AND h.message_name IS NOT DISTINCT FROM $2 RETURNING 1",
+      {TEXTOID, TEXTOID});
+  const Value channel = argument(fcinfo, 0);
+  (void)text_of(channel, "channel_name");
+  const OwnerScope scope;
+  const SpiConnection spi;
+  const bool removed = !remove.run({channel.datum, PG_ARGISNULL(1) ? Param() : Param(PG_GETARG_DATUM(1))}).empty();
+  if (removed) {
+    Extension::registry_changed();
+    ledger::announce();
+  }
+  return removed;
+}
+
+bool set_paused(FunctionCallInfo fcinfo, Statement& statement) {
+  const Value channel = argument(fcinfo, 0);
+  const std::string_view name = text_of(channel, "channel_name");
+  check::name("channel_name", name);
+  const OwnerScope scope;
+  const SpiConnection spi;
+  if (statement.run({channel.datum}).empty()) return false;
+  Extension::registry_changed();
+  ledger::wake(name);
+  return true;
+}
+
+// Sends up to kRedriveStep dead messages again. Returns how many letters it took from mq_dead.
+std::size_t redrive_step(const Param& ids, const Param& channel, int retries, std::int64_t& sent) {
+  static Statement take(
+      "DELETE FROM $S.mq_dead WHERE dead_no IN (SELECT d.dead_no FROM $S.mq_dead d"
+      "   WHERE ($1 IS NULL OR d.id = ANY ($1)) AND ($2 IS NULL OR d.channel_name = $2)"
+      "     AND NOT EXISTS (SELECT 1 FROM $S.mq_msgs m WHERE m.id = d.id AND m.attempt_at IS NOT NULL)"
+      "   ORDER BY d.dead_no LIMIT $3 FOR UPDATE SKIP LOCKED)"
+      " RETURNING id, retry_backoff, channel_name, channel_args, ordered, COALESCE(name, channel_name), payload_json,"
+      "           payload_bytes, dead_no",
+      {UUIDARRAYOID, TEXTOID, INT8OID});
+  const Rows rows = take.run({ids, channel, Int64GetDatum(kRedriveStep)});
+  std::vector<std::size_t> order(rows.size());
+  for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::sort(order.begin(), order.end(),
+            [&](std::size_t a, std::size_t b) { return DatumGetInt64(rows.get(a, 9)) < DatumGetInt64(rows.get(b, 9)); });
+
+  Sender sender(Sender::Json::kJsonb, false);
+  std::unordered_set<Uuid, UuidHash> seen;
+  for (const std::size_t i : order) {
+    if (!seen.insert(uuid_of(rows.get(i, 1))).second) continue;  // died more than once
+    const auto column = [&](int n) {
+      Value value;
+      value.datum = rows.get(i, n, value.null);
+      return value;
+    };
+    NewMessage message;
+    message.id = column(1);
+    message.delay = {interval_datum(0), false};
+    message.retries = {Int32GetDatum(retries), false};
+    message.retry_backoff = column(2);
+    message.channel_name = column(3);
+    message.channel_args = column(4);
+    message.ordered = column(5);
+    message.name = column(6);
+    message.payload_json = column(7);
+    message.payload_bytes = column(8);
+    sender.add(message);
+  }
+  remove_messages(sender.ids());  // the row that a message left behind to block its channel
+  sender.send();
+  sent += static_cast<std::int64_t>(sender.ids().size());
+  return rows.size();
+}
+
+}  // namespace
+
+}  // namespace mq
+
+extern "C" Datum mq_register_handler_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    mq::register_handler(fcinfo);
+    return Datum{0};
+  });
+}
+
+extern "C" Datum mq_unregister_handler_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] { return BoolGetDatum(mq::unregister_handler(fcinfo)); });
+}
+
+extern "C" Datum mq_pause_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    static mq::Statement pause(
+        "INSERT INTO $S.mq_paused (channel_name) VALUES ($1) ON CONFLICT DO NOTHING RETURNING channel_name", {TEXTOID});
+    return BoolGetDatum(mq::set_paused(fcinfo, pause));
+  });
+}
+
+extern "C" Datum mq_resume_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    static mq::Statement resume("DELETE FROM $S.mq_paused WHERE channel_name = $1 RETURNING channel_name", {TEXTOID});
+    return BoolGetDatum(mq::set_paused(fcinfo, resume));
+  });
+}
+
+extern "C" Datum mq_redrive_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    const int retries = mq::int_of(mq::argument(fcinfo, 2), "retries");
+    mq::check::retries("retries", retries);
+    const mq::Param ids = PG_ARGISNULL(0) ? mq::Param() : mq::Param(PG_GETARG_DATUM(0));
+    const mq::Param channel = PG_ARGISNULL(1) ? mq::Param() : mq::Param(PG_GETARG_DATUM(1));
+    const mq::OwnerScope scope;
+    const mq::SpiConnection spi;
+    std::int64_t sent = 0;
+    while (mq::redrive_step(ids, channel, retries, sent) == mq::kRedriveStep) {
+    }
+    return Int64GetDatum(sent);
+  });
+}
+
+extern "C" Datum mq_announce_entry(FunctionCallInfo) {
+  return mq::fence::entry([] {
+    mq::ledger::announce();
+    return Datum{0};
+  });
+}
+
+extern "C" void mq_object_dropped(Oid class_id, Oid object_id) {
+  if (class_id != ExtensionRelationId) return;
+  const char* name = get_extension_name(object_id);
+  if (name == nullptr || strcmp(name, "mq") != 0) return;
+  mq::fence::guard([] { mq::ledger::announce(); });
+}
+
+extern "C" void mq_leave_database(const char* name) {
+  const Oid database = get_database_oid(name, true);
+  if (OidIsValid(database)) mq::shared::close_database(database);
+}

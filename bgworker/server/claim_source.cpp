@@ -1,0 +1,201 @@
+#include "claim_source.hpp"
+
+#include "../channel_key.hpp"
+#include "extension.hpp"
+#include "fence.hpp"
+#include "locks.hpp"
+
+namespace mq {
+
+namespace {
+
+#define NIL "'00000000-0000-0000-0000-000000000000'"
+
+// A row that may be delivered first in its channel; the partial indexes have the same condition.
+#define HEAD "(m.after_message_id IS NULL OR m.after_message_id = " NIL " OR m.unlinked)"
+
+// Of an unlinked message it is not known whether anything is left before it. Evaluated for those alone.
+#define FIRST                                                                                        \
+  "(NOT m.unlinked OR NOT EXISTS (SELECT 1 FROM $S.mq_msgs e"                                        \
+  "  WHERE e.channel_key = m.channel_key AND e.place < m.place AND e.after_message_id IS NOT NULL"   \
+  "    AND e.channel_name = m.channel_name AND e.channel_args = m.channel_args))"
+
+// In the order of ClaimColumn.
+#define COLUMNS                                                                                      \
+  "m.id, m.channel_key, m.place, m.attempt_at, m.retry_backoff, m.channel_name, m.channel_args,"     \
+  " p.name, m.attempt, m.attempts, m.after_message_id IS NOT NULL, m.commit_interval IS NOT NULL,"   \
+  " p.id IS NOT NULL, p.payload_json, p.payload_bytes, m.created_at"
+
+#define TABLES "$S.mq_msgs m LEFT JOIN $S.mq_payloads p ON p.id = m.id"
+#define LOCKED "FOR NO KEY UPDATE OF m SKIP LOCKED"
+
+constexpr int kProbes = 4;  // channels that a fair draw looks at for each message it may take
+
+}  // namespace
+
+void SqlClaimSource::append(const Rows& rows, Batch& batch) {
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    Claimed& message = batch.emplace_back();
+    bool null = false;
+    message.id = uuid_of(rows.get(i, kId));
+    message.channel_key = DatumGetInt64(rows.get(i, kChannelKey));
+    message.place = DatumGetInt64(rows.get(i, kPlace));
+    message.attempt_at = DatumGetTimestampTz(rows.get(i, kAttemptAt));
+    message.retry_backoff = micros_of_interval(rows.get(i, kRetryBackoff));
+    message.channel_name = text_view(rows.get(i, kChannelName));
+    message.channel_args = text_view(rows.get(i, kChannelArgs));
+    message.attempts = DatumGetInt32(rows.get(i, kAttempts));
+    message.attempts_left = DatumGetInt32(rows.get(i, kAttemptsLeft));
+    message.ordered = DatumGetBool(rows.get(i, kOrdered));
+    message.uncommitted = DatumGetBool(rows.get(i, kUncommitted));
+    message.has_payload = DatumGetBool(rows.get(i, kHasPayload));
+    const Datum name = rows.get(i, kName, null);
+    if (!null) message.name = text_view(name);
+    message.row = rows_.size();
+    rows_.push_back({rows.tuple(i), rows.descriptor()});
+  }
+}
+
+void SqlClaimSource::oldest(std::string_view channel_name, Micros now, std::optional<Position> after, int limit,
+                            Batch& batch) {
+  static Statement first(
+      "SELECT " COLUMNS " FROM " TABLES
+      " WHERE m.channel_name = $1 AND m.attempt_at <= $2 AND " HEAD " AND " FIRST
+      " ORDER BY m.attempt_at, m.place LIMIT $3 " LOCKED,
+      {TEXTOID, TIMESTAMPTZOID, INT8OID});
+  static Statement more(
+      "SELECT " COLUMNS " FROM " TABLES
+      " WHERE m.channel_name = $1 AND m.attempt_at <= $2 AND " HEAD " AND " FIRST
+      "   AND (m.attempt_at, m.place) > ($4, $5)"
+      " ORDER BY m.attempt_at, m.place LIMIT $3 " LOCKED,
+      {TEXTOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID});
+  const OwnerScope scope;
+  const Datum name = text_datum(channel_name);
+  if (after)
+    append(more.run({name, TimestampTzGetDatum(now), Int64GetDatum(limit), TimestampTzGetDatum(after->attempt_at),
+                     Int64GetDatum(after->place)}),
+           batch);
+  else
+    append(first.run({name, TimestampTzGetDatum(now), Int64GetDatum(limit)}), batch);
+}
+
+void SqlClaimSource::fair(std::string_view channel_name, Micros now, std::int64_t start, int limit, Batch& batch) {
+  // A skip scan over the keys of the name's channels from `start` on and around, a bounded number of steps.
+  static Statement draw(
+      "WITH RECURSIVE k (key, wrapped, step) AS ("
+      "  SELECT COALESCE(up.key, (SELECT m.channel_key FROM $S.mq_msgs m WHERE m.channel_name = $1"
+      "                             AND m.channel_key < $3 AND " HEAD " ORDER BY m.channel_key LIMIT 1)),"
+      "         up.key IS NULL, 1"
+      "    FROM (SELECT (SELECT m.channel_key FROM $S.mq_msgs m WHERE m.channel_name = $1"
+      "                     AND m.channel_key >= $3 AND " HEAD " ORDER BY m.channel_key LIMIT 1)) AS up (key)"
+      "  UNION ALL"
+      "  SELECT COALESCE(up.key, CASE WHEN NOT k.wrapped THEN"
+      "           (SELECT m.channel_key FROM $S.mq_msgs m WHERE m.channel_name = $1"
+      "               AND m.channel_key < $3 AND " HEAD " ORDER BY m.channel_key LIMIT 1) END),"
+      "         k.wrapped OR up.key IS NULL, k.step + 1"
+      "    FROM k CROSS JOIN LATERAL (SELECT"
+      "           (SELECT m.channel_key FROM $S.mq_msgs m WHERE m.channel_name = $1 AND m.channel_key > k.key"
+      "               AND m.channel_key < CASE WHEN k.wrapped THEN $3 ELSE 9223372036854775807 END AND " HEAD
+      "             ORDER BY m.channel_key LIMIT 1)) AS up (key)"
+      "   WHERE k.key IS NOT NULL AND k.step < $5)"
+      " SELECT c.* FROM k CROSS JOIN LATERAL ("
+      "  SELECT " COLUMNS " FROM " TABLES
+      "   WHERE m.channel_name = $1 AND m.channel_key = k.key AND m.attempt_at <= $2 AND " HEAD " AND " FIRST
+      "   ORDER BY m.attempt_at, m.place LIMIT 1 " LOCKED ") c LIMIT $4",
+      {TEXTOID, TIMESTAMPTZOID, INT8OID, INT8OID, INT4OID});
+  const OwnerScope scope;
+  append(draw.run({text_datum(channel_name), TimestampTzGetDatum(now), Int64GetDatum(start), Int64GetDatum(limit),
+                   Int32GetDatum(limit * kProbes)}),
+         batch);
+}
+
+void SqlClaimSource::runs(std::span<const Claimed> heads, Micros now, int limit, Batch& batch) {
+  static Statement run(
+      "SELECT c.* FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS h (key, name, args, place, n)"
+      " CROSS JOIN LATERAL ("
+      "  SELECT " COLUMNS ", m.after_message_id FROM " TABLES
+      "   WHERE m.channel_key = h.key AND m.place > h.place AND m.after_message_id IS NOT NULL"
+      "     AND m.channel_name = h.name AND m.channel_args = h.args"
+      "   ORDER BY m.place LIMIT $6 " LOCKED ") c"
+      " WHERE c.attempt_at <= $5",
+      {INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID, TIMESTAMPTZOID, INT8OID});
+  constexpr int kAfter = kCreatedAt + 1;
+  const OwnerScope scope;
+  ArrayParam keys(INT8OID, heads.size());
+  ArrayParam names(TEXTOID, heads.size());
+  ArrayParam args(TEXTOID, heads.size());
+  ArrayParam places(INT8OID, heads.size());
+  for (const Claimed& head : heads) {
+    keys.add(Int64GetDatum(head.channel_key));
+    names.add(text_datum(head.channel_name));
+    args.add(text_datum(head.channel_args));
+    places.add(Int64GetDatum(head.place));
+  }
+  const Rows rows = run.run({keys.datum(), names.datum(), args.datum(), places.datum(), TimestampTzGetDatum(now),
+                             Int64GetDatum(limit)});
+  Batch found;
+  append(rows, found);
+
+  // A run ends where a message is missing from it: not due, or locked by somebody.
+  const Claimed* previous = nullptr;
+  auto head = heads.begin();
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    if (previous == nullptr || !same_channel(*previous, found[i])) {
+      while (!same_channel(*head, found[i])) ++head;
+      previous = &*head;
+    }
+    if (uuid_of(rows.get(i, kAfter)) != previous->id) continue;
+    batch.push_back(found[i]);
+    previous = &found[i];
+  }
+}
+
+void SqlClaimSource::spent(Micros now, int limit, Batch& batch) {
+  static Statement uncommitted("SELECT " COLUMNS " FROM " TABLES
+                               " WHERE m.commit_interval IS NOT NULL AND m.attempt_at <= $1"
+                               " ORDER BY m.attempt_at LIMIT $2 " LOCKED,
+                               {TIMESTAMPTZOID, INT8OID});
+  static Statement exhausted("SELECT " COLUMNS " FROM " TABLES
+                             " WHERE m.attempts <= 0 AND m.commit_interval IS NULL AND m.attempt_at <= $1"
+                             " ORDER BY m.attempt_at LIMIT $2 " LOCKED,
+                             {TIMESTAMPTZOID, INT8OID});
+  const OwnerScope scope;
+  append(uncommitted.run({TimestampTzGetDatum(now), Int64GetDatum(limit)}), batch);
+  append(exhausted.run({TimestampTzGetDatum(now), Int64GetDatum(limit)}), batch);
+}
+
+bool SqlClaimSource::take_place(std::string_view channel_name, int most) {
+  const std::int64_t key = channel_key(channel_name, {});
+  for (int i = 0; i < most; ++i)
+    if (locks::try_worker_place(key, i)) return true;
+  return false;
+}
+
+std::vector<std::string> SqlClaimSource::channel_names() {
+  static Statement skip(
+      "WITH RECURSIVE n (name) AS ("
+      "  SELECT (SELECT m.channel_name FROM $S.mq_msgs m WHERE " HEAD " ORDER BY m.channel_name LIMIT 1)"
+      "  UNION ALL"
+      "  SELECT (SELECT m.channel_name FROM $S.mq_msgs m WHERE m.channel_name > n.name AND " HEAD
+      "           ORDER BY m.channel_name LIMIT 1) FROM n WHERE n.name IS NOT NULL)"
+      " SELECT n.name FROM n WHERE n.name IS NOT NULL",
+      {});
+  const OwnerScope scope;
+  const Rows rows = skip.run({});
+  std::vector<std::string> names;
+  for (std::size_t i = 0; i < rows.size(); ++i) names.emplace_back(text_view(rows.get(i, 1)));
+  return names;
+}
+
+std::optional<Micros> SqlClaimSource::next_due(std::string_view channel_name) {
+  static Statement next(
+      "SELECT m.attempt_at FROM $S.mq_msgs m WHERE m.channel_name = $1 AND m.attempt_at IS NOT NULL AND " HEAD " AND " FIRST
+      " ORDER BY m.attempt_at LIMIT 1",
+      {TEXTOID});
+  const OwnerScope scope;
+  const Rows rows = next.run({text_datum(channel_name)});
+  if (rows.empty()) return std::nullopt;
+  return DatumGetTimestampTz(rows.get(0, 1));
+}
+
+}  // namespace mq

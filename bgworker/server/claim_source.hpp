@@ -1,0 +1,46 @@
+// ClaimSource over mq_msgs and mq_payloads: the statements behind a claim.
+#pragma once
+
+#include "../ports.hpp"
+#include "spi.hpp"
+
+namespace mq {
+
+// What a claim returns for a message beyond what the core needs; see Claimed::row.
+struct ClaimedRow {
+  HeapTuple tuple;
+  TupleDesc descriptor;
+};
+
+// Columns of the statements of a claim, counted from 1.
+enum ClaimColumn {
+  kId = 1, kChannelKey, kPlace, kAttemptAt, kRetryBackoff, kChannelName, kChannelArgs, kName, kAttempts,
+  kAttemptsLeft, kOrdered, kUncommitted, kHasPayload, kPayloadJson, kPayloadBytes, kCreatedAt,
+};
+
+class SqlClaimSource : public ClaimSource {
+ public:
+  void oldest(std::string_view channel_name, Micros now, std::optional<Position> after, int limit,
+              Batch& batch) override;
+  void fair(std::string_view channel_name, Micros now, std::int64_t start, int limit, Batch& batch) override;
+  void runs(std::span<const Claimed> heads, Micros now, int limit, Batch& batch) override;
+  bool take_place(std::string_view channel_name, int most) override;
+
+  // Due messages of any channel that cannot be delivered: expired two-phase ones, and last attempts whose lease
+  // has run out. For the sweep.
+  void spent(Micros now, int limit, Batch& batch);
+  // Names of all channels with a head, and when the first of each is due. For mq_poll without names.
+  std::vector<std::string> channel_names();
+  std::optional<Micros> next_due(std::string_view channel_name);
+
+  // Rows of the current batch; the tuples live as long as the SPI connection.
+  const ClaimedRow& row(const Claimed& message) const { return rows_[message.row]; }
+  void start_batch() { rows_.clear(); }
+
+ private:
+  void append(const Rows& rows, Batch& batch);
+
+  std::vector<ClaimedRow> rows_;
+};
+
+}  // namespace mq

@@ -1,0 +1,268 @@
+// Consuming from outside the server: mq_poll, mq_delete, mq_keep_alive, mq_checkpoint, mq_commit, mq_clear.
+
+#include <algorithm>
+#include <string>
+#include <unordered_set>
+#include <vector>
+
+#include "../backoff.hpp"
+#include "../check.hpp"
+#include "../claim.hpp"
+#include "arguments.hpp"
+#include "claim_source.hpp"
+#include "entries.h"
+#include "extension.hpp"
+#include "host.hpp"
+#include "ledger.hpp"
+#include "result_set.hpp"
+#include "settle.hpp"
+#include "shared.hpp"
+#include "spi.hpp"
+#include "sweep.hpp"
+
+extern "C" {
+#include "utils/array.h"
+#include "utils/jsonb.h"
+}
+
+namespace mq {
+
+namespace {
+
+constexpr int kMostPolled = 100000;
+constexpr Micros kLockedWait = kSecond / 10;  // said when all that is due is locked by others
+
+// Sorted, each once: two calls that lock the same rows take them in the same order.
+std::vector<Uuid> ids_of(const Value& array, std::string_view field) {
+  std::vector<Uuid> ids;
+  for (const Datum datum : elements(array, field)) ids.push_back(uuid_of(datum));
+  std::sort(ids.begin(), ids.end());
+  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  return ids;
+}
+
+Datum uuid_array(const std::vector<Uuid>& ids) {
+  ArrayParam array(UUIDOID, ids.size());
+  for (const Uuid& id : ids) array.add(uuid_datum(id));
+  return array.datum();
+}
+
+// Hands the messages to the caller: an attempt is charged, and nobody else gets them before the lease is over.
+void lease(const Batch& messages, Micros now) {
+  static Statement update(
+      "UPDATE $S.mq_msgs m SET attempt_at = l.lease_end, retry_backoff = l.backoff, attempts = m.attempts - 1,"
+      "       attempt = m.attempt + 1, unlinked = false,"
+      "       after_message_id = CASE WHEN m.unlinked THEN '00000000-0000-0000-0000-000000000000'"
+      "                               ELSE m.after_message_id END"
+      "  FROM unnest($1, $2, $3) AS l (id, lease_end, backoff) WHERE m.id = l.id",
+      {UUIDARRAYOID, TIMESTAMPTZARRAYOID, INTERVALARRAYOID});
+  if (messages.empty()) return;
+  ArrayParam ids(UUIDOID), ends(TIMESTAMPTZOID), backoffs(INTERVALOID);
+  for (const Claimed& message : messages) {
+    const Micros backoff = bounded_backoff(message.retry_backoff, kBackoffCeiling);
+    ids.add(uuid_datum(message.id));
+    ends.add(TimestampTzGetDatum(now + backoff));
+    backoffs.add(interval_datum(doubled_backoff(backoff, std::max(backoff, kLeaseCeiling))));
+    ledger::leased(message.id, now, backoff);
+  }
+  update.run({ids.datum(), ends.datum(), backoffs.datum()});
+}
+
+void add_message(ResultSet& result, const SqlClaimSource& source, const Claimed& message) {
+  const ClaimedRow& row = source.row(message);
+  const auto column = [&](int n) {
+    bool null = false;
+    const Datum datum = SPI_getbinval(row.tuple, row.descriptor, n, &null);
+    return null ? Param() : Param(datum);
+  };
+  Param json = column(kPayloadJson);
+  if (!json.null)
+    json.value = fence::call([&] {
+      Jsonb* jsonb = DatumGetJsonbP(json.value);
+      return CStringGetTextDatum(JsonbToCString(nullptr, &jsonb->root, VARSIZE(jsonb)));
+    });
+  result.add({column(kId), BoolGetDatum(true), column(kName), json, column(kPayloadBytes),
+              interval_datum(bounded_backoff(message.retry_backoff, kBackoffCeiling)), interval_datum(0)});
+}
+
+// Until the next message of these channels is due; NULL: there is none.
+Param wait_time(SqlClaimSource& source, const std::vector<std::string>& names, Micros now) {
+  std::optional<Micros> earliest;
+  for (const std::string& name : names) {
+    const auto due = source.next_due(name);
+    if (due && (!earliest || *due < *earliest)) earliest = due;
+  }
+  if (!earliest) return {};
+  return interval_datum(*earliest > now ? *earliest - now : kLockedWait);
+}
+
+void poll(const Value& channel_names, int batch_size, ResultSet& result) {
+  ServerClock clock;
+  SqlClaimSource source;
+  Claimer claimer(source, clock);
+  shared::note_poll();
+
+  const OwnerScope scope;
+  const SpiConnection spi;
+  std::vector<std::string> names;
+  for (bool repaired = false;;) {
+    source.start_batch();
+    names = channel_names.null ? source.channel_names() : names_of(channel_names, "channel_names");
+    std::vector<Source> sources;
+    for (const std::string& name : names) sources.push_back({name, batch_size});
+
+    Claim claim = claimer.claim(sources, batch_size, false);
+    if (!claim.leftovers.empty()) {
+      Settlement settlement;
+      dispose(claim.leftovers, settlement);
+      SqlSettler().settle(settlement);
+    }
+    if (!claim.messages.empty()) {
+      std::sort(claim.messages.begin(), claim.messages.end(), [](const Claimed& a, const Claimed& b) {
+        return a.attempt_at != b.attempt_at ? a.attempt_at < b.attempt_at : a.place < b.place;
+      });
+      for (const Claimed& message : claim.messages) add_message(result, source, message);
+      lease(claim.messages, clock.now());
+      return;
+    }
+    // What cannot be delivered is out of the way now: look again, as somebody's message may be behind it.
+    if (!claim.leftovers.empty()) continue;
+    if (repaired || !repair_heads()) break;
+    repaired = true;
+  }
+  result.add({Param(), Param(), Param(), Param(), Param(), Param(), wait_time(source, names, clock.now())});
+}
+
+void keep_alive(const std::vector<Uuid>& ids, Micros duration) {
+  // A two-phase message keeps its due time: its commit interval grows by what its expiry does.
+  static Statement update(
+      "UPDATE $S.mq_msgs m SET attempt_at = $2,"
+      "   commit_interval = m.commit_interval"
+      "     + pg_catalog.make_interval(secs => EXTRACT(epoch FROM $2 - m.attempt_at)::float8)"
+      " WHERE m.id = ANY ($1) AND m.attempt_at < $2",
+      {UUIDARRAYOID, TIMESTAMPTZOID});
+  update.run({uuid_array(ids), TimestampTzGetDatum(GetCurrentTimestamp() + duration)});
+}
+
+std::vector<Uuid> commit_messages(const std::vector<Uuid>& ids) {
+  static Statement update(
+      "UPDATE $S.mq_msgs m SET attempt_at = m.attempt_at - m.commit_interval, commit_interval = NULL"
+      " WHERE m.id = ANY ($1) AND m.commit_interval IS NOT NULL AND m.attempt_at > pg_catalog.clock_timestamp()"
+      " RETURNING m.id, m.channel_name",
+      {UUIDARRAYOID});
+  const Rows rows = update.run({uuid_array(ids)});
+  std::vector<Uuid> committed;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    committed.push_back(uuid_of(rows.get(i, 1)));
+    ledger::wake(text_view(rows.get(i, 2)));
+  }
+  return committed;
+}
+
+}  // namespace
+
+}  // namespace mq
+
+extern "C" Datum mq_poll_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    const int batch_size = mq::int_of(mq::argument(fcinfo, 1), "batch_size");
+    mq::check::count("batch_size", batch_size, 1, mq::kMostPolled);
+    mq::ResultSet result(fcinfo);
+    mq::poll(mq::argument(fcinfo, 0), batch_size, result);
+    return Datum{0};
+  });
+}
+
+extern "C" Datum mq_delete_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    const std::vector<mq::Uuid> ids = mq::ids_of(mq::argument(fcinfo, 0), "msg_ids");
+    const mq::OwnerScope scope;
+    const mq::SpiConnection spi;
+    mq::remove_messages(ids);
+    return Datum{0};
+  });
+}
+
+extern "C" Datum mq_keep_alive_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    const std::vector<mq::Uuid> ids = mq::ids_of(mq::argument(fcinfo, 0), "msg_ids");
+    const mq::Micros duration = mq::interval_of(mq::argument(fcinfo, 1), "duration", GetCurrentTimestamp());
+    const mq::OwnerScope scope;
+    const mq::SpiConnection spi;
+    mq::keep_alive(ids, duration);
+    return Datum{0};
+  });
+}
+
+extern "C" Datum mq_checkpoint_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    const mq::Value id = mq::argument(fcinfo, 0);
+    if (id.null) mq::check::fail_null("msg_id");
+    const mq::Micros duration = mq::interval_of(mq::argument(fcinfo, 1), "duration", GetCurrentTimestamp());
+    const int retries = PG_ARGISNULL(4) ? 0 : PG_GETARG_INT32(4);
+    if (retries != 0) mq::check::retries("extra_retries", retries);
+    mq::Param json;
+    if (!PG_ARGISNULL(2)) json = mq::json_of(mq::text_view(PG_GETARG_DATUM(2)), "new_payload_json");
+    const mq::Param bytes = PG_ARGISNULL(3) ? mq::Param() : mq::Param(PG_GETARG_DATUM(3));
+
+    static mq::Statement add_retries(
+        "UPDATE $S.mq_msgs m SET attempts = LEAST(m.attempts::bigint + $2, 2147483647)::int WHERE m.id = $1",
+        {UUIDOID, INT4OID});
+    static mq::Statement replace(
+        "UPDATE $S.mq_payloads p SET payload_json = COALESCE($2, p.payload_json),"
+        "   payload_bytes = COALESCE($3, p.payload_bytes) WHERE p.id = $1",
+        {UUIDOID, JSONBOID, BYTEAOID});
+    const mq::OwnerScope scope;
+    const mq::SpiConnection spi;
+    mq::keep_alive({mq::uuid_of(id.datum)}, duration);
+    if (retries != 0) add_retries.run({id.datum, Int32GetDatum(retries)});
+    if (!json.null || !bytes.null) replace.run({id.datum, json, bytes});
+    return Datum{0};
+  });
+}
+
+extern "C" Datum mq_commit_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    const std::vector<mq::Uuid> ids = mq::ids_of(mq::argument(fcinfo, 0), "msg_ids");
+    std::vector<mq::Uuid> committed;
+    {
+      const mq::OwnerScope scope;
+      const mq::SpiConnection spi;
+      committed = mq::commit_messages(ids);
+    }
+    // In the order given, each once.
+    std::unordered_set<mq::Uuid, mq::UuidHash> left(committed.begin(), committed.end());
+    std::vector<mq::Uuid> result;
+    for (const Datum datum : mq::elements(mq::argument(fcinfo, 0), "msg_ids"))
+      if (left.erase(mq::uuid_of(datum)) != 0) result.push_back(mq::uuid_of(datum));
+    return mq::uuid_array(result);
+  });
+}
+
+extern "C" Datum mq_clear_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    const mq::Value names = mq::argument(fcinfo, 0);
+    (void)mq::elements(names, "channel_names");
+    static mq::Statement clear(
+        "WITH gone AS (DELETE FROM $S.mq_msgs m WHERE m.channel_name = ANY ($1) RETURNING m.id)"
+        " DELETE FROM $S.mq_payloads p USING gone WHERE p.id = gone.id",
+        {TEXTARRAYOID});
+    const mq::OwnerScope scope;
+    const mq::SpiConnection spi;
+    clear.run({names.datum});
+    return Datum{0};
+  });
+}
+
+extern "C" Datum mq_clear_all_entry(FunctionCallInfo) {
+  return mq::fence::entry([] {
+    static mq::Statement clear(
+        "WITH gone AS (DELETE FROM $S.mq_msgs m RETURNING m.id)"
+        " DELETE FROM $S.mq_payloads p USING gone WHERE p.id = gone.id",
+        {});
+    const mq::OwnerScope scope;
+    const mq::SpiConnection spi;
+    clear.run({});
+    return Datum{0};
+  });
+}

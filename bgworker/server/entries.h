@@ -1,0 +1,49 @@
+/*
+ * Entries: what shim.c hands over to C++. None of them lets a C++ exception out.
+ */
+#ifndef MQ_ENTRIES_H
+#define MQ_ENTRIES_H
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The bodies of the SQL functions and procedures; for their meanings see their COMMENTs. */
+#define MQ_ENTRY(name) Datum name##_entry(FunctionCallInfo fcinfo)
+MQ_ENTRY(mq_insert);
+MQ_ENTRY(mq_send);
+MQ_ENTRY(mq_send_many);
+MQ_ENTRY(mq_commit);
+MQ_ENTRY(mq_channel_key);
+MQ_ENTRY(mq_poll);
+MQ_ENTRY(mq_delete);
+MQ_ENTRY(mq_keep_alive);
+MQ_ENTRY(mq_checkpoint);
+MQ_ENTRY(mq_clear);
+MQ_ENTRY(mq_clear_all);
+MQ_ENTRY(mq_register_handler);
+MQ_ENTRY(mq_unregister_handler);
+MQ_ENTRY(mq_pause);
+MQ_ENTRY(mq_resume);
+MQ_ENTRY(mq_run);
+MQ_ENTRY(mq_redrive);
+MQ_ENTRY(mq_announce);
+#undef MQ_ENTRY
+
+/* Shared memory: its size; and its set-up, once per start of the server. */
+extern Size mq_shared_size(void);
+extern void mq_shared_startup(void);
+
+/* The processes. */
+extern void mq_launcher_run(void);
+extern void mq_worker_run(int seat);
+
+/* Hooks: an object is about to be dropped; a database is about to be used by nobody. */
+extern void mq_object_dropped(Oid class_id, Oid object_id);
+extern void mq_leave_database(const char *name);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

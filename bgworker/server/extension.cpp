@@ -1,0 +1,162 @@
+#include "extension.hpp"
+
+#include "../error.hpp"
+#include "fence.hpp"
+
+extern "C" {
+#include "access/genam.h"
+#include "access/table.h"
+#include "catalog/indexing.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_extension.h"
+#include "commands/extension.h"
+#include "jit/jit.h"
+#include "optimizer/cost.h"
+#include "optimizer/paths.h"
+#include "utils/fmgroids.h"
+#include "utils/guc.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/plancache.h"
+#include "utils/syscache.h"
+}
+
+namespace mq {
+
+namespace {
+
+// Set by get(); never destroyed, since FATAL runs the destructors of globals.
+Extension* current = nullptr;
+// Set by the invalidation callbacks, cleared by look_up().
+bool stale = true;
+// Oids whose relcache invalidation means something to us. Set by look_up().
+Oid msgs_relation = InvalidOid;
+Oid handlers_relation = InvalidOid;
+Oid paused_relation = InvalidOid;
+std::uint64_t registry_changes = 1;
+
+void relation_changed(Datum, Oid relation) {
+  if (relation == InvalidOid || relation == msgs_relation) stale = true;
+  if (relation == InvalidOid || relation == handlers_relation || relation == paused_relation) ++registry_changes;
+}
+
+void catalog_changed(Datum, int cache, uint32) {
+  if (cache == NAMESPACEOID) stale = true;
+  ++registry_changes;  // a function, a role or a membership
+}
+
+void register_callbacks() {
+  static bool registered = false;
+  if (registered) return;
+  registered = true;
+  CacheRegisterRelcacheCallback(relation_changed, 0);
+  CacheRegisterSyscacheCallback(NAMESPACEOID, catalog_changed, 0);
+  CacheRegisterSyscacheCallback(PROCOID, catalog_changed, 0);
+  CacheRegisterSyscacheCallback(AUTHOID, catalog_changed, 0);
+  CacheRegisterSyscacheCallback(AUTHMEMROLEMEM, catalog_changed, 0);
+}
+
+struct Row {
+  Oid oid, schema, owner;
+};
+
+Row find_extension() {
+  Row row{InvalidOid, InvalidOid, InvalidOid};
+  Relation catalog = table_open(ExtensionRelationId, AccessShareLock);
+  ScanKeyData key[1];
+  ScanKeyInit(&key[0], Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ, CStringGetDatum("mq"));
+  SysScanDesc scan = systable_beginscan(catalog, ExtensionNameIndexId, true, nullptr, 1, key);
+  HeapTuple tuple = systable_getnext(scan);
+  if (HeapTupleIsValid(tuple)) {
+    const auto* form = (Form_pg_extension)GETSTRUCT(tuple);
+    row = {form->oid, form->extnamespace, form->extowner};
+  }
+  systable_endscan(scan);
+  table_close(catalog, AccessShareLock);
+  return row;
+}
+
+}  // namespace
+
+bool Extension::look_up() {
+  fence::call(register_callbacks);
+  stale = false;
+  const Row row = fence::call(find_extension);
+  if (!OidIsValid(row.oid)) {
+    stale = true;
+    return false;
+  }
+  const char* name = fence::call([&] { return get_namespace_name(row.schema); });
+  const char* quoted = fence::call([&] { return quote_identifier(name); });
+  oid_ = row.oid;
+  schema_ = row.schema;
+  owner_ = row.owner;
+  schema_name_ = name;
+  quoted_schema_ = quoted;
+  ++generation_;
+  ++registry_changes;
+  msgs_relation = relation("mq_msgs");
+  handlers_relation = relation("mq_handlers");
+  paused_relation = relation("mq_paused");
+  return true;
+}
+
+bool Extension::installed() {
+  if (current == nullptr) current = new Extension();
+  return !stale || current->look_up();
+}
+
+const Extension& Extension::get() {
+  if (!installed()) throw Error("3F000", "extension \"mq\" is not installed in this database");
+  return *current;
+}
+
+std::uint64_t Extension::registry_generation() {
+  return registry_changes;
+}
+
+void Extension::registry_changed() {
+  get();
+  fence::call([] { CacheInvalidateRelcacheByRelid(handlers_relation); });
+}
+
+Oid Extension::relation(const char* name) const {
+  const Oid found = fence::call([&] { return get_relname_relid(name, schema_); });
+  if (!OidIsValid(found)) throw Error("42P01", "relation \"" + quoted_schema_ + "." + name + "\" does not exist");
+  return found;
+}
+
+OwnerScope::OwnerScope() {
+  const Oid owner = Extension::get().owner();
+  GetUserIdAndSecContext(&saved_user_, &saved_context_);
+  saved_planner_ = {enable_seqscan,  enable_bitmapscan, enable_sort, enable_hashjoin,
+                    enable_mergejoin, enable_material,  jit_enabled, plan_cache_mode};
+  nest_level_ = NewGUCNestLevel();
+  SetUserIdAndSecContext(owner, saved_context_ | SECURITY_LOCAL_USERID_CHANGE);
+  enable_seqscan = enable_bitmapscan = enable_sort = enable_hashjoin = enable_mergejoin = enable_material = false;
+  jit_enabled = false;
+  plan_cache_mode = PLAN_CACHE_MODE_FORCE_GENERIC_PLAN;
+  try {
+    fence::call([] {
+      SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION);
+    });
+  } catch (...) {
+    this->~OwnerScope();
+    throw;
+  }
+}
+
+OwnerScope::~OwnerScope() {
+  enable_seqscan = saved_planner_.seqscan;
+  enable_bitmapscan = saved_planner_.bitmapscan;
+  enable_sort = saved_planner_.sort;
+  enable_hashjoin = saved_planner_.hashjoin;
+  enable_mergejoin = saved_planner_.mergejoin;
+  enable_material = saved_planner_.material;
+  jit_enabled = saved_planner_.jit;
+  plan_cache_mode = saved_planner_.plan_cache_mode;
+  AtEOXact_GUC(false, nest_level_);
+  SetUserIdAndSecContext(saved_user_, saved_context_);
+}
+
+}  // namespace mq

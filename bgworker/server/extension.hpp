@@ -1,0 +1,67 @@
+// The extension as it is installed in this database: schema, owner, and the scope in which our own statements
+// run.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "postgres.hpp"
+
+namespace mq {
+
+class Extension {
+ public:
+  // Must be called in a transaction. Looks it up again after something about it changed. Throws 3F000 if the
+  // extension is not installed.
+  static const Extension& get();
+  // The same; false where it is not installed.
+  static bool installed();
+
+  Oid schema() const { return schema_; }
+  Oid owner() const { return owner_; }
+  const std::string& schema_name() const { return schema_name_; }
+  const std::string& quoted_schema() const { return quoted_schema_; }
+  // Grows whenever it has been looked up again: plans and oids made before are void.
+  std::uint64_t generation() const { return generation_; }
+  // Grows whenever a handler, a paused channel or anything else that the registry is read from changed.
+  static std::uint64_t registry_generation();
+  // Has every process of the database read the registry again when this transaction commits.
+  static void registry_changed();
+
+  Oid relation(const char* name) const;  // of our schema; throws 42P01
+
+ private:
+  bool look_up();
+
+  Oid oid_ = InvalidOid;
+  Oid schema_ = InvalidOid;
+  Oid owner_ = InvalidOid;
+  std::string schema_name_;
+  std::string quoted_schema_;
+  std::uint64_t generation_ = 0;
+};
+
+// While it lives, statements run as the extension's owner, with a search_path that holds nothing but
+// pg_catalog, and with plans that take the indexes whatever the statistics say. Left by return or by an
+// exception; a rollback in between restores the same.
+class OwnerScope {
+ public:
+  OwnerScope();
+  ~OwnerScope();
+  OwnerScope(const OwnerScope&) = delete;
+  OwnerScope& operator=(const OwnerScope&) = delete;
+
+  // Who called us.
+  Oid caller() const { return saved_user_; }
+
+ private:
+  Oid saved_user_ = InvalidOid;
+  int saved_context_ = 0;
+  int nest_level_ = 0;
+  struct Planner {
+    bool seqscan, bitmapscan, sort, hashjoin, mergejoin, material, jit;
+    int plan_cache_mode;
+  } saved_planner_{};
+};
+
+}  // namespace mq

@@ -1,0 +1,95 @@
+#include "fence.hpp"
+
+#include <new>
+#include <string>
+
+namespace mq::fence::detail {
+
+namespace {
+
+std::string text(const char* string) {
+  return string != nullptr ? string : "";
+}
+
+char* copy(const std::string& string) {
+  if (string.empty()) return nullptr;
+  // Without an ereport: this runs while a C++ exception is being handled.
+  auto* bytes = static_cast<char*>(MemoryContextAllocExtended(ErrorContext, string.size() + 1, MCXT_ALLOC_NO_OOM));
+  if (bytes != nullptr) memcpy(bytes, string.c_str(), string.size() + 1);
+  return bytes;
+}
+
+ErrorData out_of_memory;  // what is raised when there is no room for more; no destructor
+
+ErrorData* blank(const char* sqlstate) {
+  auto* data = static_cast<ErrorData*>(
+      MemoryContextAllocExtended(ErrorContext, sizeof(ErrorData), MCXT_ALLOC_NO_OOM | MCXT_ALLOC_ZERO));
+  if (data == nullptr) {
+    data = &out_of_memory;
+    *data = ErrorData{};
+    sqlstate = "53200";
+  }
+  data->elevel = ERROR;
+  data->output_to_server = true;
+  data->output_to_client = true;
+  data->assoc_context = ErrorContext;
+  data->sqlerrcode = MAKE_SQLSTATE(sqlstate[0], sqlstate[1], sqlstate[2], sqlstate[3], sqlstate[4]);
+  return data;
+}
+
+}  // namespace
+
+void run(Body body, void* argument) {
+  ErrorData* volatile caught = nullptr;
+  const MemoryContext before = CurrentMemoryContext;
+  PG_TRY();
+  {
+    body(argument);
+  }
+  PG_CATCH();
+  {
+    MemoryContextSwitchTo(before);
+    caught = CopyErrorData();
+    FlushErrorState();
+  }
+  PG_END_TRY();
+  if (caught == nullptr) return;
+
+  ErrorData* data = caught;
+  Error error(unpack_sql_state(data->sqlerrcode), text(data->message), text(data->detail), text(data->hint));
+  error.context = text(data->context);
+  FreeErrorData(data);
+  throw error;
+}
+
+ErrorData* to_error_data(const Error& error) {
+  const bool well_formed = error.sqlstate.size() == 5;
+  ErrorData* data = blank(well_formed ? error.sqlstate.c_str() : "XX000");
+  data->message = copy(error.message);
+  data->detail = copy(error.detail);
+  data->hint = copy(error.hint);
+  data->context = copy(error.context);
+  return data;
+}
+
+ErrorData* to_error_data(const std::exception& error) {
+  const bool memory = dynamic_cast<const std::bad_alloc*>(&error) != nullptr;
+  ErrorData* data = blank(memory ? "53200" : "XX000");
+  data->message = copy(memory ? "out of memory" : error.what());
+  return data;
+}
+
+ErrorData* unknown_error() {
+  ErrorData* data = blank("XX000");
+  data->message = copy("unknown C++ exception");
+  return data;
+}
+
+void raise(ErrorData* data, bool has_context) {
+  // An error that the server raised before has its context; one of ours is given it here.
+  if (has_context) ReThrowError(data);
+  ThrowErrorData(data);
+  pg_unreachable();
+}
+
+}  // namespace mq::fence::detail

@@ -1,0 +1,240 @@
+#include "handler_call.hpp"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+
+#include "extension.hpp"
+#include "fence.hpp"
+#include "settings.h"
+#include "shared.hpp"
+#include "spi.hpp"
+#include "timeout.hpp"
+
+extern "C" {
+#include "access/tupdesc.h"
+#include "catalog/pg_proc.h"
+#include "parser/parse_func.h"
+#include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/regproc.h"
+#include "utils/syscache.h"
+#include "utils/typcache.h"
+}
+
+namespace mq {
+
+namespace {
+
+// Columns of mq_handlers, in the order of the statement in load().
+enum { kChannel = 1, kMessageName, kFunction, kBatchSize, kTimeout, kMaxWorkers, kMaxBackoff, kOnDead };
+
+}  // namespace
+
+bool may_execute(Oid function, Oid role) {
+  return fence::call([&] {
+#if PG_VERSION_NUM >= 160000
+    return object_aclcheck(ProcedureRelationId, function, role, ACL_EXECUTE) == ACLCHECK_OK;
+#else
+    return pg_proc_aclcheck(function, role, ACL_EXECUTE) == ACLCHECK_OK;
+#endif
+  });
+}
+
+Oid argument_type(Shape shape) {
+  if (shape == Shape::kJson) return JSONBOID;
+  const Oid schema = Extension::get().schema();
+  const Oid message = fence::call([&] {
+    return GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid, CStringGetDatum("mq_message"), ObjectIdGetDatum(schema));
+  });
+  if (!OidIsValid(message)) throw Error("42704", "type mq_message does not exist");
+  return shape == Shape::kMessage ? message : fence::call([&] { return get_array_type(message); });
+}
+
+Shape shape_of(Oid function) {
+  struct Found {
+    Oid argument;
+    int arguments;
+    char kind;
+    bool set;
+    bool exists;
+  };
+  const Found found = fence::call([&] {
+    Found f{InvalidOid, 0, 0, false, false};
+    HeapTuple tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+    if (!HeapTupleIsValid(tuple)) return f;
+    const auto* form = (Form_pg_proc)GETSTRUCT(tuple);
+    f = {form->pronargs > 0 ? form->proargtypes.values[0] : InvalidOid, form->pronargs, form->prokind, form->proretset, true};
+    ReleaseSysCache(tuple);
+    return f;
+  });
+  if (!found.exists) throw Error("42883", fmt::format("function with OID {} does not exist", function));
+  if (found.kind == PROKIND_FUNCTION && !found.set && found.arguments == 1)
+    for (const Shape shape : {Shape::kJson, Shape::kMessage, Shape::kBatch})
+      if (found.argument == argument_type(shape)) return shape;
+  const std::string name = fence::call([&] { return format_procedure_qualified(function); });
+  throw Error("42883", fmt::format("function {} does not have the shape of a handler", name),
+              "A handler is a function f(jsonb), f(mq_message) or f(mq_message[]) that returns no set.");
+}
+
+void FmgrCaller::load(Oid role, Registry& registry) {
+  static Statement select(
+      "SELECT channel_name, message_name, handler, batch_size, timeout, max_workers, max_backoff, on_dead"
+      "  FROM $S.mq_handlers h WHERE h.run_as = $1 AND h.mode = 'transactional'"
+      "    AND NOT EXISTS (SELECT 1 FROM $S.mq_paused p WHERE p.channel_name = h.channel_name)"
+      "  ORDER BY channel_name",
+      {TEXTOID});
+  registry.clear();
+  functions_.clear();
+  if (functions_context_ == nullptr) {
+    functions_context_ = fence::call([] { return AllocSetContextCreate(TopMemoryContext, "mq handlers", ALLOCSET_DEFAULT_SIZES); });
+    call_context_ = fence::call([] { return AllocSetContextCreate(TopMemoryContext, "mq handler call", ALLOCSET_DEFAULT_SIZES); });
+  }
+  MemoryContextReset(functions_context_);
+  message_type_ = argument_type(Shape::kMessage);
+  message_descriptor_ = fence::call([&] {
+    TupleDesc shared = lookup_rowtype_tupdesc(message_type_, -1);
+    const MemoryContext before = MemoryContextSwitchTo(functions_context_);
+    TupleDesc copy = CreateTupleDescCopy(shared);
+    MemoryContextSwitchTo(before);
+    ReleaseTupleDesc(shared);
+    return copy;
+  });
+
+  const char* role_name = fence::call([&] { return GetUserNameFromId(role, true); });
+  if (role_name == nullptr) return;
+  std::vector<Handler> handlers;
+  {
+    const OwnerScope scope;
+    const Rows rows = select.run({text_datum(role_name)});
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      Handler handler;
+      bool null = false;
+      handler.channel_name = text_view(rows.get(i, kChannel));
+      const Datum name = rows.get(i, kMessageName, null);
+      if (!null) handler.message_name = std::string(text_view(name));
+      handler.function = text_view(rows.get(i, kFunction));
+      const Datum batch_size = rows.get(i, kBatchSize, null);
+      handler.batch_size = null ? mq_batch_size : DatumGetInt32(batch_size);
+      const Datum timeout = rows.get(i, kTimeout, null);
+      handler.timeout = null ? Micros{mq_handler_timeout} * 1000 : micros_of_interval(timeout);
+      const Datum max_workers = rows.get(i, kMaxWorkers, null);
+      handler.max_workers = null ? 0 : DatumGetInt32(max_workers);
+      handler.max_backoff = micros_of_interval(rows.get(i, kMaxBackoff));
+      handler.block_on_dead = text_view(rows.get(i, kOnDead)) == "block";
+      handlers.push_back(std::move(handler));
+    }
+  }
+  for (Handler& handler : handlers) {
+    try {
+      resolve(handler, role);
+      registry.add(std::move(handler));
+    } catch (const Error& error) {
+      const std::string line =
+          fmt::format("channel \"{}\" is parked: handler {}: {}", handler.channel_name, handler.function, error.message);
+      const char* text = line.c_str();
+      fence::call([&] { ereport(LOG, (errmsg_internal("mq: %s", text))); });
+      registry.park(handler.channel_name, line);
+    }
+  }
+}
+
+void FmgrCaller::resolve(Handler& handler, Oid role) {
+  const char* signature = handler.function.c_str();
+  const Oid function = fence::call([&] {
+    // The stored name is qualified in full; NULL for a function that is gone.
+    LOCAL_FCINFO(fcinfo, 1);
+    InitFunctionCallInfoData(*fcinfo, nullptr, 1, InvalidOid, nullptr, nullptr);
+    fcinfo->args[0].value = PointerGetDatum(cstring_to_text(signature));
+    fcinfo->args[0].isnull = false;
+    const Datum found = to_regprocedure(fcinfo);
+    return fcinfo->isnull ? InvalidOid : DatumGetObjectId(found);
+  });
+  if (!OidIsValid(function)) throw Error("42883", "the function does not exist");
+  if (!may_execute(function, role))
+    throw Error("42501", "the role that it runs as may not execute it");
+  handler.shape = shape_of(function);
+  FmgrInfo* info = fence::call([&] {
+    auto* call_info = static_cast<FmgrInfo*>(MemoryContextAllocZero(functions_context_, sizeof(FmgrInfo)));
+    fmgr_info_cxt(function, call_info, functions_context_);
+    return call_info;
+  });
+  handler.slot = functions_.size();
+  functions_.push_back(info);
+}
+
+void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> messages) {
+  bool null = false;
+  const MemoryContext before = MemoryContextSwitchTo(call_context_);
+  const int nest_level = NewGUCNestLevel();  // what the handler sets ends with it
+  FmgrInfo* function = functions_[handler.slot];
+  try {
+    const Datum argument = this->argument(handler, messages, null);
+    const HandlerTimeout timeout(handler.timeout);
+    fence::call([&] {
+      PushActiveSnapshot(GetTransactionSnapshot());
+      LOCAL_FCINFO(fcinfo, 1);
+      InitFunctionCallInfoData(*fcinfo, function, 1, InvalidOid, nullptr, nullptr);
+      fcinfo->args[0].value = argument;
+      fcinfo->args[0].isnull = null;
+      if (!(function->fn_strict && null)) (void)FunctionCallInvoke(fcinfo);
+      PopActiveSnapshot();
+      CommandCounterIncrement();
+      CHECK_FOR_INTERRUPTS();
+    });
+    timeout.check();
+  } catch (Error& error) {
+    MemoryContextSwitchTo(before);
+    MemoryContextReset(call_context_);
+    AtEOXact_GUC(false, nest_level);
+    if (!HandlerTimeout::explain(error, handler.timeout) && error.sqlstate == "57014") cancelled_ = stop_when_cancelled_;
+    throw;
+  }
+  AtEOXact_GUC(false, nest_level);
+  MemoryContextSwitchTo(before);
+  MemoryContextReset(call_context_);
+}
+
+Datum FmgrCaller::argument(const Handler& handler, std::span<const Claimed* const> messages, bool& null) const {
+  if (handler.shape == Shape::kJson) {
+    const ClaimedRow& row = source_.row(*messages.front());
+    return SPI_getbinval(row.tuple, row.descriptor, kPayloadJson, &null);
+  }
+  Datum* elements = fence::call([&] { return static_cast<Datum*>(palloc(sizeof(Datum) * messages.size())); });
+  for (std::size_t i = 0; i < messages.size(); ++i) {
+    const Claimed& message = *messages[i];
+    const ClaimedRow& row = source_.row(message);
+    elements[i] = fence::call([&] {
+      Datum values[10];
+      bool nulls[10];
+      const auto take = [&](int target, int column) {
+        values[target] = SPI_getbinval(row.tuple, row.descriptor, column, &nulls[target]);
+      };
+      take(0, kId);
+      take(1, kName);
+      take(2, kChannelName);
+      take(3, kChannelArgs);
+      take(4, kPayloadJson);
+      take(5, kPayloadBytes);
+      values[6] = Int32GetDatum(message.attempts + 1);
+      nulls[6] = false;
+      values[7] = Int32GetDatum(message.attempts_left - 1);
+      nulls[7] = false;
+      take(8, kCreatedAt);
+      values[9] = BoolGetDatum(message.ordered);
+      nulls[9] = false;
+      return HeapTupleGetDatum(heap_form_tuple(message_descriptor_, values, nulls));
+    });
+  }
+  if (handler.shape == Shape::kMessage) return elements[0];
+  const auto count = static_cast<int>(messages.size());
+  return fence::call([&] { return PointerGetDatum(construct_array(elements, count, message_type_, -1, false, TYPALIGN_DOUBLE)); });
+}
+
+bool FmgrCaller::hurry() {
+  return ProcDiePending || cancelled_ || shared::must_leave();
+}
+
+}  // namespace mq

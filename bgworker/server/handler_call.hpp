@@ -1,0 +1,48 @@
+// Handlers, as the server sees them: found by their stored signature, checked, called through fmgr.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "../ports.hpp"
+#include "claim_source.hpp"
+#include "postgres.hpp"
+
+namespace mq {
+
+// The argument type of a handler's shape in this database. Throws 42704.
+Oid argument_type(Shape shape);
+bool may_execute(Oid function, Oid role);
+// The shape of a function; throws 42883 naming the shapes there are.
+Shape shape_of(Oid function);
+
+class FmgrCaller : public HandlerCaller {
+ public:
+  explicit FmgrCaller(const SqlClaimSource& source) : source_(source) {}
+
+  // Reads mq_handlers: the handlers that run as `role`. A channel whose handler cannot be called is parked.
+  void load(Oid role, Registry& registry);
+
+  void call(const Handler& handler, std::span<const Claimed* const> messages) override;
+  bool hurry() override;
+  // For mq_run: a cancel by the user stops everything, not just the handler that it hit.
+  void stop_when_cancelled() { stop_when_cancelled_ = true; }
+  bool cancelled() const { return cancelled_; }
+
+ private:
+
+  void resolve(Handler& handler, Oid role);
+  Datum argument(const Handler& handler, std::span<const Claimed* const> messages, bool& null) const;
+
+  const SqlClaimSource& source_;
+  std::vector<FmgrInfo*> functions_;         // by Handler::slot
+  MemoryContext functions_context_ = nullptr;  // owned by the process; emptied by load
+  MemoryContext call_context_ = nullptr;       // emptied after each call
+  TupleDesc message_descriptor_ = nullptr;     // of mq_message; in functions_context_
+  Oid message_type_ = InvalidOid;
+  bool stop_when_cancelled_ = false;
+  bool cancelled_ = false;
+};
+
+
+}  // namespace mq

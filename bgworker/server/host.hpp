@@ -1,0 +1,40 @@
+// The rest of a worker's world: the registry, the sweep, waiting.
+#pragma once
+
+#include <optional>
+
+#include "../ports.hpp"
+#include "claim_source.hpp"
+#include "handler_call.hpp"
+
+namespace mq {
+
+// What background workers and mq_run share.
+class ServerHost : public Host {
+ public:
+  ServerHost(Transaction& transaction, SqlClaimSource& source, FmgrCaller& caller, Clock& clock, Oid role)
+      : transaction_(transaction), source_(source), caller_(caller), clock_(clock), role_(role) {}
+
+  std::optional<Micros> next_due(const Registry& registry) override;
+  bool sweep() override;
+  int batch_size() override;
+  Micros poll_interval() override;
+
+ protected:
+  void read_registry(Registry& registry);
+
+  Transaction& transaction_;
+  SqlClaimSource& source_;
+  FmgrCaller& caller_;
+  Clock& clock_;
+  const Oid role_;
+  std::uint64_t registry_generation_ = 0;
+};
+
+class ServerClock : public Clock {
+ public:
+  Micros now() override;
+  double dice() override;
+};
+
+}  // namespace mq

@@ -1,0 +1,196 @@
+#include "ledger.hpp"
+
+#include <algorithm>
+#include <set>
+#include <unordered_map>
+#include <vector>
+
+#include "fence.hpp"
+#include "extension.hpp"
+#include "settings.h"
+#include "shared.hpp"
+#include "spi.hpp"
+
+extern "C" {
+#include "commands/async.h"
+}
+
+namespace mq::ledger {
+
+namespace {
+
+struct Append {
+  Uuid message;
+  Uuid predecessor;
+};
+
+struct Lease {
+  Uuid message;
+  Micros leased_at;
+  Micros length;
+};
+
+struct Ledger {
+  std::set<std::string, std::less<>> woken;
+  std::vector<Append> appends;
+  std::unordered_map<std::int64_t, Uuid> tails;
+  std::vector<Lease> leases;
+  bool announced = false;
+};
+
+// Made by the first entry of a transaction, deleted when it ends. A pointer, so that nothing is destroyed at
+// exit.
+Ledger* open_ledger = nullptr;
+
+constexpr std::size_t kNotifyBytes = 63;  // of a channel name in NOTIFY, with its "mq_"
+
+void notify_consumers(const Ledger& ledger) {
+  if (ledger.woken.empty() || mq_notify == MQ_NOTIFY_OFF) return;
+  if (mq_notify == MQ_NOTIFY_AUTO && !shared::polled_lately()) return;
+  for (const std::string& name : ledger.woken) {
+    const std::string channel = "mq_" + name;
+    if (channel.size() > kNotifyBytes) continue;  // listeners of the channel "mq" still learn
+    const char* text = channel.c_str();
+    fence::call([&] { Async_Notify(text, ""); });
+  }
+  fence::call([] { Async_Notify("mq", ""); });
+}
+
+void mark_unlinked(const std::vector<Uuid>& messages) {
+  static Statement update("UPDATE $S.mq_msgs SET unlinked = true"
+                          " WHERE id = ANY ($1) AND after_message_id <> '00000000-0000-0000-0000-000000000000'",
+                          {UUIDARRAYOID});
+  ArrayParam ids(UUIDOID, messages.size());
+  for (const Uuid& id : messages) ids.add(uuid_datum(id));
+  update.run({ids.datum()});
+}
+
+// Nobody waits here: a predecessor that somebody is removing cannot be locked, and then its successor is
+// marked. Whoever removes one that we hold waits for the rest of our commit, which waits for nobody.
+void link_appends(const std::vector<Append>& appends) {
+  static Statement lock("SELECT id FROM $S.mq_msgs WHERE id = ANY ($1) FOR KEY SHARE SKIP LOCKED", {UUIDARRAYOID});
+  ArrayParam ids(UUIDOID, appends.size());
+  for (const Append& append : appends) ids.add(uuid_datum(append.predecessor));
+  const Rows rows = lock.run({ids.datum()});
+  std::set<Uuid> held;
+  for (std::size_t row = 0; row < rows.size(); ++row) held.insert(uuid_of(rows.get(row, 1)));
+  std::vector<Uuid> unlinked;
+  for (const Append& append : appends)
+    if (!held.contains(append.predecessor)) unlinked.push_back(append.message);
+  if (!unlinked.empty()) mark_unlinked(unlinked);
+}
+
+// A lease is counted from the poll, but nobody else could have the message before the poll's transaction is
+// over. Where that took a good part of the lease, the lease starts again.
+void prolong_leases(const std::vector<Lease>& leases) {
+  const Micros now = GetCurrentTimestamp();
+  ArrayParam ids(UUIDOID);
+  ArrayParam ends(TIMESTAMPTZOID);
+  for (const Lease& lease : leases) {
+    if (now - lease.leased_at <= lease.length / 10) continue;
+    ids.add(uuid_datum(lease.message));
+    ends.add(TimestampTzGetDatum(now + lease.length));
+  }
+  static Statement prolong(
+      "UPDATE $S.mq_msgs m SET attempt_at = l.lease_end"
+      "  FROM unnest($1, $2) AS l (id, lease_end) WHERE m.id = l.id AND m.attempt_at < l.lease_end",
+      {UUIDARRAYOID, TIMESTAMPTZARRAYOID});
+  prolong.run({ids.datum(), ends.datum()});
+}
+
+void before_commit(const Ledger& ledger) {
+  if (!ledger.appends.empty() || !ledger.leases.empty()) {
+    if (!Extension::installed()) return;
+    fence::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
+    {
+      OwnerScope scope;
+      SpiConnection spi;
+      if (!ledger.appends.empty()) link_appends(ledger.appends);
+      if (!ledger.leases.empty()) prolong_leases(ledger.leases);
+    }
+    PopActiveSnapshot();
+  }
+  notify_consumers(ledger);
+}
+
+void before_prepare(const Ledger& ledger) {
+  if (ledger.appends.empty() || !Extension::installed()) return;
+  std::vector<Uuid> messages;
+  for (const Append& append : ledger.appends) messages.push_back(append.message);
+  fence::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
+  {
+    OwnerScope scope;
+    SpiConnection spi;
+    mark_unlinked(messages);
+  }
+  PopActiveSnapshot();
+}
+
+void forget() {
+  delete open_ledger;
+  open_ledger = nullptr;
+}
+
+void transaction_event(XactEvent event, void*) {
+  if (open_ledger == nullptr) return;
+  switch (event) {
+    case XACT_EVENT_PRE_COMMIT:
+      fence::guard([] { before_commit(*open_ledger); });
+      break;
+    case XACT_EVENT_PRE_PREPARE:
+      fence::guard([] { before_prepare(*open_ledger); });
+      break;
+    case XACT_EVENT_COMMIT:
+      if (open_ledger->announced) shared::announce_database(MyDatabaseId);
+      if (!open_ledger->woken.empty() || open_ledger->announced) shared::wake_workers(MyDatabaseId);
+      forget();
+      break;
+    case XACT_EVENT_ABORT:
+    case XACT_EVENT_PREPARE:
+      forget();
+      break;
+    default:
+      break;
+  }
+}
+
+Ledger& ledger() {
+  static bool registered = false;
+  if (!registered) {
+    fence::call([] { RegisterXactCallback(transaction_event, nullptr); });
+    registered = true;
+  }
+  if (open_ledger == nullptr) open_ledger = new Ledger();
+  return *open_ledger;
+}
+
+}  // namespace
+
+void wake(std::string_view channel_name) {
+  Ledger& l = ledger();
+  if (!l.woken.contains(channel_name)) l.woken.emplace(channel_name);
+}
+
+void appended(const Uuid& message, const Uuid& predecessor) {
+  ledger().appends.push_back({message, predecessor});
+}
+
+const Uuid* own_tail(std::int64_t channel_key) {
+  if (open_ledger == nullptr) return nullptr;
+  const auto found = open_ledger->tails.find(channel_key);
+  return found == open_ledger->tails.end() ? nullptr : &found->second;
+}
+
+void set_own_tail(std::int64_t channel_key, const Uuid& message) {
+  ledger().tails[channel_key] = message;
+}
+
+void leased(const Uuid& message, Micros leased_at, Micros lease) {
+  ledger().leases.push_back({message, leased_at, lease});
+}
+
+void announce() {
+  ledger().announced = true;
+}
+
+}  // namespace mq::ledger

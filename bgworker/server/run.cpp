@@ -1,0 +1,92 @@
+// CALL mq_run: the worker's loop in the caller's session.
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "../check.hpp"
+#include "../worker.hpp"
+#include "arguments.hpp"
+#include "entries.h"
+#include "extension.hpp"
+#include "handler_call.hpp"
+#include "host.hpp"
+#include "session.hpp"
+#include "settle.hpp"
+#include "spi.hpp"
+
+extern "C" {
+#include "nodes/nodes.h"
+#include "nodes/parsenodes.h"
+#include "utils/array.h"
+}
+
+namespace mq {
+
+namespace {
+
+class CallHost : public ServerHost {
+ public:
+  using ServerHost::ServerHost;
+
+  bool refresh(Registry& registry) override {
+    (void)Extension::get();
+    if (registry_generation_ != Extension::registry_generation()) read_registry(registry);
+    return true;
+  }
+
+  bool wait(Micros) override {
+    if (caller_.cancelled()) throw Error("57014", "canceling statement due to user request");
+    fence::call([] { CHECK_FOR_INTERRUPTS(); });
+    return true;
+  }
+
+  bool should_leave(Micros) override { return true; }
+  void backlog(bool) override {}
+  void report(std::string_view) override {}
+  void warn(const Error& error) override { throw error; }
+};
+
+bool is_atomic(FunctionCallInfo fcinfo) {
+  return fcinfo->context == nullptr || !IsA(fcinfo->context, CallContext) ||
+         reinterpret_cast<CallContext*>(fcinfo->context)->atomic;
+}
+
+Datum run(FunctionCallInfo fcinfo) {
+  std::vector<std::string> names;
+  const Value array = argument(fcinfo, 0);
+  if (!array.null) names = names_of(array, "channel_names");
+  const std::vector<std::string_view> only(names.begin(), names.end());
+  std::optional<std::int64_t> most;
+  if (!PG_ARGISNULL(1)) {
+    most = PG_GETARG_INT64(1);
+    check::count("max_messages", *most, 0, PG_INT64_MAX);
+  }
+
+  ServerClock clock;
+  CallSession transaction(is_atomic(fcinfo));
+  SqlClaimSource source;
+  FmgrCaller caller(source);
+  caller.stop_when_cancelled();
+  SqlSettler settler;
+  CallHost host(transaction, source, caller, clock, GetUserId());
+  Worker worker({host, clock, transaction, source, caller, settler});
+  const std::int64_t handled = worker.run_until_empty(most, array.null ? nullptr : &only);
+
+  return fence::call([&] {
+    TupleDesc descriptor;
+    if (get_call_result_type(fcinfo, nullptr, &descriptor) != TYPEFUNC_COMPOSITE)
+      elog(ERROR, "return type must be a row type");
+    Datum values[1] = {Int64GetDatum(handled)};
+    bool nulls[1] = {false};
+    return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(descriptor), values, nulls));
+  });
+}
+
+}  // namespace
+
+}  // namespace mq
+
+extern "C" Datum mq_run_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] { return mq::run(fcinfo); });
+}

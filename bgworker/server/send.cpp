@@ -1,0 +1,334 @@
+#include "send.hpp"
+
+#include <fmt/core.h>
+
+#include <array>
+#include <optional>
+#include <string>
+#include <unordered_map>
+
+#include "../channel_key.hpp"
+#include "../check.hpp"
+#include "../uuid.hpp"
+#include "entries.h"
+#include "extension.hpp"
+#include "ledger.hpp"
+#include "locks.hpp"
+#include "result_set.hpp"
+#include "spi.hpp"
+
+extern "C" {
+#include "catalog/pg_type.h"
+#include "commands/sequence.h"
+#include "utils/array.h"
+#include "utils/jsonb.h"
+#include "utils/typcache.h"
+#include "utils/uuid.h"
+}
+
+namespace mq {
+
+namespace {
+
+Uuid new_id() {
+  std::array<std::uint8_t, 10> random{};
+  if (!pg_strong_random(random.data(), random.size())) throw Error("XX000", "could not generate random values");
+  constexpr std::int64_t kEpoch = (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * std::int64_t{SECS_PER_DAY} * 1000;
+  return uuid_v7(GetCurrentTimestamp() / 1000 + kEpoch, random);
+}
+
+struct Tail {
+  Uuid id;
+  bool exists = false;
+};
+
+// Places of channels in the arrays of a statement, and their tails, as they are now.
+struct ChannelTails {
+  std::vector<std::int64_t> keys;
+  std::vector<std::string_view> names, args;
+  std::vector<Tail> tails;
+  std::vector<std::size_t> firsts;  // the first message of the call in the channel
+  std::unordered_multimap<std::int64_t, std::size_t> by_key;
+
+  std::size_t find_or_add(std::int64_t key, std::string_view name, std::string_view arguments, std::size_t message) {
+    const auto [first, last] = by_key.equal_range(key);
+    for (auto it = first; it != last; ++it)
+      if (names[it->second] == name && args[it->second] == arguments) return it->second;
+    by_key.emplace(key, keys.size());
+    keys.push_back(key);
+    names.push_back(name);
+    args.push_back(arguments);
+    tails.emplace_back();
+    firsts.push_back(message);
+    return keys.size() - 1;
+  }
+};
+
+void find_tails(ChannelTails& channels) {
+  static Statement find(
+      "SELECT c.n::int4, t.id FROM unnest($1, $2, $3) WITH ORDINALITY AS c (key, name, args, n)"
+      " CROSS JOIN LATERAL (SELECT m.id FROM $S.mq_msgs m"
+      "   WHERE m.channel_key = c.key AND m.after_message_id IS NOT NULL"
+      "     AND m.channel_name = c.name AND m.channel_args = c.args ORDER BY m.place DESC LIMIT 1) AS t",
+      {INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID});
+  ArrayParam keys(INT8OID), names(TEXTOID), args(TEXTOID);
+  for (std::size_t i = 0; i < channels.keys.size(); ++i) {
+    keys.add(Int64GetDatum(channels.keys[i]));
+    names.add(text_datum(channels.names[i]));
+    args.add(text_datum(channels.args[i]));
+  }
+  const Rows rows = find.run({keys.datum(), names.datum(), args.datum()});
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const auto n = static_cast<std::size_t>(DatumGetInt32(rows.get(i, 1)) - 1);
+    channels.tails[n] = {uuid_of(rows.get(i, 2)), true};
+  }
+}
+
+// Under REPEATABLE READ a transaction must not append behind what it cannot see.
+void refuse_stale_snapshot(const ChannelTails& channels) {
+  if (!IsolationUsesXactSnapshot()) return;
+  static Statement visible("SELECT m.id FROM $S.mq_msgs m WHERE m.id = ANY ($1)", {UUIDARRAYOID});
+  ArrayParam ids(UUIDOID);
+  std::size_t tails = 0;
+  for (const Tail& tail : channels.tails) {
+    if (!tail.exists) continue;
+    ids.add(uuid_datum(tail.id));
+    ++tails;
+  }
+  if (tails == 0) return;
+  Snapshot own = fence::call([] { return GetTransactionSnapshot(); });
+  if (visible.run({ids.datum()}, own).size() != tails)
+    throw Error("40001", "could not serialize access: an ordered channel was appended to by a concurrent transaction",
+                "", "The transaction might succeed if retried.");
+}
+
+Datum next_place(Oid sequence) {
+  return fence::call([&] { return Int64GetDatum(nextval_internal(sequence, false)); });
+}
+
+}  // namespace
+
+void Sender::add(const NewMessage& given) {
+  const std::optional<std::size_t> number = numbered_ ? std::optional(messages_.size() + 1) : std::nullopt;
+  const auto field = [&](std::string_view name) { return check::field_of(name, number); };
+  const Micros now = GetCurrentTransactionStartTimestamp();
+
+  Checked m{};
+  m.channel_name = text_of(given.channel_name, field("channel_name"));
+  check::name(field("channel_name"), m.channel_name);
+  m.channel_args = text_of(given.channel_args, field("channel_args"));
+  check::name(field("channel_args"), m.channel_args, check::kArgsBytes);
+  m.name = text_of(given.name, field("name"));
+  check::name(field("name"), m.name);
+  m.ordered = bool_of(given.ordered, field("ordered"));
+  m.retries = int_of(given.retries, field("retries"));
+  check::retries(field("retries"), m.retries);
+  const Micros delay = interval_of(given.delay, field("delay"), now);
+  m.retry_backoff = interval_of(given.retry_backoff, field("retry_backoff"), now);
+  m.two_phase = !given.commit_interval.null;
+  m.commit_interval = m.two_phase ? interval_of(given.commit_interval, field("commit_interval"), now + delay) : 0;
+  m.attempt_at = now + delay + m.commit_interval;
+  if (given.id.null) check::fail_null(field("id"));
+  m.id = uuid_of(given.id.datum);
+  if (m.id == Uuid()) check::fail(field("id"), "00000000-0000-0000-0000-000000000000", "must not be the nil uuid");
+  m.payload_json = given.payload_json;
+  if (json_ == Json::kText && !m.payload_json.null)
+    m.payload_json.datum = json_of(text_view(m.payload_json.datum), field("payload_json"));
+  m.payload_bytes = given.payload_bytes;
+  m.channel_key = channel_key(m.channel_name, m.channel_args);
+  messages_.push_back(m);
+  ids_.push_back(m.id);
+}
+
+// Gives each message its place, and each ordered one the message that it follows.
+void Sender::link() {
+  ChannelTails channels;
+  std::vector<std::size_t> channel_of(messages_.size());
+  for (std::size_t i = 0; i < messages_.size(); ++i)
+    if (messages_[i].ordered)
+      channel_of[i] =
+          channels.find_or_add(messages_[i].channel_key, messages_[i].channel_name, messages_[i].channel_args, i);
+  if (!channels.keys.empty()) {
+    locks::lock_appends(channels.keys);
+    find_tails(channels);
+    refuse_stale_snapshot(channels);
+    for (std::size_t c = 0; c < channels.keys.size(); ++c) {
+      // Nobody but this transaction can remove what it appended itself.
+      const Tail& tail = channels.tails[c];
+      const Uuid* own = ledger::own_tail(channels.keys[c]);
+      if (tail.exists && (own == nullptr || *own != tail.id)) ledger::appended(messages_[channels.firsts[c]].id, tail.id);
+    }
+  }
+  const Oid sequence = Extension::get().relation("mq_place_seq");
+  for (std::size_t i = 0; i < messages_.size(); ++i) {
+    messages_[i].place = DatumGetInt64(next_place(sequence));
+    if (!messages_[i].ordered) continue;
+    Tail& tail = channels.tails[channel_of[i]];
+    messages_[i].after = tail.exists ? tail.id : Uuid();
+    tail = {messages_[i].id, true};
+  }
+  for (std::size_t c = 0; c < channels.keys.size(); ++c) ledger::set_own_tail(channels.keys[c], channels.tails[c].id);
+}
+
+void Sender::send() {
+  if (messages_.empty()) return;
+  static Statement insert(
+      "WITH payloads AS (INSERT INTO $S.mq_payloads (id, name, payload_json, payload_bytes, channel_key)"
+      "   SELECT p.id, p.name, p.json, p.bytes, p.key FROM unnest($1, $2, $3, $4, $5) AS p (id, name, json, bytes, key))"
+      " INSERT INTO $S.mq_msgs (id, attempt_at, attempts, retry_backoff, channel_name, channel_args, commit_interval,"
+      "   after_message_id, channel_key, place)"
+      " SELECT * FROM unnest($1, $6, $7, $8, $9, $10, $11, $12, $5, $13)",
+      {UUIDARRAYOID, TEXTARRAYOID, JSONBARRAYOID, BYTEAARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID, INT4ARRAYOID,
+       INTERVALARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INTERVALARRAYOID, UUIDARRAYOID, INT8ARRAYOID});
+  link();
+
+  const std::size_t n = messages_.size();
+  ArrayParam ids(UUIDOID, n), names(TEXTOID, n), json(JSONBOID, n), bytes(BYTEAOID, n), keys(INT8OID, n),
+      times(TIMESTAMPTZOID, n), attempts(INT4OID, n), backoffs(INTERVALOID, n), channels(TEXTOID, n), args(TEXTOID, n),
+      intervals(INTERVALOID, n), after(UUIDOID, n), places(INT8OID, n);
+  for (const Checked& m : messages_) {
+    ids.add(uuid_datum(m.id));
+    names.add(text_datum(m.name));
+    json.add(m.payload_json.null ? Param() : Param(m.payload_json.datum));
+    bytes.add(m.payload_bytes.null ? Param() : Param(m.payload_bytes.datum));
+    keys.add(Int64GetDatum(m.channel_key));
+    times.add(TimestampTzGetDatum(m.attempt_at));
+    attempts.add(Int32GetDatum(m.retries + 1));
+    backoffs.add(interval_datum(m.retry_backoff));
+    channels.add(text_datum(m.channel_name));
+    args.add(text_datum(m.channel_args));
+    intervals.add(m.two_phase ? Param(interval_datum(m.commit_interval)) : Param());
+    after.add(m.ordered ? Param(uuid_datum(m.after)) : Param());
+    places.add(Int64GetDatum(m.place));
+    if (!m.two_phase) ledger::wake(m.channel_name);
+  }
+  insert.run({ids.datum(), names.datum(), json.datum(), bytes.datum(), keys.datum(), times.datum(), attempts.datum(),
+              backoffs.datum(), channels.datum(), args.datum(), intervals.datum(), after.datum(), places.datum()});
+}
+
+namespace {
+
+// The attributes of mq_new_t, by their names: somebody may have made the type with more.
+NewMessage new_message(Datum composite) {
+  constexpr int kAttributes = 11;
+  struct Deformed {
+    Datum values[kAttributes];
+    bool nulls[kAttributes];
+  };
+  const Deformed d = fence::call([&] {
+    Deformed result;
+    HeapTupleHeader header = DatumGetHeapTupleHeader(composite);
+    TupleDesc descriptor = lookup_rowtype_tupdesc(HeapTupleHeaderGetTypeId(header), HeapTupleHeaderGetTypMod(header));
+    HeapTupleData tuple;
+    tuple.t_len = HeapTupleHeaderGetDatumLength(header);
+    ItemPointerSetInvalid(&tuple.t_self);
+    tuple.t_tableOid = InvalidOid;
+    tuple.t_data = header;
+    if (descriptor->natts == kAttributes) {
+      heap_deform_tuple(&tuple, descriptor, result.values, result.nulls);
+    } else {
+      for (int i = 0; i < kAttributes; ++i) result.nulls[i] = true;
+    }
+    ReleaseTupleDesc(descriptor);
+    return result;
+  });
+  const auto at = [&](int i) { return Value{d.values[i], d.nulls[i]}; };
+  return {at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), at(9), at(10)};
+}
+
+struct Elements {
+  Datum* values;
+  bool* nulls;
+  int count;
+};
+
+Elements elements_of(Datum array) {
+  return fence::call([&] {
+    Elements e{nullptr, nullptr, 0};
+    ArrayType* a = DatumGetArrayTypeP(array);
+    int16 length;
+    bool by_value;
+    char align;
+    get_typlenbyvalalign(ARR_ELEMTYPE(a), &length, &by_value, &align);
+    deconstruct_array(a, ARR_ELEMTYPE(a), length, by_value, align, &e.values, &e.nulls, &e.count);
+    return e;
+  });
+}
+
+// The arguments that mq_send and mq_send_many share, from the `name` argument on.
+NewMessage common_arguments(FunctionCallInfo fcinfo) {
+  NewMessage message;
+  message.channel_name = argument(fcinfo, 0);
+  message.name = PG_ARGISNULL(2) ? argument(fcinfo, 0) : argument(fcinfo, 2);
+  message.channel_args = argument(fcinfo, 3);
+  message.ordered = argument(fcinfo, 4);
+  message.delay = argument(fcinfo, 5);
+  message.retries = argument(fcinfo, 6);
+  message.retry_backoff = argument(fcinfo, 7);
+  message.commit_interval = argument(fcinfo, 8);
+  message.payload_bytes = argument(fcinfo, 9);
+  return message;
+}
+
+}  // namespace
+
+}  // namespace mq
+
+extern "C" Datum mq_insert_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    if (PG_ARGISNULL(0)) mq::check::fail_null("new_messages");
+    const mq::Elements elements = mq::elements_of(PG_GETARG_DATUM(0));
+    mq::Sender sender(mq::Sender::Json::kText, true);
+    for (int i = 0; i < elements.count; ++i) {
+      if (elements.nulls[i]) mq::check::fail_null(mq::check::field_of("new_messages", i + 1));
+      sender.add(mq::new_message(elements.values[i]));
+    }
+    const mq::OwnerScope scope;
+    const mq::SpiConnection spi;
+    sender.send();
+    return Datum{0};
+  });
+}
+
+extern "C" Datum mq_send_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    mq::NewMessage message = mq::common_arguments(fcinfo);
+    message.payload_json = mq::argument(fcinfo, 1);
+    const Datum id = PG_ARGISNULL(10) ? mq::uuid_datum(mq::new_id()) : PG_GETARG_DATUM(10);
+    message.id = {id, false};
+    mq::Sender sender(mq::Sender::Json::kJsonb, false);
+    sender.add(message);
+    const mq::OwnerScope scope;
+    const mq::SpiConnection spi;
+    sender.send();
+    return id;
+  });
+}
+
+extern "C" Datum mq_send_many_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    if (PG_ARGISNULL(1)) mq::check::fail_null("payloads");
+    mq::ResultSet result(fcinfo);
+    const mq::Elements elements = mq::elements_of(PG_GETARG_DATUM(1));
+    mq::NewMessage message = mq::common_arguments(fcinfo);
+    mq::Sender sender(mq::Sender::Json::kJsonb, elements.count > 1);
+    for (int i = 0; i < elements.count; ++i) {
+      message.payload_json = {elements.values[i], elements.nulls[i]};
+      message.id = {mq::uuid_datum(mq::new_id()), false};
+      sender.add(message);
+    }
+    {
+      const mq::OwnerScope scope;
+      const mq::SpiConnection spi;
+      sender.send();
+    }
+    for (const mq::Uuid& id : sender.ids()) result.add({mq::uuid_datum(id)});
+    return Datum{0};
+  });
+}
+
+extern "C" Datum mq_channel_key_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    return Int64GetDatum(mq::channel_key(mq::text_view(PG_GETARG_DATUM(0)), mq::text_view(PG_GETARG_DATUM(1))));
+  });
+}

@@ -1,0 +1,47 @@
+// Sessions: the transactions that batches live in, of a background worker and of mq_run.
+#pragma once
+
+#include <optional>
+
+#include "../ports.hpp"
+#include "extension.hpp"
+#include "spi.hpp"
+
+namespace mq {
+
+// Savepoints are the same for both.
+class Session : public Transaction {
+ public:
+  void set_savepoint() override;
+  void release_savepoint() override;
+  void rollback_to_savepoint() override;
+
+ protected:
+  std::optional<SpiConnection> spi_;
+};
+
+// READ COMMITTED and read-write, whatever the defaults of the role or the database are: a claim has to see
+// what was committed a moment ago.
+class WorkerSession : public Session {
+ public:
+  void begin() override;
+  void commit() override;
+  void rollback() override;
+
+ private:
+  bool open_ = false;
+};
+
+// Inside CALL mq_run: commits where the caller's context allows it; else everything is the caller's transaction.
+class CallSession : public Session {
+ public:
+  explicit CallSession(bool atomic) : atomic_(atomic) {}
+  void begin() override;
+  void commit() override;
+  void rollback() override;
+
+ private:
+  const bool atomic_;
+};
+
+}  // namespace mq

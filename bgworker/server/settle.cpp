@@ -1,0 +1,169 @@
+#include "settle.hpp"
+
+#include "extension.hpp"
+#include "fence.hpp"
+#include "ledger.hpp"
+#include "spi.hpp"
+
+namespace mq {
+
+namespace {
+
+#define NIL "'00000000-0000-0000-0000-000000000000'"
+
+Param text_or_null(const std::string& text) {
+  return text.empty() ? Param() : Param(text_datum(text));
+}
+
+// For columns that an error may not have.
+struct ErrorColumns {
+  ArrayParam sqlstate{TEXTOID}, message{TEXTOID}, detail{TEXTOID}, hint{TEXTOID}, context{TEXTOID};
+
+  void add(const Error& error) {
+    sqlstate.add(text_or_null(error.sqlstate));
+    message.add(text_or_null(error.message));
+    detail.add(text_or_null(error.detail));
+    hint.add(text_or_null(error.hint));
+    context.add(text_or_null(error.context));
+  }
+};
+
+void record(const std::vector<Failure>& failures) {
+  static Statement insert(
+      "INSERT INTO $S.mq_failures (message_id, attempt, failed_at, channel_name, channel_args, name, duration,"
+      "  sqlstate, error, detail, hint, context, channel_key)"
+      " SELECT f.id, f.attempt, pg_catalog.clock_timestamp(), f.channel, f.args, f.name, f.duration, f.sqlstate,"
+      "        COALESCE(f.error, ''), f.detail, f.hint, f.context, f.key"
+      "   FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
+      "     AS f (id, attempt, channel, args, name, duration, sqlstate, error, detail, hint, context, key)",
+      {UUIDARRAYOID, INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INTERVALARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
+       TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID});
+  ArrayParam ids(UUIDOID), attempts(INT4OID), channels(TEXTOID), args(TEXTOID), names(TEXTOID), durations(INTERVALOID),
+      keys(INT8OID);
+  ErrorColumns errors;
+  for (const Failure& failure : failures) {
+    const Claimed& message = *failure.message;
+    ids.add(uuid_datum(message.id));
+    attempts.add(Int32GetDatum(message.attempts + 1));
+    channels.add(text_datum(message.channel_name));
+    args.add(text_datum(message.channel_args));
+    names.add(text_datum(message.name));
+    durations.add(interval_datum(failure.duration));
+    keys.add(Int64GetDatum(message.channel_key));
+    errors.add(failure.error);
+  }
+  insert.run({ids.datum(), attempts.datum(), channels.datum(), args.datum(), names.datum(), durations.datum(),
+              errors.sqlstate.datum(), errors.message.datum(), errors.detail.datum(), errors.hint.datum(),
+              errors.context.datum(), keys.datum()});
+}
+
+void retry(const std::vector<Retry>& retries) {
+  static Statement update(
+      "UPDATE $S.mq_msgs m SET attempt_at = r.attempt_at, retry_backoff = r.backoff, attempts = m.attempts - 1,"
+      "       attempt = m.attempt + 1, unlinked = false,"
+      "       after_message_id = CASE WHEN m.unlinked THEN " NIL " ELSE m.after_message_id END"
+      "  FROM unnest($1, $2, $3) AS r (id, attempt_at, backoff) WHERE m.id = r.id",
+      {UUIDARRAYOID, TIMESTAMPTZARRAYOID, INTERVALARRAYOID});
+  ArrayParam ids(UUIDOID), times(TIMESTAMPTZOID), backoffs(INTERVALOID);
+  for (const Retry& r : retries) {
+    ids.add(uuid_datum(r.message->id));
+    times.add(TimestampTzGetDatum(r.attempt_at));
+    backoffs.add(interval_datum(r.retry_backoff));
+  }
+  update.run({ids.datum(), times.datum(), backoffs.datum()});
+}
+
+// A blocked message leaves its row behind, without payload and never due: its ordered channel waits for it.
+void bury(const std::vector<Burial>& burials, std::vector<Uuid>& removed) {
+  static Statement insert(
+      "INSERT INTO $S.mq_dead (id, created_at, died_at, channel_name, channel_args, name, payload_json,"
+      "  payload_bytes, ordered, attempts, reason, sqlstate, error, detail, hint, context, retry_backoff, channel_key)"
+      " SELECT m.id, m.created_at, pg_catalog.clock_timestamp(), m.channel_name, m.channel_args, p.name,"
+      "        p.payload_json, p.payload_bytes, m.after_message_id IS NOT NULL, m.attempt + d.charged, d.reason,"
+      "        COALESCE(d.sqlstate, f.sqlstate), COALESCE(d.error, f.error), COALESCE(d.detail, f.detail),"
+      "        COALESCE(d.hint, f.hint), COALESCE(d.context, f.context), m.retry_backoff, m.channel_key"
+      "   FROM unnest($1, $2, $3, $4, $5, $6, $7, $8)"
+      "          AS d (id, charged, reason, sqlstate, error, detail, hint, context)"
+      "   JOIN $S.mq_msgs m ON m.id = d.id"
+      "   LEFT JOIN $S.mq_payloads p ON p.id = d.id"
+      "   LEFT JOIN LATERAL (SELECT * FROM $S.mq_failures l WHERE l.message_id = d.id AND d.error IS NULL"
+      "                       ORDER BY l.failure_no DESC LIMIT 1) f ON true",
+      {UUIDARRAYOID, INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID});
+  static Statement block(
+      "WITH b AS (UPDATE $S.mq_msgs m SET attempt_at = NULL, attempts = 0, attempt = m.attempt + 1,"
+      "             after_message_id = " NIL ", unlinked = false WHERE m.id = ANY ($1))"
+      " DELETE FROM $S.mq_payloads p WHERE p.id = ANY ($1)",
+      {UUIDARRAYOID});
+  ArrayParam ids(UUIDOID), charged(INT4OID), reasons(TEXTOID), blocked(UUIDOID);
+  ErrorColumns errors;
+  bool blocks = false;
+  for (const Burial& burial : burials) {
+    const Datum id = uuid_datum(burial.message->id);
+    ids.add(id);
+    charged.add(Int32GetDatum(burial.charged ? 1 : 0));
+    reasons.add(text_datum(burial.reason));
+    errors.add(burial.error ? *burial.error : Error("", ""));
+    if (burial.block && burial.message->ordered) {
+      blocked.add(id);
+      blocks = true;
+    } else {
+      removed.push_back(burial.message->id);
+    }
+  }
+  insert.run({ids.datum(), charged.datum(), reasons.datum(), errors.sqlstate.datum(), errors.message.datum(),
+              errors.detail.datum(), errors.hint.datum(), errors.context.datum()});
+  if (blocks) block.run({blocked.datum()});
+}
+
+}  // namespace
+
+void remove_messages(const std::vector<Uuid>& ids) {
+  if (ids.empty()) return;
+  // Of each channel whose head goes: what it is called, and where it ended.
+  static Statement remove(
+      "WITH gone AS (DELETE FROM $S.mq_msgs m WHERE m.id = ANY ($1)"
+      "                RETURNING m.channel_key, m.channel_name, m.channel_args, m.place,"
+      "                          m.after_message_id, m.unlinked),"
+      "     payloads AS (DELETE FROM $S.mq_payloads p WHERE p.id = ANY ($1))"
+      " SELECT g.channel_key, g.channel_name, g.channel_args, g.place FROM gone g"
+      "  WHERE g.after_message_id = " NIL " OR g.unlinked",
+      {UUIDARRAYOID});
+  // Its own statement: the one above may have waited for an append to commit, and has to see it.
+  static Statement promote(
+      "UPDATE $S.mq_msgs m SET after_message_id = " NIL ", unlinked = false"
+      "  FROM unnest($1, $2, $3, $4) AS c (key, name, args, place)"
+      "  CROSS JOIN LATERAL (SELECT f.id FROM $S.mq_msgs f"
+      "     WHERE f.channel_key = c.key AND f.place > c.place AND f.after_message_id IS NOT NULL"
+      "       AND f.channel_name = c.name AND f.channel_args = c.args ORDER BY f.place LIMIT 1) AS first"
+      " WHERE m.id = first.id AND (m.after_message_id <> " NIL " OR m.unlinked)"
+      " RETURNING m.channel_name",
+      {INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID});
+
+  ArrayParam id_array(UUIDOID, ids.size());
+  for (const Uuid& id : ids) id_array.add(uuid_datum(id));
+  const Rows heads = remove.run({id_array.datum()});
+  if (heads.empty()) return;
+
+  ArrayParam keys(INT8OID), names(TEXTOID), args(TEXTOID), places(INT8OID);
+  for (std::size_t i = 0; i < heads.size(); ++i) {
+    keys.add(heads.get(i, 1));
+    names.add(heads.get(i, 2));
+    args.add(heads.get(i, 3));
+    places.add(heads.get(i, 4));
+  }
+  const Rows promoted = promote.run({keys.datum(), names.datum(), args.datum(), places.datum()});
+  for (std::size_t i = 0; i < promoted.size(); ++i) ledger::wake(text_view(promoted.get(i, 1)));
+}
+
+void SqlSettler::settle(const Settlement& settlement) {
+  const OwnerScope scope;
+  std::vector<Uuid> removed;
+  removed.reserve(settlement.removed.size());
+  for (const Claimed* message : settlement.removed) removed.push_back(message->id);
+  if (!settlement.failures.empty()) record(settlement.failures);
+  if (!settlement.retries.empty()) retry(settlement.retries);
+  if (!settlement.burials.empty()) bury(settlement.burials, removed);
+  remove_messages(removed);
+}
+
+}  // namespace mq

@@ -1,0 +1,22 @@
+// Settle over the tables: removes, retries, buries. The only place that does, for workers, mq_run, mq_poll,
+// mq_delete and the sweep.
+#pragma once
+
+#include <vector>
+
+#include "../ports.hpp"
+
+namespace mq {
+
+class SqlSettler : public Settler {
+ public:
+  // What was handled and what failed, and where that leaves each ordered channel, within the current
+  // transaction. Needs an SPI connection.
+  void settle(const Settlement& settlement) override;
+};
+
+// Deletes messages and their payloads; the first message that is left in each ordered channel whose head went
+// becomes head. Waits only for somebody who holds one of these rows.
+void remove_messages(const std::vector<Uuid>& ids);
+
+}  // namespace mq

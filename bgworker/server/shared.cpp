@@ -1,0 +1,368 @@
+#include "shared.hpp"
+
+#include <algorithm>
+
+#include "entries.h"
+
+extern "C" {
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+#include "storage/proc.h"
+#include "storage/shmem.h"
+}
+
+namespace mq::shared {
+
+namespace {
+
+constexpr int kDatabases = 256;
+constexpr int kPools = 512;
+constexpr int kSeats = 128;
+constexpr Micros kPolledLately = 600 * kSecond;  // longer than any sensible client sleeps between polls
+constexpr Micros kClosedFor = 10 * kSecond;      // DROP DATABASE itself waits for 5
+
+struct Database {
+  Oid id;  // InvalidOid: free
+  bool look;
+  bool known;
+  bool installed;
+  bool contended;
+  TimestampTz polled_at;
+  TimestampTz closed_until;
+  std::uint64_t wakes;
+};
+
+struct Pool {
+  Oid database;  // InvalidOid: free
+  Oid role;
+  bool backlog;
+  TimestampTz last_start;
+  int failed_starts;
+};
+
+struct Seat {
+  Oid database;  // InvalidOid: free
+  Oid role;
+  PGPROC* worker;  // nullptr: reserved, the worker has not come yet
+  bool waiting;
+  bool served;
+};
+
+struct State {
+  LWLock* lock;
+  PGPROC* launcher;
+  bool out_of_slots;
+  Database databases[kDatabases];
+  Pool pools[kPools];
+  Seat seats[kSeats];
+};
+
+State* state = nullptr;  // set by mq_shared_startup in the postmaster, inherited
+int my_seat = -1;        // set by take_seat
+
+class Guard {
+ public:
+  explicit Guard(LWLockMode mode) { LWLockAcquire(state->lock, mode); }
+  ~Guard() { LWLockRelease(state->lock); }
+  Guard(const Guard&) = delete;
+  Guard& operator=(const Guard&) = delete;
+};
+
+Database* find_database(Oid id) {
+  auto* end = state->databases + kDatabases;
+  auto* found = std::find_if(state->databases, end, [&](const Database& d) { return d.id == id; });
+  return found == end ? nullptr : found;
+}
+
+Database* find_or_add_database(Oid id) {
+  if (Database* found = find_database(id)) return found;
+  Database* free = find_database(InvalidOid);
+  if (free != nullptr) *free = Database{id, false, false, false, false, 0, 0, 0};
+  return free;
+}
+
+Pool* find_pool(Oid database, Oid role) {
+  auto* end = state->pools + kPools;
+  auto* found = std::find_if(state->pools, end, [&](const Pool& p) { return p.database == database && p.role == role; });
+  return found == end ? nullptr : found;
+}
+
+void add_pool(Oid database, Oid role) {
+  if (find_pool(database, role) != nullptr) return;
+  auto* end = state->pools + kPools;
+  auto* free = std::find_if(state->pools, end, [](const Pool& p) { return p.database == InvalidOid; });
+  if (free != end) *free = Pool{database, role, false, 0, 0};
+}
+
+void wake_launcher() {
+  if (state->launcher != nullptr) SetLatch(&state->launcher->procLatch);
+}
+
+void wake_all_of(Oid database) {
+  for (Seat& seat : state->seats)
+    if (seat.database == database && seat.worker != nullptr) SetLatch(&seat.worker->procLatch);
+}
+
+Seat& mine() {
+  return state->seats[my_seat];
+}
+
+}  // namespace
+
+bool available() {
+  return state != nullptr;
+}
+
+void announce_database(Oid database) {
+  if (!available()) return;
+  Guard guard(LW_EXCLUSIVE);
+  if (Database* d = find_or_add_database(database)) {
+    d->look = true;
+    d->closed_until = 0;
+  }
+  wake_all_of(database);
+  wake_launcher();
+}
+
+void wake_workers(Oid database) {
+  if (!available()) return;
+  Guard guard(LW_EXCLUSIVE);
+  Database* d = find_database(database);
+  if (d == nullptr) return;
+  ++d->wakes;
+  Oid woken[kSeats];
+  int count = 0;
+  for (Seat& seat : state->seats) {
+    if (seat.database != database || !seat.waiting) continue;
+    if (std::find(woken, woken + count, seat.role) != woken + count) continue;
+    woken[count++] = seat.role;
+    SetLatch(&seat.worker->procLatch);
+  }
+  if (d->contended || count == 0) wake_launcher();
+}
+
+bool polled_lately() {
+  if (!available()) return true;
+  Guard guard(LW_SHARED);
+  const Database* d = find_database(MyDatabaseId);
+  return d == nullptr || (d->polled_at != 0 && GetCurrentTimestamp() - d->polled_at < kPolledLately);
+}
+
+void note_poll() {
+  if (!available()) return;
+  Guard guard(LW_EXCLUSIVE);
+  if (Database* d = find_or_add_database(MyDatabaseId)) d->polled_at = GetCurrentTimestamp();
+}
+
+void close_database(Oid database) {
+  if (!available()) return;
+  Guard guard(LW_EXCLUSIVE);
+  if (Database* d = find_database(database)) d->closed_until = GetCurrentTimestamp() + kClosedFor;
+  wake_all_of(database);
+}
+
+Assignment take_seat(int seat) {
+  Guard guard(LW_EXCLUSIVE);
+  // The launcher that reserved it may have gone, and another given it away.
+  Seat& s = state->seats[seat];
+  if (s.database == InvalidOid || s.worker != nullptr) return {InvalidOid, InvalidOid};
+  my_seat = seat;
+  s.worker = MyProc;
+  s.waiting = false;
+  return {s.database, s.role};
+}
+
+void leave_seat() {
+  if (my_seat < 0) return;
+  Guard guard(LW_EXCLUSIVE);
+  if (Pool* pool = find_pool(mine().database, mine().role); pool != nullptr && !mine().served) ++pool->failed_starts;
+  mine() = Seat{InvalidOid, InvalidOid, nullptr, false, false};
+  my_seat = -1;
+  wake_launcher();
+}
+
+void publish_pools(bool installed, const std::vector<Oid>& roles) {
+  if (!available()) return;
+  Guard guard(LW_EXCLUSIVE);
+  Database* d = find_or_add_database(MyDatabaseId);
+  if (d == nullptr) return;
+  d->known = true;
+  d->installed = installed;
+  d->look = false;
+  for (Pool& pool : state->pools) {
+    if (pool.database != MyDatabaseId) continue;
+    if (std::find(roles.begin(), roles.end(), pool.role) == roles.end()) pool.database = InvalidOid;
+  }
+  for (const Oid role : roles) add_pool(MyDatabaseId, role);
+  wake_launcher();
+}
+
+void set_backlog(bool backlog) {
+  if (my_seat < 0) return;
+  Guard guard(LW_EXCLUSIVE);
+  Pool* pool = find_pool(mine().database, mine().role);
+  if (pool == nullptr || pool->backlog == backlog) return;
+  pool->backlog = backlog;
+  if (!backlog) return;
+  wake_launcher();
+  for (Seat& seat : state->seats)  // an idle one of the pool can help at once
+    if (seat.database == mine().database && seat.role == mine().role && seat.waiting)
+      SetLatch(&seat.worker->procLatch);
+}
+
+std::uint64_t wake_count() {
+  Guard guard(LW_SHARED);
+  const Database* d = find_database(mine().database);
+  return d != nullptr ? d->wakes : 0;
+}
+
+bool begin_wait(std::uint64_t seen) {
+  Guard guard(LW_EXCLUSIVE);
+  const Database* d = find_database(mine().database);
+  if (d != nullptr && d->wakes != seen) return false;
+  mine().waiting = true;
+  return true;
+}
+
+void end_wait() {
+  Guard guard(LW_EXCLUSIVE);
+  mine().waiting = false;
+}
+
+bool must_leave() {
+  if (my_seat < 0) return false;
+  Guard guard(LW_SHARED);
+  const Database* d = find_database(mine().database);
+  if (d != nullptr && d->closed_until != 0 && GetCurrentTimestamp() < d->closed_until) return true;
+  return d != nullptr && d->known && find_pool(mine().database, mine().role) == nullptr;
+}
+
+bool is_contended() {
+  Guard guard(LW_SHARED);
+  const Database* d = find_database(mine().database);
+  return d != nullptr && d->contended;
+}
+
+bool is_extra() {
+  Guard guard(LW_SHARED);
+  return std::any_of(state->seats, state->seats + kSeats, [](const Seat& seat) {
+    return &seat != &mine() && seat.database == mine().database && seat.role == mine().role && seat.waiting;
+  });
+}
+
+void started_well() {
+  Guard guard(LW_EXCLUSIVE);
+  mine().served = true;
+  if (Pool* pool = find_pool(mine().database, mine().role)) pool->failed_starts = 0;
+}
+
+void launcher_attach() {
+  Guard guard(LW_EXCLUSIVE);
+  state->launcher = MyProc;
+  // A launcher that was restarted knows nothing of the processes that the one before asked for.
+  for (Seat& seat : state->seats)
+    if (seat.database != InvalidOid && seat.worker == nullptr) seat.database = InvalidOid;
+}
+
+void forget_databases_but(const std::vector<Oid>& existing) {
+  Guard guard(LW_EXCLUSIVE);
+  const auto gone = [&](Oid id) {
+    return id != InvalidOid && std::find(existing.begin(), existing.end(), id) == existing.end();
+  };
+  for (Database& d : state->databases)
+    if (gone(d.id)) d.id = InvalidOid;
+  for (Pool& pool : state->pools)
+    if (gone(pool.database)) pool.database = InvalidOid;
+  for (const Oid id : existing) find_or_add_database(id);
+}
+
+std::vector<DatabaseState> databases() {
+  std::vector<DatabaseState> result;
+  result.reserve(kDatabases);
+  Guard guard(LW_SHARED);
+  const TimestampTz now = GetCurrentTimestamp();
+  for (const Database& d : state->databases)
+    if (d.id != InvalidOid)
+      result.push_back({d.id, d.look, d.installed, d.known, d.closed_until != 0 && now < d.closed_until});
+  return result;
+}
+
+void want_caretaker(Oid database) {
+  Guard guard(LW_EXCLUSIVE);
+  add_pool(database, kCaretaker);
+}
+
+std::vector<PoolState> pools() {
+  std::vector<PoolState> result;
+  result.reserve(kPools);
+  Guard guard(LW_SHARED);
+  for (const Pool& pool : state->pools) {
+    if (pool.database == InvalidOid) continue;
+    const auto workers = std::count_if(state->seats, state->seats + kSeats, [&](const Seat& seat) {
+      return seat.database == pool.database && seat.role == pool.role;
+    });
+    result.push_back({pool.database, pool.role, static_cast<int>(workers), pool.backlog, pool.last_start, pool.failed_starts});
+  }
+  return result;
+}
+
+int workers_of(Oid database) {
+  Guard guard(LW_SHARED);
+  return static_cast<int>(std::count_if(state->seats, state->seats + kSeats,
+                                        [&](const Seat& seat) { return seat.database == database; }));
+}
+
+void set_contended(Oid database, bool contended) {
+  Guard guard(LW_EXCLUSIVE);
+  if (Database* d = find_database(database)) d->contended = contended;
+}
+
+int reserve_seat(Oid database, Oid role) {
+  Guard guard(LW_EXCLUSIVE);
+  for (int i = 0; i < kSeats; ++i) {
+    Seat& seat = state->seats[i];
+    if (seat.database != InvalidOid) continue;
+    seat = Seat{database, role, nullptr, false, false};
+    if (Pool* pool = find_pool(database, role)) pool->last_start = GetCurrentTimestamp();
+    return i;
+  }
+  return -1;
+}
+
+void start_failed(int seat) {
+  Guard guard(LW_EXCLUSIVE);
+  Seat& s = state->seats[seat];
+  if (s.database == InvalidOid || s.worker != nullptr) return;
+  if (Pool* pool = find_pool(s.database, s.role)) ++pool->failed_starts;
+  s.database = InvalidOid;
+}
+
+bool seat_is_taken(int seat) {
+  Guard guard(LW_SHARED);
+  return state->seats[seat].worker != nullptr;
+}
+
+void set_out_of_slots(bool out) {
+  Guard guard(LW_EXCLUSIVE);
+  state->out_of_slots = out;
+}
+
+}  // namespace mq::shared
+
+extern "C" Size mq_shared_size(void) {
+  return MAXALIGN(sizeof(mq::shared::State));
+}
+
+// In the postmaster, when it starts and after a crash.
+extern "C" void mq_shared_startup(void) {
+  using mq::shared::state;
+  bool found = false;
+  LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+  state = static_cast<mq::shared::State*>(ShmemInitStruct("mq", mq_shared_size(), &found));
+  if (!found) {
+    memset(static_cast<void*>(state), 0, sizeof *state);
+    state->lock = &GetNamedLWLockTranche("mq")->lock;
+  }
+  LWLockRelease(AddinShmemInitLock);
+}

@@ -1,0 +1,69 @@
+// Shared memory: who works where, and who waits for work. Set up when the library is preloaded; without that
+// every function here does nothing, and wake-ups are left to polling.
+//
+//   databases  one entry for each database that the launcher knows of or that something was announced for
+//   pools      one for each (database, role) that workers are wanted for; written by workers that have read the
+//              handlers, and by the launcher
+//   seats      one for each worker; reserved by the launcher, filled by the worker when it starts, freed by the
+//              worker when it ends, or by the launcher when it never started
+//
+// One lightweight lock covers all of it. Nothing under it can raise an error.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "../pool.hpp"
+#include "postgres.hpp"
+
+namespace mq::shared {
+
+bool available();
+
+// From any session.
+void announce_database(Oid database);  // the launcher should look at it
+void wake_workers(Oid database);       // one waiting worker of each pool
+bool polled_lately();                  // some outside consumer has polled this database; true where unknown
+void note_poll();
+void close_database(Oid database);     // its workers should leave, none should start for a while
+
+// From a worker.
+struct Assignment {
+  Oid database;
+  Oid role;
+};
+Assignment take_seat(int seat);        // InvalidOid: it is not for this process any more
+void leave_seat();                     // registered to run at exit
+void publish_pools(bool installed, const std::vector<Oid>& roles);
+void set_backlog(bool backlog);        // of this worker's pool; tells the launcher when it grows
+std::uint64_t wake_count();            // of this worker's database
+// Says that it waits now. False: something was sent since `seen`, so it must not.
+bool begin_wait(std::uint64_t seen);
+void end_wait();
+bool must_leave();                     // the database was closed, or the pool is gone
+bool is_contended();                   // other pools of the database wait for a place
+bool is_extra();                       // another worker of the pool is waiting for work as well
+void started_well();                   // it can serve: its pool's count of failed starts begins anew
+
+// From the launcher.
+struct DatabaseState {
+  Oid database;
+  bool look;       // somebody announced it
+  bool installed;  // as a worker found it; meaningless before `known`
+  bool known;
+  bool closed;
+};
+void launcher_attach();
+void forget_databases_but(const std::vector<Oid>& existing);
+std::vector<DatabaseState> databases();
+void want_caretaker(Oid database);         // makes its pool, if it has none
+std::vector<PoolState> pools();
+int workers_of(Oid database);
+void set_contended(Oid database, bool contended);
+int reserve_seat(Oid database, Oid role);  // -1: all are taken
+void start_failed(int seat);               // the process never came, or came and went without taking it
+bool seat_is_taken(int seat);              // a worker sits on it
+void set_out_of_slots(bool out);           // the server has no room for another worker
+
+}  // namespace mq::shared

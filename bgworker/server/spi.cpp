@@ -1,0 +1,137 @@
+#include "spi.hpp"
+
+#include <exception>
+#include <string>
+
+#include "extension.hpp"
+#include "fence.hpp"
+
+extern "C" {
+#include "utils/array.h"
+#include "utils/lsyscache.h"
+#include "utils/uuid.h"
+}
+
+namespace mq {
+
+SpiConnection::SpiConnection(bool nonatomic) {
+  fence::call([&] { SPI_connect_ext(nonatomic ? SPI_OPT_NONATOMIC : 0); });
+}
+
+SpiConnection::~SpiConnection() {
+  // On the way out with an error: the rollback that follows closes it.
+  if (open_ && std::uncaught_exceptions() == 0) SPI_finish();
+}
+
+void SpiConnection::finish() {
+  open_ = false;
+  SPI_finish();
+}
+
+void Statement::prepare() {
+  const Extension& extension = Extension::get();
+  if (plan_ != nullptr && generation_ == extension.generation()) return;
+  if (plan_ != nullptr) {
+    SPIPlanPtr old = plan_;
+    plan_ = nullptr;
+    fence::call([&] { SPI_freeplan(old); });
+  }
+  std::string text(text_);
+  for (std::size_t at = text.find("$S"); at != std::string::npos; at = text.find("$S", at))
+    text.replace(at, 2, extension.quoted_schema());
+  const char* sql = text.c_str();
+  const int count = count_;
+  Oid* types = types_.data();
+  plan_ = fence::call([&] {
+    SPIPlanPtr plan = SPI_prepare(sql, count, types);
+    if (plan == nullptr) elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+    SPI_keepplan(plan);
+    return plan;
+  });
+  generation_ = extension.generation();
+}
+
+Rows Statement::run(std::initializer_list<Param> params, Snapshot snapshot) {
+  prepare();
+  Datum values[kMostParams];
+  char nulls[kMostParams];
+  std::size_t n = 0;
+  for (const Param& param : params) {
+    values[n] = param.value;
+    nulls[n++] = param.null ? 'n' : ' ';
+  }
+  SPIPlanPtr plan = plan_;
+  fence::call([&] {
+    Snapshot used = snapshot != nullptr ? snapshot : GetLatestSnapshot();
+    const int code = SPI_execute_snapshot(plan, values, nulls, used, InvalidSnapshot, false, false, 0);
+    if (code < 0) elog(ERROR, "SPI_execute_snapshot failed: %s", SPI_result_code_string(code));
+  });
+  return {SPI_tuptable, SPI_processed};
+}
+
+std::string_view text_view(Datum datum) {
+  struct varlena* text = fence::call([&] { return pg_detoast_datum_packed((struct varlena*)DatumGetPointer(datum)); });
+  return {VARDATA_ANY(text), static_cast<std::size_t>(VARSIZE_ANY_EXHDR(text))};
+}
+
+Datum text_datum(std::string_view text) {
+  return fence::call([&] { return PointerGetDatum(cstring_to_text_with_len(text.data(), static_cast<int>(text.size()))); });
+}
+
+Datum uuid_datum(const Uuid& id) {
+  return fence::call([&] {
+    auto* copy = static_cast<pg_uuid_t*>(palloc(sizeof(pg_uuid_t)));
+    memcpy(copy->data, id.bytes.data(), UUID_LEN);
+    return UUIDPGetDatum(copy);
+  });
+}
+
+Uuid uuid_of(Datum datum) {
+  Uuid id;
+  memcpy(id.bytes.data(), DatumGetUUIDP(datum)->data, UUID_LEN);
+  return id;
+}
+
+Datum interval_datum(Micros micros) {
+  return fence::call([&] {
+    auto* interval = static_cast<Interval*>(palloc0(sizeof(Interval)));
+    interval->time = micros;
+    return IntervalPGetDatum(interval);
+  });
+}
+
+Micros micros_of_interval(Datum datum) {
+  const Interval* interval = DatumGetIntervalP(datum);
+  Micros micros = 0;
+  Micros days = 0;
+  if (__builtin_mul_overflow(Micros{interval->month}, Micros{30}, &days) ||
+      __builtin_add_overflow(days, Micros{interval->day}, &days) ||
+      __builtin_mul_overflow(days, Micros{USECS_PER_DAY}, &micros) ||
+      __builtin_add_overflow(micros, Micros{interval->time}, &micros))
+    return interval->month < 0 ? PG_INT64_MIN : PG_INT64_MAX;
+  return micros;
+}
+
+ArrayParam::ArrayParam(Oid type, std::size_t expected) : type_(type) {
+  values_.reserve(expected);
+  nulls_.reserve(expected);
+}
+
+Datum ArrayParam::datum() const {
+  auto* values = const_cast<Datum*>(values_.data());
+  auto* nulls = reinterpret_cast<bool*>(const_cast<char*>(nulls_.data()));
+  const auto count = static_cast<int>(values_.size());
+  static_assert(sizeof(bool) == 1);
+  return fence::call([&] {
+    int16 length;
+    bool by_value;
+    char align;
+    get_typlenbyvalalign(type_, &length, &by_value, &align);
+    int dimensions[1] = {count};
+    int lower[1] = {1};
+    if (count == 0) return PointerGetDatum(construct_empty_array(type_));
+    return PointerGetDatum(construct_md_array(values, nulls, 1, dimensions, lower, type_, length, by_value, align));
+  });
+}
+
+}  // namespace mq

@@ -1,0 +1,123 @@
+// Statements through SPI: prepared once per process, typed parameters, latest snapshot.
+//
+// A Statement runs inside a Connection. Its result lives until the connection is closed or freed by hand.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <initializer_list>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "../message.hpp"
+#include "postgres.hpp"
+
+extern "C" {
+#include "executor/spi.h"
+}
+
+namespace mq {
+
+// SPI_connect for a scope. Must be left before the transaction ends, unless that is what rolls back; then
+// the server has closed it already: forget() says so.
+class SpiConnection {
+ public:
+  explicit SpiConnection(bool nonatomic = false);
+  ~SpiConnection();
+  SpiConnection(const SpiConnection&) = delete;
+  SpiConnection& operator=(const SpiConnection&) = delete;
+  void forget() { open_ = false; }
+  void finish();
+
+ private:
+  bool open_ = true;
+};
+
+// A parameter; NULL by default construction.
+struct Param {
+  Param() = default;
+  Param(Datum d) : value(d), null(false) {}  // NOLINT: implicit on purpose
+  Datum value = 0;
+  bool null = true;
+};
+
+class Rows {
+ public:
+  Rows() = default;
+  Rows(SPITupleTable* table, std::uint64_t count) : table_(table), count_(count) {}
+
+  std::size_t size() const { return static_cast<std::size_t>(count_); }
+  bool empty() const { return count_ == 0; }
+  HeapTuple tuple(std::size_t row) const { return table_->vals[row]; }
+  TupleDesc descriptor() const { return table_->tupdesc; }
+  // Columns are counted from 1, as in SPI.
+  Datum get(std::size_t row, int column, bool& null) const {
+    return SPI_getbinval(table_->vals[row], table_->tupdesc, column, &null);
+  }
+  Datum get(std::size_t row, int column) const {
+    bool null = false;
+    return get(row, column, null);
+  }
+  bool is_null(std::size_t row, int column) const {
+    bool null = false;
+    get(row, column, null);
+    return null;
+  }
+
+ private:
+  SPITupleTable* table_ = nullptr;
+  std::uint64_t count_ = 0;
+};
+
+// `$S` in the text stands for the extension's schema, quoted. One static Statement per text; it owns its plan
+// for the life of the process, and drops it when the extension has moved to another schema.
+class Statement {
+ public:
+  Statement(const char* text, std::initializer_list<Oid> types) : text_(text), count_(static_cast<int>(types.size())) {
+    std::copy(types.begin(), types.end(), types_.begin());
+  }
+
+  // Runs with a fresh snapshot at every isolation level, or with `snapshot`. Throws Error.
+  Rows run(std::initializer_list<Param> params, Snapshot snapshot = nullptr);
+
+ private:
+  void prepare();
+
+  static constexpr std::size_t kMostParams = 24;
+
+  const char* text_;
+  std::array<Oid, kMostParams> types_{};
+  int count_;
+  SPIPlanPtr plan_ = nullptr;
+  std::uint64_t generation_ = 0;
+};
+
+// Views into a text or bytea datum that is neither compressed nor out of line; others are detoasted (and live
+// in the current memory context).
+std::string_view text_view(Datum datum);
+Datum text_datum(std::string_view text);
+Datum uuid_datum(const Uuid& id);  // palloc'ed
+Uuid uuid_of(Datum datum);
+Datum interval_datum(Micros micros);  // days and months zero
+// Days count as 24 hours and months as 30 days, as for a comparison of intervals.
+Micros micros_of_interval(Datum interval);
+
+// Arrays for unnest.
+class ArrayParam {
+ public:
+  explicit ArrayParam(Oid type, std::size_t expected = 0);
+  void add(Datum value) { add(Param(value)); }
+  void add(Param param) {
+    values_.push_back(param.value);
+    nulls_.push_back(param.null ? 1 : 0);
+  }
+  Datum datum() const;  // palloc'ed
+
+ private:
+  Oid type_;
+  std::vector<Datum> values_;
+  std::vector<char> nulls_;
+};
+
+}  // namespace mq

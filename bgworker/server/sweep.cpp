@@ -1,0 +1,113 @@
+#include "sweep.hpp"
+
+#include <vector>
+
+#include "../claim.hpp"
+#include "extension.hpp"
+#include "ledger.hpp"
+#include "settings.h"
+#include "settle.hpp"
+
+namespace mq {
+
+namespace {
+
+constexpr int kStep = 500;  // rows that a step looks at, of each kind
+
+bool bury_spent(SqlClaimSource& source, Micros now) {
+  Batch batch;
+  source.spent(now, kStep, batch);
+  if (batch.empty()) return false;
+  Settlement settlement;
+  dispose(batch, settlement);
+  SqlSettler().settle(settlement);
+  return true;
+}
+
+// A message that blocks its channel has a dead letter; if somebody deleted that, the channel goes on.
+bool unblock() {
+  static Statement abandoned(
+      "SELECT m.id FROM $S.mq_msgs m WHERE m.attempts <= 0 AND m.attempt_at IS NULL"
+      "   AND NOT EXISTS (SELECT 1 FROM $S.mq_dead d WHERE d.id = m.id)"
+      " LIMIT $1 FOR UPDATE SKIP LOCKED",
+      {INT8OID});
+  const Rows rows = abandoned.run({Int64GetDatum(kStep)});
+  std::vector<Uuid> ids;
+  for (std::size_t i = 0; i < rows.size(); ++i) ids.push_back(uuid_of(rows.get(i, 1)));
+  remove_messages(ids);
+  return !ids.empty();
+}
+
+void remove_orphan_payloads() {
+  static Uuid behind;  // where the step before ended
+  static Statement page(
+      "WITH page AS (SELECT p.id FROM $S.mq_payloads p WHERE p.id > $1 ORDER BY p.id LIMIT $2),"
+      "     orphans AS (DELETE FROM $S.mq_payloads o USING page WHERE o.id = page.id"
+      "                   AND NOT EXISTS (SELECT 1 FROM $S.mq_msgs m WHERE m.id = page.id))"
+      " SELECT page.id FROM page ORDER BY page.id DESC LIMIT 1",
+      {UUIDOID, INT8OID});
+  const Rows rows = page.run({uuid_datum(behind), Int64GetDatum(kStep)});
+  behind = rows.empty() ? Uuid() : uuid_of(rows.get(0, 1));
+}
+
+void forget_old() {
+  static Statement dead(
+      "DELETE FROM $S.mq_dead WHERE dead_no IN (SELECT d.dead_no FROM $S.mq_dead d"
+      "   WHERE d.died_at < pg_catalog.clock_timestamp() - $1"
+      "     AND NOT EXISTS (SELECT 1 FROM $S.mq_msgs m WHERE m.id = d.id AND m.attempt_at IS NULL)"
+      "   ORDER BY d.died_at LIMIT $2)",
+      {INTERVALOID, INT8OID});
+  static Statement failures(
+      "DELETE FROM $S.mq_failures WHERE failure_no IN (SELECT f.failure_no FROM $S.mq_failures f"
+      "   WHERE f.failed_at < pg_catalog.clock_timestamp() - $1 ORDER BY f.failed_at LIMIT $2)",
+      {INTERVALOID, INT8OID});
+  const auto keep = [](int minutes) { return interval_datum(Micros{minutes} * 60 * kSecond); };
+  if (mq_dead_retention >= 0) dead.run({keep(mq_dead_retention), Int64GetDatum(kStep)});
+  if (mq_failure_retention >= 0) failures.run({keep(mq_failure_retention), Int64GetDatum(kStep)});
+}
+
+}  // namespace
+
+bool repair_heads() {
+  static std::int64_t behind = PG_INT64_MIN;  // the channel where the step before ended
+  static Statement repair(
+      "WITH RECURSIVE c (key, step) AS ("
+      "  SELECT (SELECT m.channel_key FROM $S.mq_msgs m WHERE m.channel_key > $1 AND m.after_message_id IS NOT NULL"
+      "           ORDER BY m.channel_key LIMIT 1), 1"
+      "  UNION ALL"
+      "  SELECT (SELECT m.channel_key FROM $S.mq_msgs m WHERE m.channel_key > c.key AND m.after_message_id IS NOT NULL"
+      "           ORDER BY m.channel_key LIMIT 1), c.step + 1 FROM c WHERE c.key IS NOT NULL AND c.step < $2),"
+      " repaired AS ("
+      "  UPDATE $S.mq_msgs m SET after_message_id = '00000000-0000-0000-0000-000000000000'"
+      "    FROM c CROSS JOIN LATERAL ("
+      "           SELECT f.id, f.after_message_id, f.unlinked FROM $S.mq_msgs f"
+      "            WHERE f.channel_key = c.key AND f.after_message_id IS NOT NULL ORDER BY f.place LIMIT 1) f"
+      "   WHERE m.id = f.id AND f.after_message_id <> '00000000-0000-0000-0000-000000000000' AND NOT f.unlinked"
+      "  RETURNING m.channel_name)"
+      " SELECT (SELECT c.key FROM c WHERE c.key IS NOT NULL ORDER BY c.step DESC LIMIT 1), r.channel_name"
+      "   FROM (SELECT 1) AS one LEFT JOIN repaired r ON true",
+      {INT8OID, INT4OID});
+  const Rows rows = repair.run({Int64GetDatum(behind), Int32GetDatum(kStep)});
+  bool repaired = false;
+  bool at_end = false;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const Datum key = rows.get(i, 1, at_end);
+    behind = at_end ? PG_INT64_MIN : DatumGetInt64(key);
+    if (rows.is_null(i, 2)) continue;
+    ledger::wake(text_view(rows.get(i, 2)));
+    repaired = true;
+  }
+  return repaired;
+}
+
+bool sweep(SqlClaimSource& source, Micros now) {
+  const OwnerScope scope;
+  bool ready = bury_spent(source, now);
+  ready = unblock() || ready;
+  ready = repair_heads() || ready;
+  remove_orphan_payloads();
+  forget_old();
+  return ready;
+}
+
+}  // namespace mq

@@ -1,0 +1,18 @@
+// Sweep: what time and people leave behind, cleared in bounded steps by idle workers, by mq_run, and (the
+// repair) by mq_poll before it says that there is nothing.
+#pragma once
+
+#include "../message.hpp"
+#include "claim_source.hpp"
+
+namespace mq {
+
+// Expired two-phase messages, last attempts whose lease ran out, retention, orphan payloads, and the repair.
+// Within the current transaction and SPI connection. True: a channel may have become ready by it.
+bool sweep(SqlClaimSource& source, Micros now);
+
+// People delete from mq_msgs by hand. The first message of each ordered channel must be its head: looks at the
+// next few hundred channels, after those of the call before, and puts right what it finds.
+bool repair_heads();
+
+}  // namespace mq

@@ -1,0 +1,60 @@
+#include "timeout.hpp"
+
+#include <algorithm>
+
+#include <fmt/core.h>
+
+#include "fence.hpp"
+
+extern "C" {
+#include "storage/latch.h"
+#include "utils/timeout.h"
+}
+
+namespace mq {
+
+namespace {
+
+volatile sig_atomic_t timed_out = false;  // set by the signal handler, cleared when a handler starts
+
+void cancel() {
+  timed_out = true;
+  InterruptPending = true;
+  QueryCancelPending = true;
+  SetLatch(MyLatch);
+}
+
+TimeoutId timer() {
+  static int id = -1;
+  if (id < 0) id = fence::call([] { return RegisterTimeout(USER_TIMEOUT, cancel); });
+  return static_cast<TimeoutId>(id);
+}
+
+}  // namespace
+
+HandlerTimeout::HandlerTimeout(Micros limit) {
+  timed_out = false;
+  if (limit <= 0) return;
+  const auto milliseconds = static_cast<int>(std::clamp<Micros>(limit / 1000, 1, PG_INT32_MAX));
+  const TimeoutId id = timer();
+  fence::call([&] { enable_timeout_after(id, milliseconds); });
+  armed_ = true;
+}
+
+HandlerTimeout::~HandlerTimeout() {
+  if (armed_) disable_timeout(timer(), false);
+  if (timed_out) QueryCancelPending = false;  // too late to be meant for what comes next
+}
+
+void HandlerTimeout::check() const {
+  if (timed_out) throw Error("57014", "handler timed out");
+}
+
+bool HandlerTimeout::explain(Error& error, Micros limit) {
+  if (!timed_out || error.sqlstate != "57014") return false;
+  error.message = fmt::format("handler timed out after {} ms", limit / 1000);
+  timed_out = false;
+  return true;
+}
+
+}  // namespace mq

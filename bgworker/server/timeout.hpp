@@ -1,0 +1,25 @@
+// The time limit of a handler, by the server's own timer: a query cancel when it is over.
+#pragma once
+
+#include "../error.hpp"
+#include "../message.hpp"
+
+namespace mq {
+
+class HandlerTimeout {
+ public:
+  explicit HandlerTimeout(Micros limit);  // 0: none
+  ~HandlerTimeout();
+  HandlerTimeout(const HandlerTimeout&) = delete;
+  HandlerTimeout& operator=(const HandlerTimeout&) = delete;
+
+  // A handler may have caught the cancel and come back as if nothing had been: that is a failed attempt too.
+  void check() const;
+  // Whether it was the limit that cancelled; if so, the error says so.
+  static bool explain(Error& error, Micros limit);
+
+ private:
+  bool armed_ = false;
+};
+
+}  // namespace mq

@@ -1,0 +1,161 @@
+// A worker process: one role in one database.
+//
+// Started by the launcher, which reserved a seat for it in shared memory; the seat's number is its argument.
+// It is connected as the role that its handlers run as, so a handler has nothing to escape to; our own
+// statements run as the extension's owner (OwnerScope). The caretaker (no role) is connected as the bootstrap
+// superuser, runs no handler, and looks after a database where no handler is registered.
+//
+// SIGTERM ends it as it ends a backend (die), SIGINT cancels the handler that runs (that attempt fails), SIGHUP
+// has it read the configuration again. It exits when its pool or its database is no longer wanted, when it is one
+// worker too many for the load, and when others of the database wait for its place.
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "../worker.hpp"
+#include "entries.h"
+#include "extension.hpp"
+#include "fence.hpp"
+#include "handler_call.hpp"
+#include "host.hpp"
+#include "ledger.hpp"
+#include "session.hpp"
+#include "settle.hpp"
+#include "settings.h"
+#include "shared.hpp"
+
+extern "C" {
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "tcop/tcopprot.h"
+#include "utils/acl.h"
+#include "utils/backend_status.h"
+#include "utils/guc.h"
+#include "utils/wait_event.h"
+}
+
+namespace mq {
+
+namespace {
+
+constexpr Micros kExtraLingers = 5 * kSecond;  // an idle worker that is not the last of its pool
+
+class WorkerHost : public ServerHost {
+ public:
+  using ServerHost::ServerHost;
+
+  bool refresh(Registry& registry) override {
+    seen_ = shared::wake_count();
+    if (!Extension::installed()) {
+      shared::publish_pools(false, {});
+      return false;
+    }
+    const Micros now = clock_.now();
+    if (registry_generation_ == Extension::registry_generation() && now - read_at_ < poll_interval() && now >= read_at_)
+      return true;
+    read_at_ = now;
+    const std::vector<Oid> roles = handler_roles();
+    shared::publish_pools(true, roles);
+    if (std::find(roles.begin(), roles.end(), role_) == roles.end()) return false;
+    if (role_ != kCaretaker) read_registry(registry);
+    registry_generation_ = Extension::registry_generation();
+    shared::started_well();
+    return true;
+  }
+
+  bool wait(Micros most) override {
+    if (most > 0 && !shared::must_leave() && shared::begin_wait(seen_)) {
+      const long milliseconds = static_cast<long>((most + 999) / 1000);
+      fence::call([&] {
+        (void)WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, milliseconds, PG_WAIT_EXTENSION);
+      });
+      shared::end_wait();
+    }
+    ResetLatch(MyLatch);
+    QueryCancelPending = false;  // nothing runs that it could be meant for
+    fence::call([] { CHECK_FOR_INTERRUPTS(); });
+    if (ConfigReloadPending) {
+      ConfigReloadPending = false;
+      fence::call([] { ProcessConfigFile(PGC_SIGHUP); });
+    }
+    return !shared::must_leave();
+  }
+
+  bool should_leave(Micros idle_for) override {
+    if (shared::is_contended() && idle_for >= std::min<Micros>(poll_interval(), kSecond)) return true;
+    return idle_for >= kExtraLingers && shared::is_extra();
+  }
+
+  void backlog(bool more_is_due) override { shared::set_backlog(more_is_due); }
+
+  void report(std::string_view activity) override {
+    const std::string text(activity);
+    pgstat_report_activity(activity.empty() ? STATE_IDLE : STATE_RUNNING, text.c_str());
+  }
+
+  void warn(const Error& error) override {
+    const char* text = error.message.c_str();
+    const char* state = error.sqlstate.c_str();
+    fence::call([&] { ereport(LOG, (errmsg_internal("mq worker: %s (SQLSTATE %s)", text, state))); });
+  }
+
+ private:
+  // Roles that handlers are to run as; the caretaker's where there is none.
+  std::vector<Oid> handler_roles() {
+    static Statement select("SELECT DISTINCT run_as FROM $S.mq_handlers", {});
+    std::vector<Oid> roles;
+    const OwnerScope scope;
+    const Rows rows = select.run({});
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      const std::string name(text_view(rows.get(i, 1)));
+      const char* role = name.c_str();
+      const Oid oid = fence::call([&] { return get_role_oid(role, true); });
+      if (OidIsValid(oid)) roles.push_back(oid);
+    }
+    if (roles.empty()) roles.push_back(kCaretaker);
+    return roles;
+  }
+
+  std::uint64_t seen_ = 0;  // wake-ups of the database when the batch began
+  Micros read_at_ = 0;
+};
+
+void leave_seat(int, Datum) {
+  shared::leave_seat();
+}
+
+void run(int seat) {
+  const shared::Assignment mine = shared::take_seat(seat);
+  if (!OidIsValid(mine.database)) return;
+  fence::call([] { before_shmem_exit(leave_seat, 0); });
+  fence::call([&] {
+    BackgroundWorkerUnblockSignals();
+    uint32 flags = 0;
+#ifdef BGWORKER_BYPASS_ROLELOGINCHECK
+    flags |= BGWORKER_BYPASS_ROLELOGINCHECK;
+#endif
+    BackgroundWorkerInitializeConnectionByOid(mine.database, mine.role, flags);
+    pgstat_report_appname("mq worker");
+  });
+
+  ServerClock clock;
+  WorkerSession transaction;
+  SqlClaimSource source;
+  FmgrCaller caller(source);
+  SqlSettler settler;
+  WorkerHost host(transaction, source, caller, clock, mine.role);
+  Worker worker({host, clock, transaction, source, caller, settler});
+  worker.run();
+}
+
+}  // namespace
+
+}  // namespace mq
+
+extern "C" void mq_worker_run(int seat) {
+  mq::fence::guard([&] { mq::run(seat); });
+}

@@ -1,0 +1,242 @@
+/*
+ * shim.c: what the server loads. Module magic, settings, hooks, the SQL-callable entry points and the mains of the
+ * processes; everything else is C++ behind server/entries.h.
+ *
+ * Loaded by shared_preload_libraries it sets up shared memory and the launcher. Loaded later, by a call of one of
+ * its functions, it has neither: the functions work, messages are handled by CALL mq_run().
+ */
+#include "postgres.h"
+
+#include <limits.h>
+
+#include "catalog/objectaccess.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/lwlock.h"
+#include "storage/shmem.h"
+#include "tcop/tcopprot.h"
+#include "tcop/utility.h"
+#include "utils/guc.h"
+
+#include "server/entries.h"
+#include "server/settings.h"
+
+PG_MODULE_MAGIC;
+
+char *mq_databases = NULL;
+int mq_max_workers = 2;
+int mq_poll_interval = 5000;
+int mq_handler_timeout = 300000;
+int mq_batch_size = 500;
+int mq_notify = MQ_NOTIFY_AUTO;
+int mq_dead_retention = 30 * 24 * 60;
+int mq_failure_retention = 7 * 24 * 60;
+
+static const struct config_enum_entry notify_options[] = {
+	{"auto", MQ_NOTIFY_AUTO, false},
+	{"on", MQ_NOTIFY_ON, false},
+	{"off", MQ_NOTIFY_OFF, false},
+	{NULL, 0, false}
+};
+
+static object_access_hook_type prev_object_access_hook = NULL;
+static ProcessUtility_hook_type prev_process_utility_hook = NULL;
+static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
+#if PG_VERSION_NUM >= 150000
+static shmem_request_hook_type prev_shmem_request_hook = NULL;
+#endif
+
+PGDLLEXPORT void _PG_init(void);
+PGDLLEXPORT void mq_launcher_main(Datum main_arg);
+PGDLLEXPORT void mq_worker_main(Datum main_arg);
+
+static void
+define_settings(void)
+{
+	DefineCustomStringVariable("mq.databases",
+							   "Databases that workers serve.",
+							   "A list of names with commas between, or * for each that has the extension.",
+							   &mq_databases, "*", PGC_SIGHUP, GUC_LIST_INPUT,
+							   NULL, NULL, NULL);
+	DefineCustomIntVariable("mq.max_workers",
+							"Most workers for one database.",
+							"One rests when there is nothing to do; more start under backlog.",
+							&mq_max_workers, 2, 0, 64, PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("mq.poll_interval",
+							"Longest time between two looks at the queue.",
+							"A safety net: workers are woken when a message is sent and when one becomes due.",
+							&mq_poll_interval, 5000, 100, 3600 * 1000, PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("mq.handler_timeout",
+							"Longest time that a handler may take for a call, where it was registered without one.",
+							"0 is no limit.",
+							&mq_handler_timeout, 300000, 0, INT_MAX, PGC_SUSET, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("mq.batch_size",
+							"Most messages to a transaction, where a handler was registered without a number.",
+							NULL,
+							&mq_batch_size, 500, 1, 100000, PGC_SUSET, 0,
+							NULL, NULL, NULL);
+	DefineCustomEnumVariable("mq.notify",
+							 "When sending a message sends NOTIFY to consumers outside the server.",
+							 "auto: while some consumer has called mq_poll in the last ten minutes.",
+							 &mq_notify, MQ_NOTIFY_AUTO, notify_options, PGC_USERSET, 0,
+							 NULL, NULL, NULL);
+	DefineCustomIntVariable("mq.dead_retention",
+							"How long dead letters are kept.",
+							"-1 is for ever.",
+							&mq_dead_retention, 30 * 24 * 60, -1, INT_MAX, PGC_SIGHUP, GUC_UNIT_MIN,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("mq.failure_retention",
+							"How long the errors of failed attempts are kept.",
+							"-1 is for ever.",
+							&mq_failure_retention, 7 * 24 * 60, -1, INT_MAX, PGC_SIGHUP, GUC_UNIT_MIN,
+							NULL, NULL, NULL);
+#if PG_VERSION_NUM >= 150000
+	MarkGUCPrefixReserved("mq");
+#else
+	EmitWarningsOnPlaceholders("mq");
+#endif
+}
+
+static void
+request_shared_memory(void)
+{
+#if PG_VERSION_NUM >= 150000
+	if (prev_shmem_request_hook)
+		prev_shmem_request_hook();
+#endif
+	RequestAddinShmemSpace(mq_shared_size());
+	RequestNamedLWLockTranche("mq", 1);
+}
+
+static void
+start_shared_memory(void)
+{
+	if (prev_shmem_startup_hook)
+		prev_shmem_startup_hook();
+	mq_shared_startup();
+}
+
+/* DROP EXTENSION mq: workers should learn of it at its commit. */
+static void
+object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, void *arg)
+{
+	if (prev_object_access_hook)
+		prev_object_access_hook(access, class_id, object_id, sub_id, arg);
+	if (access == OAT_DROP)
+		mq_object_dropped(class_id, object_id);
+}
+
+/* What wants a database for itself should not wait for a worker that rests in it. */
+static void
+process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
+				ProcessUtilityContext context, ParamListInfo params,
+				QueryEnvironment *query_env, DestReceiver *dest, QueryCompletion *qc)
+{
+	Node	   *node = pstmt->utilityStmt;
+
+	if (IsA(node, DropdbStmt))
+		mq_leave_database(castNode(DropdbStmt, node)->dbname);
+	else if (IsA(node, RenameStmt) && castNode(RenameStmt, node)->renameType == OBJECT_DATABASE)
+		mq_leave_database(castNode(RenameStmt, node)->subname);
+	else if (IsA(node, CreatedbStmt))
+	{
+		ListCell   *cell;
+
+		foreach(cell, castNode(CreatedbStmt, node)->options)
+		{
+			DefElem    *option = lfirst_node(DefElem, cell);
+
+			if (strcmp(option->defname, "template") == 0 && option->arg && IsA(option->arg, String))
+				mq_leave_database(strVal(option->arg));
+		}
+	}
+
+	if (prev_process_utility_hook)
+		prev_process_utility_hook(pstmt, query_string, read_only_tree, context, params, query_env, dest, qc);
+	else
+		standard_ProcessUtility(pstmt, query_string, read_only_tree, context, params, query_env, dest, qc);
+}
+
+void
+_PG_init(void)
+{
+	BackgroundWorker launcher;
+
+	if (!process_shared_preload_libraries_in_progress)
+	{
+		define_settings();
+		return;
+	}
+	define_settings();
+
+#if PG_VERSION_NUM >= 150000
+	prev_shmem_request_hook = shmem_request_hook;
+	shmem_request_hook = request_shared_memory;
+#else
+	request_shared_memory();
+#endif
+	prev_shmem_startup_hook = shmem_startup_hook;
+	shmem_startup_hook = start_shared_memory;
+	prev_object_access_hook = object_access_hook;
+	object_access_hook = object_access;
+	prev_process_utility_hook = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
+
+	memset(&launcher, 0, sizeof launcher);
+	launcher.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	launcher.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	launcher.bgw_restart_time = 1;
+	strlcpy(launcher.bgw_library_name, "mq", sizeof launcher.bgw_library_name);
+	strlcpy(launcher.bgw_function_name, "mq_launcher_main", sizeof launcher.bgw_function_name);
+	strlcpy(launcher.bgw_name, "mq launcher", sizeof launcher.bgw_name);
+	strlcpy(launcher.bgw_type, "mq launcher", sizeof launcher.bgw_type);
+	RegisterBackgroundWorker(&launcher);
+}
+
+void
+mq_launcher_main(Datum main_arg)
+{
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	mq_launcher_run();
+	proc_exit(1);
+}
+
+void
+mq_worker_main(Datum main_arg)
+{
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	mq_worker_run(DatumGetInt32(main_arg));
+	proc_exit(0);
+}
+
+#define EXPORT(name) \
+	PG_FUNCTION_INFO_V1(name); \
+	Datum name(PG_FUNCTION_ARGS) { return name##_entry(fcinfo); }
+
+EXPORT(mq_insert)
+EXPORT(mq_send)
+EXPORT(mq_send_many)
+EXPORT(mq_commit)
+EXPORT(mq_channel_key)
+EXPORT(mq_poll)
+EXPORT(mq_delete)
+EXPORT(mq_keep_alive)
+EXPORT(mq_checkpoint)
+EXPORT(mq_clear)
+EXPORT(mq_clear_all)
+EXPORT(mq_register_handler)
+EXPORT(mq_unregister_handler)
+EXPORT(mq_pause)
+EXPORT(mq_resume)
+EXPORT(mq_run)
+EXPORT(mq_redrive)
+EXPORT(mq_announce)

@@ -1,0 +1,220 @@
+#include "worker.hpp"
+
+#include <algorithm>
+#include <limits>
+#include <string>
+
+#include <fmt/core.h>
+
+#include "dispatch.hpp"
+#include "policy.hpp"
+
+namespace mq {
+
+namespace {
+
+constexpr int kFirstPace = 64;
+constexpr Micros kAfterTrouble = kSecond;  // wait after a batch that could not be settled
+
+// Channel names together: their order does not matter to one another, and handlers stay warm.
+void by_channel_name(Batch& messages) {
+  std::stable_sort(messages.begin(), messages.end(),
+                   [](const Claimed& a, const Claimed& b) { return a.channel_name < b.channel_name; });
+}
+
+struct OwnedMessage {
+  OwnedMessage() = default;
+  explicit OwnedMessage(const Claimed& claimed)
+      : channel_name(claimed.channel_name),
+        channel_args(claimed.channel_args),
+        name(claimed.name),
+        message(claimed) {
+    message.channel_name = channel_name;
+    message.channel_args = channel_args;
+    message.name = name;
+  }
+  OwnedMessage(const OwnedMessage&) = delete;
+  OwnedMessage& operator=(const OwnedMessage&) = delete;
+
+  std::string channel_name;
+  std::string channel_args;
+  std::string name;
+  Claimed message;
+};
+
+}  // namespace
+
+Worker::Worker(const Ports& ports) : ports_(ports), claimer_(ports.source, ports.clock), pace_(kFirstPace) {}
+
+void Worker::run() {
+  Micros idle_since = ports_.clock.now();
+  Micros last_sweep = 0;
+  for (;;) {
+    Micros most = ports_.host.poll_interval();
+    try {
+      const BatchResult result = run_batch(ports_.host.batch_size(), nullptr);
+      if (result.over) return;
+      ports_.host.backlog(result.more_is_due);
+      const Micros now = ports_.clock.now();
+      bool again = result.claimed > 0;
+      if (again) idle_since = now;
+      if (now - last_sweep >= most || now < last_sweep) {
+        last_sweep = now;
+        again = ports_.host.sweep() || again;
+      }
+      if (again) {
+        if (!ports_.host.wait(0)) return;
+        continue;
+      }
+      if (const auto due = ports_.host.next_due(registry_)) most = std::clamp(*due - now, Micros{0}, most);
+    } catch (const Error& error) {
+      ports_.transaction.rollback();
+      ports_.host.warn(error);
+      most = std::min(most, kAfterTrouble);
+    }
+    ports_.host.report({});
+    if (ports_.host.should_leave(ports_.clock.now() - idle_since)) return;
+    if (!ports_.host.wait(most)) return;
+  }
+}
+
+std::int64_t Worker::run_until_empty(std::optional<std::int64_t> most, const std::vector<std::string_view>* only) {
+  std::int64_t handled = 0;
+  for (;;) {
+    const std::int64_t left = most ? *most - handled : std::numeric_limits<int>::max();
+    if (left <= 0) break;
+    const auto limit = static_cast<int>(std::min<std::int64_t>(left, ports_.host.batch_size()));
+    const BatchResult result = run_batch(limit, only);
+    if (result.over) break;
+    handled += static_cast<std::int64_t>(result.handled);
+    if (result.claimed == 0 && !ports_.host.sweep()) break;
+    if (!ports_.host.wait(0)) break;
+  }
+  return handled;
+}
+
+Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_view>* only) {
+  BatchResult result;
+  ports_.transaction.begin();
+  // Inside the transaction, which has heard of every change of the catalogs by now: what is called is there.
+  if (!ports_.host.refresh(registry_)) {
+    ports_.transaction.commit();
+    result.over = true;
+    return result;
+  }
+  limit = std::min(limit, one_by_one_ > 0 ? 1 : pace_);
+  Claim claim = claimer_.claim(sources(only), limit, true);
+  result.claimed = claim.messages.size() + claim.leftovers.size();
+  result.more_is_due = claim.more_is_due;
+  if (result.claimed == 0) {
+    ports_.transaction.commit();
+    return result;
+  }
+
+  by_channel_name(claim.messages);
+  const std::vector<const Handler*> handlers = resolve(claim.messages);
+  if (!claim.messages.empty())
+    ports_.host.report(fmt::format("{}: {} messages", claim.messages.front().channel_name, claim.messages.size()));
+
+  const Micros started = ports_.clock.now();
+  Dispatcher dispatcher(ports_.transaction, ports_.caller, ports_.clock, {started + kSlice});
+  dispatcher.run(claim.messages, handlers);
+  const Micros now = ports_.clock.now();
+
+  Settlement settlement;
+  dispose(claim.leftovers, settlement);
+  std::size_t ran = 0;
+  std::size_t conflicts = 0;
+  for (std::size_t i = 0; i < claim.messages.size(); ++i) {
+    if (dispatcher.outcomes()[i] != Outcome::kUntouched) ++ran;
+    if (dispatcher.outcomes()[i] == Outcome::kHandled) {
+      settlement.removed.push_back(&claim.messages[i]);
+      ++result.handled;
+    }
+  }
+  for (const Failure& failure : dispatcher.failures()) {
+    const auto i = static_cast<std::size_t>(failure.message - claim.messages.data());
+    if (dispatcher.outcomes()[i] == Outcome::kConflict && conflict_again(failure.message->id)) {
+      ++conflicts;
+      continue;
+    }
+    settle_failure(failure, handlers[i], now, ports_.clock.dice(), settlement);
+  }
+  ports_.settler.settle(settlement);
+
+  // What a message is called outlives its transaction only in a copy.
+  const bool single = claim.messages.size() == 1;
+  const OwnedMessage alone = single ? OwnedMessage(claim.messages.front()) : OwnedMessage();
+  try {
+    ports_.transaction.commit();
+  } catch (const Error& error) {
+    // A deferred constraint, as a rule. Rolled back: the batch runs again a message a transaction, and one
+    // that is alone in its transaction is charged.
+    ports_.transaction.rollback();
+    if (!single) {
+      one_by_one_ = static_cast<int>(claim.messages.size());
+      result.handled = 0;
+      return result;
+    }
+    Settlement charge;
+    const Failure failure{&alone.message, error, now - started};
+    settle_failure(failure, handlers.front(), now, ports_.clock.dice(), charge);
+    ports_.transaction.begin();
+    ports_.settler.settle(charge);
+    ports_.transaction.commit();
+    result.handled = 0;
+  }
+  one_by_one_ = std::max(0, one_by_one_ - 1);
+  adapt(ran, now - started, ran < claim.messages.size() && conflicts == 0);
+  return result;
+}
+
+std::vector<Source> Worker::sources(const std::vector<std::string_view>* only) {
+  std::vector<Source> sources;
+  for (const auto& [name, channel] : registry_.channels()) {
+    if (!channel.parked.empty()) continue;
+    if (only != nullptr && std::find(only->begin(), only->end(), name) == only->end()) continue;
+    if (const int most = channel.max_workers(); most > 0 && !ports_.source.take_place(name, most)) continue;
+    sources.push_back({name, channel.batch_size()});
+  }
+  return sources;
+}
+
+// A batch is cut where a handler has had its fill; what is behind stays for the next one.
+std::vector<const Handler*> Worker::resolve(Batch& messages) const {
+  std::vector<const Handler*> handlers;
+  std::unordered_map<const Handler*, int> counts;
+  std::size_t kept = 0;
+  for (; kept < messages.size(); ++kept) {
+    const Channel* channel = registry_.find(messages[kept].channel_name);
+    const Handler* handler = channel != nullptr ? channel->find(messages[kept].name) : nullptr;
+    if (handler != nullptr && ++counts[handler] > handler->batch_size) break;
+    handlers.push_back(handler);
+  }
+  messages.resize(kept);
+  return handlers;
+}
+
+void Worker::adapt(std::size_t ran, Micros took, bool cut) {
+  const auto least = std::max<std::size_t>(ran, 1);
+  if (cut) {
+    pace_ = static_cast<int>(least);
+  } else if (took * 4 < kSlice) {
+    pace_ = std::min(pace_ * 4, std::numeric_limits<int>::max() / 8);
+  } else if (took > kSlice) {
+    pace_ = std::max(1, pace_ / 2);
+  }
+  if (took > 0) {
+    const auto fits = static_cast<double>(least) * static_cast<double>(kSlice) / static_cast<double>(took);
+    pace_ = std::max(1, std::min(pace_, static_cast<int>(std::min(fits, 1e8))));
+  }
+}
+
+bool Worker::conflict_again(const Uuid& id) {
+  if (conflicts_.size() > 1000) conflicts_.clear();
+  if (++conflicts_[id] <= kMostConflicts) return true;
+  conflicts_.erase(id);
+  return false;
+}
+
+}  // namespace mq

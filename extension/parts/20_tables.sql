@@ -1,0 +1,142 @@
+-- The storage. docs/design.md says why it is as it is; in short: no triggers, no foreign keys, nothing unique
+-- across channels but the id, and a channel_key (XXH3 of channel_name and channel_args, computed in C++) on
+-- every table of messages in place of two texts.
+
+CREATE SEQUENCE mq_place_seq AS bigint;
+COMMENT ON SEQUENCE mq_place_seq IS 'Places of messages: within an ordered channel a later message has a greater place.';
+
+CREATE TABLE mq_msgs (
+  id uuid PRIMARY KEY,
+  created_at timestamptz DEFAULT now(),
+  attempt_at timestamptz DEFAULT now(),
+  attempts integer NOT NULL DEFAULT 5,
+  retry_backoff interval NOT NULL DEFAULT '1 second',
+  channel_name text COLLATE "C" NOT NULL,
+  channel_args text COLLATE "C" NOT NULL,
+  commit_interval interval,
+  after_message_id uuid DEFAULT '00000000-0000-0000-0000-000000000000',
+  channel_key bigint NOT NULL,
+  place bigint NOT NULL DEFAULT nextval('mq_place_seq'),
+  attempt integer NOT NULL DEFAULT 0,
+  unlinked boolean NOT NULL DEFAULT false
+);
+-- Never out of line: they are read before there is a snapshot to fetch from a TOAST table with.
+ALTER TABLE mq_msgs ALTER channel_name SET STORAGE MAIN, ALTER channel_args SET STORAGE MAIN;
+COMMENT ON TABLE mq_msgs IS 'Messages that are pending: small rows, often updated. The payloads are in mq_payloads.';
+COMMENT ON COLUMN mq_msgs.attempt_at IS 'When the message is due next; while an outside consumer works on it, when its lease runs out. NULL: a dead message that blocks its ordered channel.';
+COMMENT ON COLUMN mq_msgs.attempts IS 'Attempts left.';
+COMMENT ON COLUMN mq_msgs.retry_backoff IS 'Wait before the next retry; doubled with each attempt, within bounds.';
+COMMENT ON COLUMN mq_msgs.commit_interval IS 'Not NULL: a two-phase message that is hidden until mq_commit; it expires at attempt_at.';
+COMMENT ON COLUMN mq_msgs.after_message_id IS 'NULL: not ordered. The nil uuid: head of its ordered channel. Else the message it was appended after.';
+COMMENT ON COLUMN mq_msgs.channel_key IS 'XXH3 hash (64 bits) of channel_name and channel_args.';
+COMMENT ON COLUMN mq_msgs.place IS 'Place in the order of the channel; from mq_place_seq.';
+COMMENT ON COLUMN mq_msgs.attempt IS 'Attempts made.';
+COMMENT ON COLUMN mq_msgs.unlinked IS 'True: when this message was committed the one before it was being removed; it is head as soon as nothing is before it.';
+
+-- Due messages of a channel name, oldest first. Heads only: an unordered message, the head of an ordered
+-- channel, and a message that may be head (unlinked).
+CREATE INDEX mq_msgs_due ON mq_msgs (channel_name, attempt_at, place)
+  WHERE after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000' OR unlinked;
+-- The same by channel, so that part of a batch can be drawn fairly across the channels of one name.
+CREATE INDEX mq_msgs_fair ON mq_msgs (channel_name, channel_key, attempt_at, place)
+  WHERE after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000' OR unlinked;
+-- Ordered channels: their tail, their first message, the run behind a head.
+CREATE INDEX mq_msgs_chain ON mq_msgs (channel_key, place) WHERE after_message_id IS NOT NULL;
+-- For the sweep: two-phase messages that expire, and last attempts whose lease runs out.
+CREATE INDEX mq_msgs_uncommitted ON mq_msgs (attempt_at) WHERE commit_interval IS NOT NULL;
+CREATE INDEX mq_msgs_last_attempt ON mq_msgs (attempt_at) WHERE attempts <= 0;
+
+CREATE TABLE mq_payloads (
+  id uuid PRIMARY KEY,
+  name text COLLATE "C" NOT NULL,
+  payload_json jsonb,
+  payload_bytes bytea,
+  channel_key bigint NOT NULL
+);
+ALTER TABLE mq_payloads ALTER name SET STORAGE MAIN;
+COMMENT ON TABLE mq_payloads IS 'Names and payloads of pending messages. payload_json is jsonb: key order and duplicate keys are not kept, \u0000 is refused.';
+
+CREATE TABLE mq_dead (
+  dead_no bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  id uuid NOT NULL,
+  created_at timestamptz,
+  died_at timestamptz NOT NULL,
+  channel_name text COLLATE "C" NOT NULL,
+  channel_args text COLLATE "C" NOT NULL,
+  name text COLLATE "C",
+  payload_json jsonb,
+  payload_bytes bytea,
+  ordered boolean NOT NULL,
+  attempts integer NOT NULL,
+  reason text NOT NULL CHECK (reason IN ('exhausted', 'discarded', 'crashed', 'expired')),
+  sqlstate text,
+  error text,
+  detail text,
+  hint text,
+  context text,
+  retry_backoff interval NOT NULL,
+  channel_key bigint NOT NULL
+);
+COMMENT ON TABLE mq_dead IS 'Dead letters: messages that will not be tried again, with their payload and the last error. mq_redrive sends them again.';
+COMMENT ON COLUMN mq_dead.attempts IS 'Attempts made.';
+COMMENT ON COLUMN mq_dead.reason IS 'exhausted: no attempt left; discarded: by its handler, or its payload was missing; crashed: it brought the server down twice; expired: not handled in time.';
+CREATE INDEX mq_dead_id ON mq_dead (id);
+CREATE INDEX mq_dead_channel ON mq_dead (channel_name, died_at);
+CREATE INDEX mq_dead_died_at ON mq_dead (died_at);
+
+CREATE TABLE mq_failures (
+  failure_no bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  message_id uuid NOT NULL,
+  attempt integer NOT NULL,
+  failed_at timestamptz NOT NULL,
+  channel_name text COLLATE "C" NOT NULL,
+  channel_args text COLLATE "C" NOT NULL,
+  name text COLLATE "C",
+  duration interval,
+  sqlstate text NOT NULL,
+  error text NOT NULL,
+  detail text,
+  hint text,
+  context text,
+  channel_key bigint NOT NULL
+);
+COMMENT ON TABLE mq_failures IS 'Every failed attempt, with the error as the server reported it and how long the handler had run.';
+CREATE INDEX mq_failures_message_id ON mq_failures (message_id);
+CREATE INDEX mq_failures_failed_at ON mq_failures (failed_at);
+
+-- Handlers by name and signature, never by oid: an oid would not survive pg_upgrade.
+CREATE TABLE mq_handlers (
+  channel_name text COLLATE "C" NOT NULL,
+  message_name text COLLATE "C",
+  handler text NOT NULL,
+  mode text NOT NULL,
+  batch_size integer,
+  timeout interval,
+  max_workers integer,
+  run_as text NOT NULL,
+  max_backoff interval NOT NULL,
+  on_dead text NOT NULL
+);
+COMMENT ON TABLE mq_handlers IS 'The registered handlers. Written by mq_register_handler and mq_unregister_handler.';
+COMMENT ON COLUMN mq_handlers.message_name IS 'NULL: every name on the channel that has no handler of its own.';
+COMMENT ON COLUMN mq_handlers.handler IS 'The function, schema-qualified, with its argument type.';
+COMMENT ON COLUMN mq_handlers.run_as IS 'Name of the role that the worker is connected as.';
+CREATE UNIQUE INDEX mq_handlers_name ON mq_handlers (channel_name, message_name) WHERE message_name IS NOT NULL;
+CREATE UNIQUE INDEX mq_handlers_any ON mq_handlers (channel_name) WHERE message_name IS NULL;
+
+CREATE TABLE mq_paused (
+  channel_name text COLLATE "C" PRIMARY KEY,
+  paused_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE mq_paused IS 'Channels that workers leave alone. Written by mq_pause and mq_resume.';
+
+-- pg_dump takes the messages, the dead letters and the handlers along.
+SELECT pg_extension_config_dump('mq_place_seq', '');
+SELECT pg_extension_config_dump('mq_msgs', '');
+SELECT pg_extension_config_dump('mq_payloads', '');
+SELECT pg_extension_config_dump('mq_dead', '');
+SELECT pg_extension_config_dump('mq_dead_dead_no_seq', '');
+SELECT pg_extension_config_dump('mq_failures', '');
+SELECT pg_extension_config_dump('mq_failures_failure_no_seq', '');
+SELECT pg_extension_config_dump('mq_handlers', '');
+SELECT pg_extension_config_dump('mq_paused', '');

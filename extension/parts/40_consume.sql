@@ -1,0 +1,65 @@
+-- Consuming from outside the server, as the original's clients do.
+
+CREATE FUNCTION mq_poll(channel_names text[], batch_size integer DEFAULT 1)
+  RETURNS TABLE (id uuid, is_committed boolean, name text, payload_json text, payload_bytes bytea,
+                 retry_backoff interval, wait_time interval)
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_poll';
+COMMENT ON FUNCTION mq_poll(text[], integer) IS
+  'Leases up to batch_size (1 to 100000) due messages of the named channels (NULL: all), oldest first, each for its retry_backoff, and charges each an attempt. When nothing is ready: one row of NULLs whose wait_time says when the next message is due (NULL: there is none). Never waits for a lock. 22023 or 22004 for a bad batch_size.';
+
+CREATE FUNCTION mq_delete(msg_ids uuid[]) RETURNS void
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_delete';
+COMMENT ON FUNCTION mq_delete(uuid[]) IS
+  'Removes messages, because they are handled or no longer wanted; the next message of each ordered channel becomes its head. Ids that do not exist are passed over.';
+
+CREATE FUNCTION mq_keep_alive(msg_ids uuid[], duration interval) RETURNS void
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_keep_alive';
+COMMENT ON FUNCTION mq_keep_alive(uuid[], interval) IS
+  'Extends the lease of messages that are being handled, or the commit interval of two-phase ones, to duration from now; never shortens it. 22023 or 22004 for a bad duration.';
+
+CREATE FUNCTION mq_checkpoint(msg_id uuid, duration interval, new_payload_json text, new_payload_bytes bytea, extra_retries integer)
+  RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_checkpoint';
+COMMENT ON FUNCTION mq_checkpoint(uuid, interval, text, bytea, integer) IS
+  'As mq_keep_alive, and replaces what is not NULL of the payload and adds extra_retries (NULL: none). 22023 or 22004 for a bad value, 22P02 for bad JSON.';
+
+CREATE FUNCTION mq_clear(channel_names text[]) RETURNS void
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_clear';
+COMMENT ON FUNCTION mq_clear(text[]) IS 'Deletes every pending message of the named channels. Dead letters stay.';
+
+CREATE FUNCTION mq_clear_all() RETURNS void
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_clear_all';
+COMMENT ON FUNCTION mq_clear_all() IS 'Deletes every pending message. Dead letters stay.';
+
+-- The original's helpers, with their signatures and meanings.
+
+CREATE FUNCTION mq_uuid_exists(id uuid) RETURNS boolean
+  LANGUAGE sql IMMUTABLE PARALLEL SAFE
+  RETURN id IS NOT NULL AND id <> '00000000-0000-0000-0000-000000000000'::uuid;
+COMMENT ON FUNCTION mq_uuid_exists(uuid) IS 'Whether the id is neither NULL nor the nil uuid.';
+
+CREATE FUNCTION mq_latest_message(from_channel_name text, from_channel_args text) RETURNS uuid
+  LANGUAGE sql STABLE PARALLEL SAFE
+  BEGIN ATOMIC
+    SELECT COALESCE(
+      (SELECT m.id FROM mq_msgs m
+        WHERE m.channel_key = mq_channel_key(from_channel_name, from_channel_args)
+          AND m.after_message_id IS NOT NULL
+          AND m.channel_name = from_channel_name AND m.channel_args = from_channel_args
+        ORDER BY m.place DESC LIMIT 1),
+      '00000000-0000-0000-0000-000000000000'::uuid);
+  END;
+COMMENT ON FUNCTION mq_latest_message(text, text) IS 'The tail of an ordered channel, or the nil uuid.';
+
+CREATE FUNCTION mq_active_channels(channel_names text[], batch_size integer)
+  RETURNS TABLE (name text, args text)
+  LANGUAGE sql VOLATILE
+  BEGIN ATOMIC
+    SELECT m.channel_name, m.channel_args FROM mq_msgs m
+     WHERE m.attempt_at <= now()
+       AND (channel_names IS NULL OR m.channel_name = ANY (channel_names))
+       AND NOT mq_uuid_exists(m.after_message_id)
+     GROUP BY m.channel_name, m.channel_args
+     ORDER BY random()
+     LIMIT batch_size;
+  END;
+COMMENT ON FUNCTION mq_active_channels(text[], integer) IS 'Up to batch_size channels with due messages, in random order. mq_poll does not use it.';

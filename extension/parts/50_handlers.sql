@@ -1,0 +1,36 @@
+-- Handlers: functions in this database that workers in the server call.
+
+CREATE FUNCTION mq_register_handler(
+  channel_name text, handler regprocedure, message_name text DEFAULT NULL, mode text DEFAULT 'transactional',
+  batch_size integer DEFAULT NULL, timeout interval DEFAULT NULL, max_workers integer DEFAULT NULL,
+  run_as regrole DEFAULT NULL, max_backoff interval DEFAULT '1 hour', on_dead text DEFAULT 'skip') RETURNS void
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_register_handler';
+COMMENT ON FUNCTION mq_register_handler(text, regprocedure, text, text, integer, interval, integer, regrole, interval, text) IS
+  'Registers a function of the shape f(jsonb), f(mq_message) or f(mq_message[]) for a channel, or for one message name on it; replaces what was registered for them. 22023 or 22004 for a bad value, 42883 for a function of another shape, 42501 without EXECUTE on the function for run_as, or where the caller is not a member of run_as.';
+
+CREATE FUNCTION mq_unregister_handler(channel_name text, message_name text DEFAULT NULL) RETURNS boolean
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_unregister_handler';
+COMMENT ON FUNCTION mq_unregister_handler(text, text) IS 'Takes a registration away; false if there was none. The channel''s messages stay.';
+
+CREATE FUNCTION mq_pause(channel_name text) RETURNS boolean
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_pause';
+COMMENT ON FUNCTION mq_pause(text) IS 'Workers and mq_run leave the channel alone until mq_resume; what runs is finished. False if it was paused already.';
+
+CREATE FUNCTION mq_resume(channel_name text) RETURNS boolean
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_resume';
+COMMENT ON FUNCTION mq_resume(text) IS 'Undoes mq_pause. False if the channel was not paused.';
+
+CREATE PROCEDURE mq_run(channel_names text[] DEFAULT NULL, max_messages bigint DEFAULT NULL, INOUT handled bigint DEFAULT 0)
+  LANGUAGE c AS 'MODULE_PATHNAME', 'mq_run';
+COMMENT ON PROCEDURE mq_run(text[], bigint, bigint) IS
+  'Does in this session what the workers do, for handlers whose run_as is the current role, until nothing is ready or max_messages have been handled; handled counts them. Commits after each batch, unless called inside a transaction block.';
+
+CREATE FUNCTION mq_redrive(ids uuid[] DEFAULT NULL, channel_name text DEFAULT NULL, retries integer DEFAULT 4) RETURNS bigint
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_redrive';
+COMMENT ON FUNCTION mq_redrive(uuid[], text, integer) IS
+  'Sends dead messages again with their own ids: those named by ids, by channel, by both; with neither, all. Ordered ones join the tail of their channel. Returns how many. 22023 for bad retries.';
+
+-- Tells the launcher, when this transaction commits, to look at this database.
+CREATE FUNCTION mq_announce() RETURNS void
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_announce';
+COMMENT ON FUNCTION mq_announce() IS 'Has the launcher look at this database when the transaction commits: CREATE EXTENSION calls it.';

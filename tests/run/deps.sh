@@ -1,0 +1,87 @@
+# Sourced by tests/run/test.sh and tests/demo/demo.sh.
+#
+# deps_install KIND... makes sure that the Debian packages of each KIND (build, test,
+# dist) are installed and sets PG_CONFIG. It is quick when nothing is missing, says
+# what is missing when it may not install, and never lets a package create or start a
+# PostgreSQL cluster. A PG_CONFIG given by the user is left alone, and then no
+# package of PostgreSQL's is installed.
+
+# The newest server of this Debian release.
+deps_pg_major() {
+  local major
+  major=$(apt-cache depends postgresql 2>/dev/null |
+    sed -n 's/.*Depends: postgresql-\([0-9][0-9]*\)$/\1/p' | head -n 1)
+  echo "${major:-15}"
+}
+
+# True if this pg_config belongs to a server that extensions can be built and tested on.
+deps_pg_complete() {
+  local bindir pgxs
+  bindir=$("$1" --bindir 2>/dev/null) && pgxs=$("$1" --pgxs 2>/dev/null) &&
+    [ -x "$bindir/postgres" ] && [ -f "$pgxs" ] &&
+    [ -x "${pgxs%/makefiles/pgxs.mk}/test/regress/pg_regress" ]
+}
+
+deps_missing() {
+  local package
+  for package; do
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] ||
+      echo "$package"
+  done
+}
+
+deps_install() {
+  local kind packages=() missing major=
+  if [ -n "${PG_CONFIG:-}" ]; then
+    deps_pg_complete "$PG_CONFIG" ||
+      die "PG_CONFIG=$PG_CONFIG does not name a server with its development files."
+  elif deps_pg_complete pg_config; then
+    PG_CONFIG=$(command -v pg_config)
+  else
+    command -v apt-get >/dev/null || die "No PostgreSQL server found; set PG_CONFIG."
+  fi
+  if command -v dpkg-query >/dev/null && command -v apt-get >/dev/null; then
+    for kind; do
+      case $kind in
+        build)
+          packages+=(g++ make libfmt-dev libxxhash-dev)
+          if [ -z "${PG_CONFIG:-}" ]; then
+            major=$(deps_pg_major)
+            packages+=(postgresql-common "postgresql-$major" "postgresql-server-dev-$major" libpq-dev)
+          elif [[ $("$PG_CONFIG" --bindir) == /usr/lib/postgresql/* ]]; then
+            packages+=(libpq-dev)
+          fi
+          ;;
+        test) packages+=(libgtest-dev perl libipc-run-perl) ;;
+        dist) packages+=(zip pgxnclient) ;;
+      esac
+    done
+    mapfile -t missing < <(deps_missing "${packages[@]}")
+    if [ "${#missing[@]}" -gt 0 ]; then
+      deps_apt "${missing[@]}"
+    fi
+  fi
+  if [ -z "${PG_CONFIG:-}" ]; then
+    PG_CONFIG=/usr/lib/postgresql/$major/bin/pg_config
+    deps_pg_complete "$PG_CONFIG" || die "postgresql-$major was installed but $PG_CONFIG does not work."
+  fi
+  export PG_CONFIG
+}
+
+deps_apt() {
+  local as_root=()
+  if [ "$EUID" -ne 0 ]; then
+    if sudo -n true 2>/dev/null; then
+      as_root=(sudo -n)
+    else
+      die "These Debian packages are missing: $*
+Neither root nor sudo without a password is at hand to install them. Please run
+
+  apt-get update && apt-get install --no-install-recommends $*
+
+as root (or set PG_CONFIG to use another PostgreSQL) and try again."
+    fi
+  fi
+  say "Installing Debian packages: $*"
+  "${as_root[@]}" bash "$HERE/tests/run/apt-install.sh" "$@"
+}

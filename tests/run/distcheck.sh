@@ -1,0 +1,71 @@
+# Sourced by tests/run/test.sh: the suite 'dist'.
+#
+# Builds the release archive and installs it as a user would, with the pgxn client, into a
+# copy of the server's tree of its own; then runs a server from there and uninstalls again.
+
+suite_dist() {
+  local log=$WORK/log/dist.out rc=0
+  logged "$log" dist_steps || rc=$?
+  tally dist "$rc" "$(count '^ok ' "$log")" "$(count '^not ok ' "$log")" 0
+}
+
+dist_steps() {
+  local version archive failed=0 dist=$WORK/dist
+  version=$(sed -n "s/^default_version *= *'\(.*\)'.*/\1/p" "$HERE/extension/mq.control")
+  archive=$dist/mq-$version.zip
+  mkdir "$dist"
+  dist_check 'the archive is made' job bash "$HERE/tests/run/dist.sh" "mq-$version" "$archive"
+  dist_check 'META.json is complete and agrees with mq.control' dist_meta "$archive" "$version"
+  server_tree dist/tree
+  user_dir "$dist"
+  dist_files >"$WORK/dist.before"
+  dist_check 'pgxn install works' dist_pgxn install "$archive"
+  dist_check 'CREATE EXTENSION works' dist_create "$version"
+  dist_check 'pgxn uninstall works' dist_pgxn uninstall "$archive"
+  dist_files >"$WORK/dist.after"
+  dist_check 'it leaves no file behind' diff "$WORK/dist.before" "$WORK/dist.after"
+  return "$failed"
+}
+
+dist_pgxn() {
+  as_user env -C "$WORK/dist" MAKEFLAGS="-s -j$(nproc)" \
+    pgxn "$1" --nosudo --pg_config "$PG_BIN/pg_config" "$2"
+}
+
+dist_check() {
+  local name=$1
+  shift
+  if "$@"; then echo "ok - $name"; else echo "not ok - $name"; failed=1; fi
+}
+
+dist_files() { (cd "$PG_TREE" && find . -type f | sort); }
+
+# What PGXN requires of a distribution: https://pgxn.org/spec/
+dist_meta() {
+  python3 - "$@" <<'EOF'
+import json, sys, zipfile
+archive, version = sys.argv[1:]
+with zipfile.ZipFile(archive) as z:
+    names, prefix = set(z.namelist()), f"mq-{version}/"
+    meta = json.loads(z.read(prefix + "META.json"))
+for key in ("name", "version", "abstract", "maintainer", "license", "provides", "meta-spec"):
+    assert meta.get(key), f"META.json lacks {key}"
+assert meta["name"] == "mq" and meta["version"] == version, "META.json: name or version"
+assert meta["meta-spec"]["version"] == "1.0.0", "META.json: meta-spec"
+for name, provided in meta["provides"].items():
+    assert provided["version"] == version, f"META.json: version of {name}"
+    for key in ("file", "docfile"):
+        assert key not in provided or prefix + provided[key] in names, f"the archive lacks {provided[key]}"
+outside = [n for n in names if not n.startswith(prefix)]
+assert not outside, f"outside of {prefix}: {outside}"
+EOF
+}
+
+dist_create() {
+  local got
+  server_start dist-server 'fsync = off' || return 1
+  got=$(as_user psql -X -At -h "$WORK/socket" -p "$PG_PORT" -U postgres -d postgres -v ON_ERROR_STOP=1 \
+    -q -c 'CREATE EXTENSION mq' -c "SELECT extversion FROM pg_extension WHERE extname = 'mq'") || true
+  server_stop dist-server || return 1
+  [ "$got" = "$1" ] || { echo "extversion is '$got', not '$1'"; return 1; }
+}

@@ -1,0 +1,104 @@
+# Sourced by tests/run/test.sh: one function a suite. Each runs its tests in $WORK, shows
+# their output, and adds to PASSED, FAILED and SKIPPED. A runner that fails without
+# a failed test to show for it, or that ran nothing, is a failure itself.
+
+PASSED=0 FAILED=0 SKIPPED=0
+
+count() { grep -cE "$1" "$2" || true; }
+
+# tally SUITE STATUS PASSED FAILED SKIPPED
+tally() {
+  local suite=$1 status=$2 passed=$3 failed=$4 skipped=$5
+  if [ "$failed" -eq 0 ] && { [ "$status" -ne 0 ] || [ $((passed + skipped)) -eq 0 ]; }; then
+    echo "$suite: the runner ended with status $status after $((passed + skipped)) tests"
+    failed=1
+  fi
+  PASSED=$((PASSED + passed)) FAILED=$((FAILED + failed)) SKIPPED=$((SKIPPED + skipped))
+  echo "-- $suite: $passed passed, $failed failed$([ "$skipped" -eq 0 ] || echo ", $skipped skipped")"
+}
+
+# names SUFFIX FILE...: the suite's tests by name, those of $TESTS or all, in NAMES.
+names() {
+  local suffix=$1 file
+  shift
+  NAMES=()
+  if [ -n "${TESTS:-}" ]; then
+    read -ra NAMES <<<"$TESTS"
+  else
+    for file; do [ ! -e "$file" ] || NAMES+=("$(basename "$file" "$suffix")"); done
+  fi
+}
+
+suite_unit() {
+  local log=$WORK/log/unit.out rc=0
+  if ! build build/unit/mq_unit; then
+    tally unit 1 0 0 0
+    return
+  fi
+  install -m 755 "$SOURCE/build/unit/mq_unit" "$WORK/mq_unit"
+  logged "$log" as_user env -C "$WORK/tmp" "$WORK/mq_unit" \
+    ${TESTS:+"--gtest_filter=${TESTS// /:}"} || rc=$?
+  tally unit "$rc" "$(count '^\[       OK \].* ms\)$' "$log")" \
+    "$(count '^\[  FAILED  \].* ms\)$' "$log")" "$(count '^\[  SKIPPED \].* ms\)$' "$log")"
+}
+
+suite_fence() {
+  local log=$WORK/log/fence.out rc=0
+  logged "$log" job bash "$HERE/tests/run/fence.sh" "$SOURCE" "$PG_CONFIG" "$WORK" || rc=$?
+  tally fence "$rc" "$(count '^ok ' "$log")" "$(count '^not ok ' "$log")" 0
+}
+
+# The formats of pg_regress up to 15, and from 16 on.
+regress_passed='^(test .* \.\.\. ok |ok [0-9]+ )'
+regress_failed='^(test .* \.\.\. FAILED|not ok [0-9]+ )'
+
+# regress SUITE RUNNER INPUTDIR DATABASE: the tests of NAMES, against a new server.
+regress() {
+  local suite=$1 runner=$2 input=$3 log=$WORK/log/$1.out out=$WORK/$1 rc=0
+  user_dir "$out"
+  : >"$log"
+  if server_start "$suite-server" 'fsync = off'; then
+    logged "$log" as_user env -C "$out" "$PGXS_SRC/test/$runner" --host="$WORK/socket" \
+      --port="$PG_PORT" --user=postgres --bindir="$PG_BIN" --inputdir="$input" \
+      --outputdir="$out" --dbname="$4" "${NAMES[@]}" || rc=$?
+    [ ! -s "$out/regression.diffs" ] || head -n 300 "$out/regression.diffs"
+    server_stop "$suite-server" || rc=1
+  else
+    rc=1
+  fi
+  tally "$suite" "$rc" "$(count "$regress_passed" "$log")" "$(count "$regress_failed" "$log")" 0
+}
+
+suite_regress() {
+  names .sql "$WORK"/src/sql/*.sql
+  regress regress regress/pg_regress "$WORK/src" contrib_regression
+}
+
+suite_isolation() {
+  names .spec "$WORK"/src/tests/isolation/specs/*.spec
+  regress isolation isolation/pg_isolation_regress "$WORK/src/tests/isolation" isolation_regression
+}
+
+suite_tap() {
+  local log=$WORK/log/tap.out out=$WORK/tap raw=$WORK/log/tap counts files rc=0
+  names .pl "$WORK"/src/tests/t/*.pl
+  files=("${NAMES[@]/#/t/}")
+  files=("${files[@]/%/.pl}")
+  user_dir "$out" "$raw"
+  # shellcheck disable=SC2086 # PROVE_FLAGS are words
+  logged "$log" as_user env -C "$WORK/src/tests" TESTDIR="$out" TESTDATADIR="$out/tmp_check" \
+    TESTLOGDIR="$out/tmp_check/log" PG_REGRESS="$PGXS_SRC/test/regress/pg_regress" \
+    PGPORT=65432 PERL_TEST_HARNESS_DUMP_TAP="$raw" \
+    prove --timer -I "$PGXS_SRC/test/perl" -I t ${PROVE_FLAGS:-} "${files[@]}" || rc=$?
+  read -ra counts <<<"$(tap_counts "$raw")"
+  tally tap "$rc" "${counts[@]}"
+}
+
+# Passed, failed and skipped assertions in the raw output of TAP files.
+tap_counts() {
+  find "$1" -name '*.pl' -exec cat {} + | awk '
+    /^ok .*# *[Ss][Kk][Ii][Pp]/ || /^1\.\.0 *# *[Ss][Kk][Ii][Pp]/ { skipped++; next }
+    /^ok / || /^not ok .*# *TODO/ { passed++; next }
+    /^not ok / { failed++ }
+    END { print passed + 0, failed + 0, skipped + 0 }'
+}

@@ -1,0 +1,64 @@
+#!/bin/bash
+# test.sh: what `make test` runs.
+#
+# Installs what is missing, builds, and runs every suite (or those of ONLY) on private
+# servers that are gone afterwards. Ends with the line 'N passed, N failed' and with status 0
+# only if all ran and none failed.
+set -euo pipefail
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
+SOURCE=$HERE
+cd /
+umask 022
+. "$HERE/tests/run/workdir.sh"
+. "$HERE/tests/run/deps.sh"
+. "$HERE/tests/run/server.sh"
+. "$HERE/tests/run/suites.sh"
+. "$HERE/tests/run/distcheck.sh"
+
+suites=${ONLY:-unit fence regress isolation tap dist}
+for suite in $suites; do
+  declare -F "suite_$suite" >/dev/null || die "No suite '$suite': ONLY=unit|fence|regress|isolation|tap|dist"
+done
+
+deps_install build test dist
+workdir_create test
+
+say "Building for $("$PG_CONFIG" --version)"
+# The checkout may be unreadable to the unprivileged user: the tests run from a copy.
+mkdir "$WORK/src"
+tar -C "$HERE" --exclude=./.git --exclude=./build --exclude='*.o' --exclude='*.d' -cf - . |
+  tar -C "$WORK/src" --no-same-owner -xf -
+if [ ! -w "$HERE" ]; then SOURCE=$WORK/src; fi
+user_dir "$WORK/src"
+build all
+server_tree tree
+server_install
+# The schema that mq replaces, if a copy lies beside the checkout: tests compare with it.
+original=${MQ_ORIGINAL:-$HERE/../shared/reference/original-schema.txt}
+if [ -f "$original" ]; then
+  install -m 644 "$original" "$WORK/original-schema.txt"
+  USER_ENV+=("MQ_ORIGINAL=$WORK/original-schema.txt")
+fi
+
+for suite in $suites; do
+  say "$suite"
+  "suite_$suite"
+done
+
+if [ "$FAILED" -gt 0 ]; then
+  # Kept for a look: logs of the runners and servers, and differences.
+  kept=$HERE/build/results/${WORK##*/}
+  if mkdir -p "$kept" 2>/dev/null; then
+    cp -R "$WORK/log" "$kept/"
+    for suite in regress isolation; do
+      [ ! -d "$WORK/$suite" ] || cp -R "$WORK/$suite" "$kept/"
+    done
+    [ ! -d "$WORK/tap/tmp_check/log" ] || cp -R "$WORK/tap/tmp_check/log" "$kept/tap"
+    chown -R --reference="$HERE" "$HERE/build" 2>/dev/null || true
+    printf '\nLogs and differences are in %s\n' "$kept"
+  fi
+fi
+printf '\n%d passed, %d failed%s\n' "$PASSED" "$FAILED" \
+  "$([ "$SKIPPED" -eq 0 ] || echo ", $SKIPPED skipped")"
+[ "$FAILED" -eq 0 ]
