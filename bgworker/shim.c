@@ -219,6 +219,7 @@ mq_worker_main(Datum main_arg)
 }
 
 #define EXPORT(name) \
+	PGDLLEXPORT Datum name(PG_FUNCTION_ARGS); \
 	PG_FUNCTION_INFO_V1(name); \
 	Datum name(PG_FUNCTION_ARGS) { return name##_entry(fcinfo); }
 

@@ -9,10 +9,10 @@ namespace mq {
 
 namespace {
 
-#define NIL "'00000000-0000-0000-0000-000000000000'"
+#define NIL_ID "'00000000-0000-0000-0000-000000000000'"
 
 // A row that may be delivered first in its channel; the partial indexes have the same condition.
-#define HEAD "(m.after_message_id IS NULL OR m.after_message_id = " NIL " OR m.unlinked)"
+#define HEAD "(m.after_message_id IS NULL OR m.after_message_id = " NIL_ID " OR m.unlinked)"
 
 // Of an unlinked message it is not known whether anything is left before it. Evaluated for those alone.
 #define FIRST                                                                                        \

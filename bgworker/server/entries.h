@@ -8,6 +8,10 @@
 extern "C" {
 #endif
 
+#include "postgres.h"
+
+#include "fmgr.h"
+
 /* The bodies of the SQL functions and procedures; for their meanings see their COMMENTs. */
 #define MQ_ENTRY(name) Datum name##_entry(FunctionCallInfo fcinfo)
 MQ_ENTRY(mq_insert);

@@ -79,9 +79,9 @@ Row find_extension() {
 }  // namespace
 
 bool Extension::look_up() {
-  fence::call(register_callbacks);
+  fence::call([] { register_callbacks(); });
   stale = false;
-  const Row row = fence::call(find_extension);
+  const Row row = fence::call([] { return find_extension(); });
   if (!OidIsValid(row.oid)) {
     stale = true;
     return false;

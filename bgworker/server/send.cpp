@@ -22,6 +22,7 @@ extern "C" {
 #include "commands/sequence.h"
 #include "utils/array.h"
 #include "utils/jsonb.h"
+#include "utils/lsyscache.h"
 #include "utils/typcache.h"
 #include "utils/uuid.h"
 }

@@ -9,7 +9,7 @@ namespace mq {
 
 namespace {
 
-#define NIL "'00000000-0000-0000-0000-000000000000'"
+#define NIL_ID "'00000000-0000-0000-0000-000000000000'"
 
 Param text_or_null(const std::string& text) {
   return text.empty() ? Param() : Param(text_datum(text));
@@ -61,7 +61,7 @@ void retry(const std::vector<Retry>& retries) {
   static Statement update(
       "UPDATE $S.mq_msgs m SET attempt_at = r.attempt_at, retry_backoff = r.backoff, attempts = m.attempts - 1,"
       "       attempt = m.attempt + 1, unlinked = false,"
-      "       after_message_id = CASE WHEN m.unlinked THEN " NIL " ELSE m.after_message_id END"
+      "       after_message_id = CASE WHEN m.unlinked THEN " NIL_ID " ELSE m.after_message_id END"
       "  FROM unnest($1, $2, $3) AS r (id, attempt_at, backoff) WHERE m.id = r.id",
       {UUIDARRAYOID, TIMESTAMPTZARRAYOID, INTERVALARRAYOID});
   ArrayParam ids(UUIDOID), times(TIMESTAMPTZOID), backoffs(INTERVALOID);
@@ -91,7 +91,7 @@ void bury(const std::vector<Burial>& burials, std::vector<Uuid>& removed) {
       {UUIDARRAYOID, INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID});
   static Statement block(
       "WITH b AS (UPDATE $S.mq_msgs m SET attempt_at = NULL, attempts = 0, attempt = m.attempt + 1,"
-      "             after_message_id = " NIL ", unlinked = false WHERE m.id = ANY ($1))"
+      "             after_message_id = " NIL_ID ", unlinked = false WHERE m.id = ANY ($1))"
       " DELETE FROM $S.mq_payloads p WHERE p.id = ANY ($1)",
       {UUIDARRAYOID});
   ArrayParam ids(UUIDOID), charged(INT4OID), reasons(TEXTOID), blocked(UUIDOID);
@@ -126,16 +126,16 @@ void remove_messages(const std::vector<Uuid>& ids) {
       "                          m.after_message_id, m.unlinked),"
       "     payloads AS (DELETE FROM $S.mq_payloads p WHERE p.id = ANY ($1))"
       " SELECT g.channel_key, g.channel_name, g.channel_args, g.place FROM gone g"
-      "  WHERE g.after_message_id = " NIL " OR g.unlinked",
+      "  WHERE g.after_message_id = " NIL_ID " OR g.unlinked",
       {UUIDARRAYOID});
   // Its own statement: the one above may have waited for an append to commit, and has to see it.
   static Statement promote(
-      "UPDATE $S.mq_msgs m SET after_message_id = " NIL ", unlinked = false"
+      "UPDATE $S.mq_msgs m SET after_message_id = " NIL_ID ", unlinked = false"
       "  FROM unnest($1, $2, $3, $4) AS c (key, name, args, place)"
       "  CROSS JOIN LATERAL (SELECT f.id FROM $S.mq_msgs f"
       "     WHERE f.channel_key = c.key AND f.place > c.place AND f.after_message_id IS NOT NULL"
       "       AND f.channel_name = c.name AND f.channel_args = c.args ORDER BY f.place LIMIT 1) AS first"
-      " WHERE m.id = first.id AND (m.after_message_id <> " NIL " OR m.unlinked)"
+      " WHERE m.id = first.id AND (m.after_message_id <> " NIL_ID " OR m.unlinked)"
       " RETURNING m.channel_name",
       {INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID});
 

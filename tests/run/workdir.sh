@@ -17,9 +17,20 @@ die() {
 USER_ENV=()
 
 workdir_create() {
-  WORK=$(readlink -f "$(mktemp -d "${MQ_TMP:-/tmp}/mq-$1.XXXXXX")")
+  workdir_adopt "$(mktemp -d "${MQ_TMP:-/tmp}/mq-$1.XXXXXX")"
   # The caller's: the unprivileged user gets directories below it.
   chmod 711 "$WORK"
+  trap workdir_remove EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+  trap 'exit 129' HUP
+  workdir_watch
+  user_dir "$WORK/tmp" "$WORK/log"
+}
+
+# Says which directory is the run's, and who runs in it.
+workdir_adopt() {
+  WORK=$(readlink -f "$1")
   AS_USER=()
   RUN_USER=$(id -un)
   if [ "$EUID" -eq 0 ]; then
@@ -27,12 +38,6 @@ workdir_create() {
     id postgres >/dev/null 2>&1 || RUN_USER=nobody
     AS_USER=(setpriv "--reuid=$RUN_USER" "--regid=$(id -g "$RUN_USER")" --init-groups)
   fi
-  trap workdir_remove EXIT
-  trap 'exit 130' INT
-  trap 'exit 143' TERM
-  trap 'exit 129' HUP
-  workdir_watch
-  user_dir "$WORK/tmp" "$WORK/log"
 }
 
 # Makes directories, if need be, and gives them with all below to the unprivileged user.
