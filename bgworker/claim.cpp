@@ -8,6 +8,7 @@ namespace mq {
 
 namespace {
 
+constexpr int kUndrawn = 4;    // claims without a draw after one that found nothing new
 constexpr int kFairShare = 4;  // one message in so many of a batch is drawn fairly
 
 bool deliverable(const Claimed& message) {
@@ -53,7 +54,12 @@ void Claimer::claim_from(const Source& source, int limit, bool with_runs, Micros
   Batch found;
 
   // A batch of one is drawn either way by turns.
-  const int share = limit > 1 ? std::max(1, limit / kFairShare) : (clock_.dice() < 0.5 ? 1 : 0);
+  int share = limit > 1 ? std::max(1, limit / kFairShare) : (clock_.dice() < 0.5 ? 1 : 0);
+  const auto undrawn = undrawn_.find(source.channel_name);
+  if (undrawn != undrawn_.end()) {
+    share = 0;
+    if (--undrawn->second == 0) undrawn_.erase(undrawn);
+  }
   const int oldest = limit - share;
   if (oldest > 0) source_.oldest(source.channel_name, now, std::nullopt, oldest, found);
   const bool all = static_cast<int>(found.size()) < oldest;
@@ -62,6 +68,7 @@ void Claimer::claim_from(const Source& source, int limit, bool with_runs, Micros
     const auto key = static_cast<std::int64_t>((clock_.dice() - 0.5) * 18446744073709549568.0);
     source_.fair(source.channel_name, now, key, share, found);
     drop_repeats(found, old);
+    if (old > 0 && found.size() == old) undrawn_.emplace(source.channel_name, kUndrawn);
     const int missing = limit - static_cast<int>(found.size());
     if (missing > 0) {
       // The channels of the draw are among the oldest: go on where the first scan ended.

@@ -2,10 +2,12 @@
 // mq_poll.
 //
 // The oldest come first. When more is due than the batch takes, a quarter of it is drawn one message a
-// channel, from a random channel on, so that a channel with a million messages cannot shut out one with one.
+// channel, from a random channel on, so that a channel with a million messages cannot shut out one with one. A
+// draw that finds nothing new is not tried again for a few claims.
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -39,6 +41,8 @@ class Claimer {
 
   ClaimSource& source_;
   Clock& clock_;
+  // Claims of a channel name that still go without a draw: the last one found nothing but the oldest.
+  std::map<std::string, int, std::less<>> undrawn_;
 };
 
 // Settles what cannot be delivered: expired ones go, the others are dead letters.

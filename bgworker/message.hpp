@@ -45,7 +45,10 @@ struct Claimed {
   bool ordered = false;
   bool uncommitted = false;  // two-phase, and nobody said mq_commit in time
   bool has_payload = true;
-  std::size_t row = 0;  // where the server layer finds the rest
+  // Where the server layer finds the rest: in what the claim returned, and in the tables.
+  std::size_t row = 0;
+  std::uint64_t location = 0;
+  std::uint64_t payload_location = 0;
 };
 
 using Batch = std::vector<Claimed>;

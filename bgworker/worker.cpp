@@ -69,12 +69,26 @@ void Worker::run() {
       if (const auto due = ports_.host.next_due(registry_)) most = std::clamp(*due - now, Micros{0}, most);
     } catch (const Error& error) {
       ports_.transaction.rollback();
+      if (is_over()) return;
       ports_.host.warn(error);
       most = std::min(most, kAfterTrouble);
     }
     ports_.host.report({});
     if (ports_.host.should_leave(ports_.clock.now() - idle_since)) return;
     if (!ports_.host.wait(most)) return;
+  }
+}
+
+// After an error: the extension may have been dropped under the batch.
+bool Worker::is_over() {
+  try {
+    ports_.transaction.begin();
+    const bool more = ports_.host.refresh(registry_);
+    ports_.transaction.commit();
+    return !more;
+  } catch (const Error&) {
+    ports_.transaction.rollback();
+    return false;
   }
 }
 

@@ -47,6 +47,7 @@ class Worker {
     bool over = false;  // nothing to work for any more
   };
 
+  bool is_over();
   BatchResult run_batch(int limit, const std::vector<std::string_view>* only);
   std::vector<Source> sources(const std::vector<std::string_view>* only);
   std::vector<const Handler*> resolve(Batch& messages) const;

@@ -24,10 +24,15 @@ namespace {
 #define COLUMNS                                                                                      \
   "m.id, m.channel_key, m.place, m.attempt_at, m.retry_backoff, m.channel_name, m.channel_args,"     \
   " p.name, m.attempt, m.attempts, m.after_message_id IS NOT NULL, m.commit_interval IS NOT NULL,"   \
-  " p.id IS NOT NULL, p.payload_json, p.payload_bytes, m.created_at"
+  " m.ctid, p.ctid, p.payload_json, p.payload_bytes, m.created_at"
 
 #define TABLES "$S.mq_msgs m LEFT JOIN $S.mq_payloads p ON p.id = m.id"
 #define LOCKED "FOR NO KEY UPDATE OF m SKIP LOCKED"
+
+std::uint64_t location_of(Datum tid) {
+  const auto* pointer = reinterpret_cast<ItemPointer>(DatumGetPointer(tid));
+  return std::uint64_t{ItemPointerGetBlockNumberNoCheck(pointer)} << 16 | ItemPointerGetOffsetNumberNoCheck(pointer);
+}
 
 constexpr int kProbes = 4;  // channels that a fair draw looks at for each message it may take
 
@@ -48,7 +53,10 @@ void SqlClaimSource::append(const Rows& rows, Batch& batch) {
     message.attempts_left = DatumGetInt32(rows.get(i, kAttemptsLeft));
     message.ordered = DatumGetBool(rows.get(i, kOrdered));
     message.uncommitted = DatumGetBool(rows.get(i, kUncommitted));
-    message.has_payload = DatumGetBool(rows.get(i, kHasPayload));
+    message.location = location_of(rows.get(i, kLocation));
+    const Datum payload = rows.get(i, kPayloadLocation, null);
+    message.has_payload = !null;
+    if (!null) message.payload_location = location_of(payload);
     const Datum name = rows.get(i, kName, null);
     if (!null) message.name = text_view(name);
     message.row = rows_.size();

@@ -15,7 +15,7 @@ struct ClaimedRow {
 // Columns of the statements of a claim, counted from 1.
 enum ClaimColumn {
   kId = 1, kChannelKey, kPlace, kAttemptAt, kRetryBackoff, kChannelName, kChannelArgs, kName, kAttempts,
-  kAttemptsLeft, kOrdered, kUncommitted, kHasPayload, kPayloadJson, kPayloadBytes, kCreatedAt,
+  kAttemptsLeft, kOrdered, kUncommitted, kLocation, kPayloadLocation, kPayloadJson, kPayloadBytes, kCreatedAt,
 };
 
 class SqlClaimSource : public ClaimSource {

@@ -88,13 +88,16 @@ bool Extension::look_up() {
   }
   const char* name = fence::call([&] { return get_namespace_name(row.schema); });
   const char* quoted = fence::call([&] { return quote_identifier(name); });
+  // Most of the time somebody has only vacuumed a table.
+  if (oid_ != row.oid || schema_ != row.schema || schema_name_ != name) {
+    ++generation_;
+    ++registry_changes;
+  }
   oid_ = row.oid;
   schema_ = row.schema;
   owner_ = row.owner;
   schema_name_ = name;
   quoted_schema_ = quoted;
-  ++generation_;
-  ++registry_changes;
   msgs_relation = relation("mq_msgs");
   handlers_relation = relation("mq_handlers");
   paused_relation = relation("mq_paused");

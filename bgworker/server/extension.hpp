@@ -21,7 +21,7 @@ class Extension {
   Oid owner() const { return owner_; }
   const std::string& schema_name() const { return schema_name_; }
   const std::string& quoted_schema() const { return quoted_schema_; }
-  // Grows whenever it has been looked up again: plans and oids made before are void.
+  // Grows when it was installed anew or its schema renamed: plans made before are void.
   std::uint64_t generation() const { return generation_; }
   // Grows whenever a handler, a paused channel or anything else that the registry is read from changed.
   static std::uint64_t registry_generation();

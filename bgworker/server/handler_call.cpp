@@ -28,6 +28,8 @@ namespace mq {
 
 namespace {
 
+constexpr Micros kAskEvery = 10'000;
+
 // Columns of mq_handlers, in the order of the statement in load().
 enum { kChannel = 1, kMessageName, kFunction, kBatchSize, kTimeout, kMaxWorkers, kMaxBackoff, kOnDead };
 
@@ -127,18 +129,23 @@ void FmgrCaller::load(Oid role, Registry& registry) {
       handlers.push_back(std::move(handler));
     }
   }
+  std::map<std::string, std::string> parked;
   for (Handler& handler : handlers) {
     try {
       resolve(handler, role);
       registry.add(std::move(handler));
     } catch (const Error& error) {
-      const std::string line =
-          fmt::format("channel \"{}\" is parked: handler {}: {}", handler.channel_name, handler.function, error.message);
-      const char* text = line.c_str();
-      fence::call([&] { ereport(LOG, (errmsg_internal("mq: %s", text))); });
-      registry.park(handler.channel_name, line);
+      parked[handler.channel_name] = fmt::format("handler {}: {}", handler.function, error.message);
     }
   }
+  for (const auto& [channel, why] : parked) {
+    registry.park(channel, why);
+    if (const auto said = parked_.find(channel); said != parked_.end() && said->second == why) continue;
+    const char* name = channel.c_str();
+    const char* text = why.c_str();
+    fence::call([&] { ereport(LOG, (errmsg("mq: messages of channel \"%s\" are left alone: %s", name, text))); });
+  }
+  parked_ = std::move(parked);
 }
 
 void FmgrCaller::resolve(Handler& handler, Oid role) {
@@ -234,7 +241,12 @@ Datum FmgrCaller::argument(const Handler& handler, std::span<const Claimed* cons
 }
 
 bool FmgrCaller::hurry() {
-  return ProcDiePending || cancelled_ || shared::must_leave();
+  if (ProcDiePending || cancelled_) return true;
+  // Asked before each message: shared memory is not looked at as often.
+  const Micros now = GetCurrentTimestamp();
+  if (now - asked_at_ < kAskEvery && now >= asked_at_) return false;
+  asked_at_ = now;
+  return shared::must_leave();
 }
 
 }  // namespace mq

@@ -1,6 +1,7 @@
 // Handlers, as the server sees them: found by their stored signature, checked, called through fmgr.
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -40,6 +41,8 @@ class FmgrCaller : public HandlerCaller {
   MemoryContext call_context_ = nullptr;       // emptied after each call
   TupleDesc message_descriptor_ = nullptr;     // of mq_message; in functions_context_
   Oid message_type_ = InvalidOid;
+  std::map<std::string, std::string> parked_;  // by channel, why: what the log was told already
+  Micros asked_at_ = 0;  // when shared memory was last asked whether to hurry
   bool stop_when_cancelled_ = false;
   bool cancelled_ = false;
 };

@@ -117,19 +117,13 @@ void bury(const std::vector<Burial>& burials, std::vector<Uuid>& removed) {
 
 }  // namespace
 
-void remove_messages(const std::vector<Uuid>& ids) {
-  if (ids.empty()) return;
-  // Of each channel whose head goes: what it is called, and where it ended.
-  static Statement remove(
-      "WITH gone AS (DELETE FROM $S.mq_msgs m WHERE m.id = ANY ($1)"
-      "                RETURNING m.channel_key, m.channel_name, m.channel_args, m.place,"
-      "                          m.after_message_id, m.unlinked),"
-      "     payloads AS (DELETE FROM $S.mq_payloads p WHERE p.id = ANY ($1))"
-      " SELECT g.channel_key, g.channel_name, g.channel_args, g.place FROM gone g"
-      "  WHERE g.after_message_id = " NIL_ID " OR g.unlinked",
-      {UUIDARRAYOID});
-  // Its own statement: the one above may have waited for an append to commit, and has to see it.
-  static Statement promote(
+namespace {
+
+// Makes the first message that is left head of its channel, in each channel whose head is among the rows
+// (channel_key, channel_name, channel_args, place, whether it was head). Its own statement: the one that
+// removed the head may have waited for an append to commit, and this one has to see it.
+void promote(const Rows& removed) {
+  static Statement update(
       "UPDATE $S.mq_msgs m SET after_message_id = " NIL_ID ", unlinked = false"
       "  FROM unnest($1, $2, $3, $4) AS c (key, name, args, place)"
       "  CROSS JOIN LATERAL (SELECT f.id FROM $S.mq_msgs f"
@@ -138,32 +132,81 @@ void remove_messages(const std::vector<Uuid>& ids) {
       " WHERE m.id = first.id AND (m.after_message_id <> " NIL_ID " OR m.unlinked)"
       " RETURNING m.channel_name",
       {INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID});
-
-  ArrayParam id_array(UUIDOID, ids.size());
-  for (const Uuid& id : ids) id_array.add(uuid_datum(id));
-  const Rows heads = remove.run({id_array.datum()});
-  if (heads.empty()) return;
-
   ArrayParam keys(INT8OID), names(TEXTOID), args(TEXTOID), places(INT8OID);
-  for (std::size_t i = 0; i < heads.size(); ++i) {
-    keys.add(heads.get(i, 1));
-    names.add(heads.get(i, 2));
-    args.add(heads.get(i, 3));
-    places.add(heads.get(i, 4));
+  bool any = false;
+  for (std::size_t i = 0; i < removed.size(); ++i) {
+    bool null = false;
+    if (!DatumGetBool(removed.get(i, 5, null)) || null) continue;
+    any = true;
+    keys.add(removed.get(i, 1));
+    names.add(removed.get(i, 2));
+    args.add(removed.get(i, 3));
+    places.add(removed.get(i, 4));
   }
-  const Rows promoted = promote.run({keys.datum(), names.datum(), args.datum(), places.datum()});
+  if (!any) return;
+  const Rows promoted = update.run({keys.datum(), names.datum(), args.datum(), places.datum()});
   for (std::size_t i = 0; i < promoted.size(); ++i) ledger::wake(text_view(promoted.get(i, 1)));
+}
+
+#define REMOVED                                                     \
+  " RETURNING m.channel_key, m.channel_name, m.channel_args, m.place," \
+  "   m.after_message_id = " NIL_ID " OR m.unlinked"
+
+Datum tid_datum(std::uint64_t location) {
+  return fence::call([&] {
+    auto* pointer = static_cast<ItemPointer>(palloc(sizeof(ItemPointerData)));
+    ItemPointerSet(pointer, static_cast<BlockNumber>(location >> 16), static_cast<OffsetNumber>(location & 0xffff));
+    return PointerGetDatum(pointer);
+  });
+}
+
+// The same as remove_messages for rows that this transaction has locked: found by where they are, without a
+// descent of an index each. A row that the handler has changed since is elsewhere; then they go by their ids.
+void remove_claimed(const std::vector<const Claimed*>& messages) {
+  static Statement unordered("DELETE FROM $S.mq_msgs m WHERE m.ctid = ANY ($1)", {TIDARRAYOID});
+  static Statement ordered("DELETE FROM $S.mq_msgs m WHERE m.ctid = ANY ($1)" REMOVED, {TIDARRAYOID});
+  static Statement payloads("DELETE FROM $S.mq_payloads p WHERE p.ctid = ANY ($1)", {TIDARRAYOID});
+  if (messages.empty()) return;
+  ArrayParam locations(TIDOID, messages.size()), payload_locations(TIDOID, messages.size());
+  bool any_ordered = false;
+  std::size_t with_payload = 0;
+  for (const Claimed* message : messages) {
+    locations.add(tid_datum(message->location));
+    any_ordered = any_ordered || message->ordered;
+    if (!message->has_payload) continue;
+    payload_locations.add(tid_datum(message->payload_location));
+    ++with_payload;
+  }
+  const Rows removed = (any_ordered ? ordered : unordered).run({locations.datum()});
+  const std::size_t payloads_removed = payloads.run({payload_locations.datum()}).size();
+  if (any_ordered) promote(removed);
+  if (removed.size() == messages.size() && payloads_removed == with_payload) return;
+  std::vector<Uuid> ids;
+  for (const Claimed* message : messages) ids.push_back(message->id);
+  remove_messages(ids);
+}
+
+}  // namespace
+
+void remove_messages(const std::vector<Uuid>& ids) {
+  static Statement messages("DELETE FROM $S.mq_msgs m WHERE m.id = ANY ($1)" REMOVED, {UUIDARRAYOID});
+  static Statement payloads("DELETE FROM $S.mq_payloads p WHERE p.id = ANY ($1)", {UUIDARRAYOID});
+  if (ids.empty()) return;
+  ArrayParam array(UUIDOID, ids.size());
+  for (const Uuid& id : ids) array.add(uuid_datum(id));
+  const Rows removed = messages.run({array.datum()});
+  payloads.run({array.datum()});
+  promote(removed);
 }
 
 void SqlSettler::settle(const Settlement& settlement) {
   const OwnerScope scope;
-  std::vector<Uuid> removed;
-  removed.reserve(settlement.removed.size());
-  for (const Claimed* message : settlement.removed) removed.push_back(message->id);
+  std::vector<Uuid> buried;
   if (!settlement.failures.empty()) record(settlement.failures);
   if (!settlement.retries.empty()) retry(settlement.retries);
-  if (!settlement.burials.empty()) bury(settlement.burials, removed);
-  remove_messages(removed);
+  if (!settlement.burials.empty()) bury(settlement.burials, buried);
+  remove_messages(buried);
+  remove_claimed(settlement.removed);
 }
 
 }  // namespace mq

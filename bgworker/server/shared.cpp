@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "entries.h"
+#include "settings.h"
 
 extern "C" {
 #include "storage/ipc.h"
@@ -152,7 +153,7 @@ bool polled_lately() {
 void note_poll() {
   if (!available()) return;
   Guard guard(LW_EXCLUSIVE);
-  if (Database* d = find_or_add_database(MyDatabaseId)) d->polled_at = GetCurrentTimestamp();
+  if (Database* d = find_database(MyDatabaseId)) d->polled_at = GetCurrentTimestamp();
 }
 
 void close_database(Oid database) {
@@ -185,8 +186,8 @@ void leave_seat() {
 void publish_pools(bool installed, const std::vector<Oid>& roles) {
   if (!available()) return;
   Guard guard(LW_EXCLUSIVE);
-  Database* d = find_or_add_database(MyDatabaseId);
-  if (d == nullptr) return;
+  Database* d = find_database(MyDatabaseId);
+  if (d == nullptr) return;  // not served any more
   d->known = true;
   d->installed = installed;
   d->look = false;
@@ -234,8 +235,11 @@ bool must_leave() {
   if (my_seat < 0) return false;
   Guard guard(LW_SHARED);
   const Database* d = find_database(mine().database);
-  if (d != nullptr && d->closed_until != 0 && GetCurrentTimestamp() < d->closed_until) return true;
-  return d != nullptr && d->known && find_pool(mine().database, mine().role) == nullptr;
+  if (d == nullptr || (d->closed_until != 0 && GetCurrentTimestamp() < d->closed_until)) return true;
+  if (d->known && find_pool(mine().database, mine().role) == nullptr) return true;
+  // mq.max_workers was lowered: the first ones stay.
+  const auto before = std::count_if(state->seats, &mine(), [](const Seat& seat) { return seat.database == mine().database; });
+  return before >= mq_max_workers;
 }
 
 bool is_contended() {
@@ -270,8 +274,11 @@ void forget_databases_but(const std::vector<Oid>& existing) {
   const auto gone = [&](Oid id) {
     return id != InvalidOid && std::find(existing.begin(), existing.end(), id) == existing.end();
   };
-  for (Database& d : state->databases)
-    if (gone(d.id)) d.id = InvalidOid;
+  for (Database& d : state->databases) {
+    if (!gone(d.id)) continue;
+    wake_all_of(d.id);
+    d.id = InvalidOid;
+  }
   for (Pool& pool : state->pools)
     if (gone(pool.database)) pool.database = InvalidOid;
   for (const Oid id : existing) find_or_add_database(id);

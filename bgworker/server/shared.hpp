@@ -41,7 +41,7 @@ std::uint64_t wake_count();            // of this worker's database
 // Says that it waits now. False: something was sent since `seen`, so it must not.
 bool begin_wait(std::uint64_t seen);
 void end_wait();
-bool must_leave();                     // the database was closed, or the pool is gone
+bool must_leave();                     // database closed or not served, pool gone, or too many workers
 bool is_contended();                   // other pools of the database wait for a place
 bool is_extra();                       // another worker of the pool is waiting for work as well
 void started_well();                   // it can serve: its pool's count of failed starts begins anew

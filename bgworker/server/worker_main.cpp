@@ -68,6 +68,7 @@ class WorkerHost : public ServerHost {
   }
 
   bool wait(Micros most) override {
+    fence::call([&] { (void)pgstat_report_stat(most > 0); });
     if (most > 0 && !shared::must_leave() && shared::begin_wait(seen_)) {
       const long milliseconds = static_cast<long>((most + 999) / 1000);
       fence::call([&] {

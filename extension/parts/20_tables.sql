@@ -54,6 +54,7 @@ CREATE TABLE mq_payloads (
   channel_key bigint NOT NULL
 );
 ALTER TABLE mq_payloads ALTER name SET STORAGE MAIN;
+COMMENT ON COLUMN mq_payloads.channel_key IS 'As in mq_msgs.';
 COMMENT ON TABLE mq_payloads IS 'Names and payloads of pending messages. payload_json is jsonb: key order and duplicate keys are not kept, \u0000 is refused.';
 
 CREATE TABLE mq_dead (
@@ -80,6 +81,7 @@ CREATE TABLE mq_dead (
 COMMENT ON TABLE mq_dead IS 'Dead letters: messages that will not be tried again, with their payload and the last error. mq_redrive sends them again.';
 COMMENT ON COLUMN mq_dead.attempts IS 'Attempts made.';
 COMMENT ON COLUMN mq_dead.reason IS 'exhausted: no attempt left; discarded: by its handler, or its payload was missing; crashed: it brought the server down twice; expired: not handled in time.';
+COMMENT ON SEQUENCE mq_dead_dead_no_seq IS 'Numbers of dead letters.';
 CREATE INDEX mq_dead_id ON mq_dead (id);
 CREATE INDEX mq_dead_channel ON mq_dead (channel_name, died_at);
 CREATE INDEX mq_dead_died_at ON mq_dead (died_at);
@@ -101,6 +103,7 @@ CREATE TABLE mq_failures (
   channel_key bigint NOT NULL
 );
 COMMENT ON TABLE mq_failures IS 'Every failed attempt, with the error as the server reported it and how long the handler had run.';
+COMMENT ON SEQUENCE mq_failures_failure_no_seq IS 'Numbers of failed attempts.';
 CREATE INDEX mq_failures_message_id ON mq_failures (message_id);
 CREATE INDEX mq_failures_failed_at ON mq_failures (failed_at);
 

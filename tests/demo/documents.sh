@@ -15,8 +15,8 @@ set -euo pipefail
     case $file in
       *.gz) gzip -dc "$file" ;;
       *) cat "$file" ;;
-    esac | iconv -c -f UTF-8 -t UTF-8 | tr -d '\000\r' |
-      awk 'BEGIN { RS = "" } NR <= 100 { gsub(/\\/, "\\\\"); gsub(/\t/, " "); gsub(/\n/, "\\n"); print "\t" $0 }'
+    esac | iconv -c -f UTF-8 -t UTF-8 | tr -d '\000\r' | sed 's/\\/\\\\/g; s/\t/ /g' |
+      awk 'BEGIN { RS = "" } NR <= 100 { gsub(/\n/, "\\n"); print "\t" $0 }'
   done |
   awk '/^document / { document = substr($0, 10); number = 0; next }
        total < 5000 { total++; print document "\t" ++number $0 }'

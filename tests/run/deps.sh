@@ -83,5 +83,18 @@ as root (or set PG_CONFIG to use another PostgreSQL) and try again."
     fi
   fi
   say "Installing Debian packages: $*"
-  "${as_root[@]}" bash "$HERE/tests/run/apt-install.sh" "$@"
+  # In a session of its own, so that neither Ctrl-C nor the end of this run leaves a package
+  # half installed.
+  local pid rc=0 stop=0
+  trap 'stop=1; echo "Stopping as soon as the packages are installed."' INT TERM HUP
+  "${as_root[@]}" setsid --wait bash "$HERE/tests/run/apt-install.sh" "$@" &
+  pid=$!
+  while :; do
+    rc=0
+    wait "$pid" || rc=$?
+    [ -d "/proc/$pid" ] || break
+  done
+  trap - INT TERM HUP
+  [ "$stop" -eq 0 ] || exit 130
+  [ "$rc" -eq 0 ] || die "The packages could not be installed: $*"
 }

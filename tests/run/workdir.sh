@@ -87,7 +87,7 @@ workdir_pids() {
   local as
   for as in '' "${AS_USER[*]}"; do
     $as find /proc -maxdepth 2 -regex '/proc/[0-9]+/\(exe\|cwd\)' \
-      \( -lname "$WORK" -o -lname "$WORK/*" \) -print 2>/dev/null
+      \( -lname "$WORK" -o -lname "$WORK/*" \) -print 2>/dev/null || true
   done | cut -d / -f 3 | sort -u
 }
 
@@ -95,13 +95,12 @@ workdir_pids() {
 # which a postmaster releases its shared memory, then whatever is left.
 workdir_sweep() {
   local pid signal tries
-  for pid in $(cat "$WORK/runner" 2>/dev/null); do kill -KILL "$pid" 2>/dev/null; done
-  pid=$(cat "$WORK/job" 2>/dev/null)
-  [ -z "$pid" ] || kill -TERM -- "-$pid" 2>/dev/null
+  for pid in $(cat "$WORK/runner" 2>/dev/null); do kill -KILL "$pid" 2>/dev/null || true; done
+  for pid in $(cat "$WORK/job" 2>/dev/null); do kill -TERM -- "-$pid" 2>/dev/null || true; done
   for signal in TERM QUIT KILL; do
     for pid in $(workdir_pids); do
       [ "$signal$(cat "/proc/$pid/comm" 2>/dev/null)" = TERMpostgres ] ||
-        kill -s "$signal" "$pid" 2>/dev/null
+        kill -s "$signal" "$pid" 2>/dev/null || true
     done
     # A driver that is slow to go, its server still running, is not waited for long.
     for ((tries = 0; tries < 70; tries++)); do
