@@ -10,6 +10,10 @@ std::string field_of(std::string_view field, std::optional<std::size_t> message)
   return message ? fmt::format("{} of message {}", field, *message) : std::string(field);
 }
 
+std::string element_of(std::string_view array, std::size_t element) {
+  return fmt::format("element {} of {}", element, array);
+}
+
 void fail_null(std::string_view field) {
   throw Error("22004", fmt::format("{} must not be NULL", field));
 }

@@ -19,6 +19,9 @@ inline constexpr Micros kLongest = 36500LL * 24 * 3600 * kSecond;  // 100 years
 // "channel_name", or "channel_name of message 3" in an array (counted from 1).
 std::string field_of(std::string_view field, std::optional<std::size_t> message = std::nullopt);
 
+// "element 3 of channel_names".
+std::string element_of(std::string_view array, std::size_t element);
+
 [[noreturn]] void fail_null(std::string_view field);
 [[noreturn]] void fail(std::string_view field, std::string_view value, std::string_view rule);
 

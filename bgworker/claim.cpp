@@ -32,6 +32,7 @@ bool due_before(const Claimed& a, const Claimed& b) {
 Claim Claimer::claim(const std::vector<Source>& sources, int limit, bool with_runs) {
   Claim claim;
   if (sources.empty() || limit <= 0) return claim;
+  source_.begin();
   const Micros now = clock_.now();
   const auto start = static_cast<std::size_t>(clock_.dice() * static_cast<double>(sources.size()));
 

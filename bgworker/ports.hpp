@@ -40,6 +40,9 @@ class ClaimSource {
  public:
   virtual ~ClaimSource() = default;
 
+  // A claim begins: forgets the rows of the one before.
+  virtual void begin() {}
+
   // The oldest due messages of a channel name by (attempt_at, place), behind `after` if that is given.
   struct Position {
     Micros attempt_at;

@@ -43,8 +43,9 @@ Micros interval_of(const Value& value, std::string_view field, Micros from) {
   const Micros end = fence::call([&] {
     return DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval, TimestampTzGetDatum(from), value.datum));
   });
-  check::duration(field, rough < 0 || end < from ? interval_text(value.datum) : "", rough < 0 ? -1 : end - from);
-  return end - from;
+  const Micros exact = rough < 0 ? -1 : end - from;
+  if (exact < 0 || exact > check::kLongest) check::duration(field, interval_text(value.datum), exact);
+  return exact;
 }
 
 std::vector<Datum> elements(const Value& array, std::string_view field) {
@@ -64,7 +65,7 @@ std::vector<Datum> elements(const Value& array, std::string_view field) {
   });
   std::vector<Datum> result;
   for (int i = 0; i < e.count; ++i) {
-    if (e.nulls[i]) check::fail_null(check::field_of(field, i + 1));
+    if (e.nulls[i]) check::fail_null(check::element_of(field, i + 1));
     result.push_back(e.values[i]);
   }
   return result;

@@ -3,6 +3,7 @@
 #include "../channel_key.hpp"
 #include "extension.hpp"
 #include "fence.hpp"
+#include "link.hpp"
 #include "locks.hpp"
 
 namespace mq {
@@ -12,13 +13,7 @@ namespace {
 #define NIL_ID "'00000000-0000-0000-0000-000000000000'"
 
 // A row that may be delivered first in its channel; the partial indexes have the same condition.
-#define HEAD "(m.after_message_id IS NULL OR m.after_message_id = " NIL_ID " OR m.unlinked)"
-
-// Of an unlinked message it is not known whether anything is left before it. Evaluated for those alone.
-#define FIRST                                                                                        \
-  "(NOT m.unlinked OR NOT EXISTS (SELECT 1 FROM $S.mq_msgs e"                                        \
-  "  WHERE e.channel_key = m.channel_key AND e.place < m.place AND e.after_message_id IS NOT NULL"   \
-  "    AND e.channel_name = m.channel_name AND e.channel_args = m.channel_args))"
+#define HEAD "(m.after_message_id IS NULL OR m.after_message_id = " NIL_ID ")"
 
 // In the order of ClaimColumn.
 #define COLUMNS                                                                                      \
@@ -64,16 +59,22 @@ void SqlClaimSource::append(const Rows& rows, Batch& batch) {
   }
 }
 
+void SqlClaimSource::begin() {
+  rows_.clear();
+  const OwnerScope scope;
+  link_noted();
+}
+
 void SqlClaimSource::oldest(std::string_view channel_name, Micros now, std::optional<Position> after, int limit,
                             Batch& batch) {
   static Statement first(
       "SELECT " COLUMNS " FROM " TABLES
-      " WHERE m.channel_name = $1 AND m.attempt_at <= $2 AND " HEAD " AND " FIRST
+      " WHERE m.channel_name = $1 AND m.attempt_at <= $2 AND " HEAD
       " ORDER BY m.attempt_at, m.place LIMIT $3 " LOCKED,
       {TEXTOID, TIMESTAMPTZOID, INT8OID});
   static Statement more(
       "SELECT " COLUMNS " FROM " TABLES
-      " WHERE m.channel_name = $1 AND m.attempt_at <= $2 AND " HEAD " AND " FIRST
+      " WHERE m.channel_name = $1 AND m.attempt_at <= $2 AND " HEAD
       "   AND (m.attempt_at, m.place) > ($4, $5)"
       " ORDER BY m.attempt_at, m.place LIMIT $3 " LOCKED,
       {TEXTOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID});
@@ -108,7 +109,7 @@ void SqlClaimSource::fair(std::string_view channel_name, Micros now, std::int64_
       "   WHERE k.key IS NOT NULL AND k.step < $5)"
       " SELECT c.* FROM k CROSS JOIN LATERAL ("
       "  SELECT " COLUMNS " FROM " TABLES
-      "   WHERE m.channel_name = $1 AND m.channel_key = k.key AND m.attempt_at <= $2 AND " HEAD " AND " FIRST
+      "   WHERE m.channel_name = $1 AND m.channel_key = k.key AND m.attempt_at <= $2 AND " HEAD
       "   ORDER BY m.attempt_at, m.place LIMIT 1 " LOCKED ") c LIMIT $4",
       {TEXTOID, TIMESTAMPTZOID, INT8OID, INT8OID, INT4OID});
   const OwnerScope scope;
@@ -167,6 +168,7 @@ void SqlClaimSource::spent(Micros now, int limit, Batch& batch) {
                              " WHERE m.attempts <= 0 AND m.commit_interval IS NULL AND m.attempt_at <= $1"
                              " ORDER BY m.attempt_at LIMIT $2 " LOCKED,
                              {TIMESTAMPTZOID, INT8OID});
+  rows_.clear();
   const OwnerScope scope;
   append(uncommitted.run({TimestampTzGetDatum(now), Int64GetDatum(limit)}), batch);
   append(exhausted.run({TimestampTzGetDatum(now), Int64GetDatum(limit)}), batch);
@@ -197,7 +199,7 @@ std::vector<std::string> SqlClaimSource::channel_names() {
 
 std::optional<Micros> SqlClaimSource::next_due(std::string_view channel_name) {
   static Statement next(
-      "SELECT m.attempt_at FROM $S.mq_msgs m WHERE m.channel_name = $1 AND m.attempt_at IS NOT NULL AND " HEAD " AND " FIRST
+      "SELECT m.attempt_at FROM $S.mq_msgs m WHERE m.channel_name = $1 AND m.attempt_at IS NOT NULL AND " HEAD
       " ORDER BY m.attempt_at LIMIT 1",
       {TEXTOID});
   const OwnerScope scope;

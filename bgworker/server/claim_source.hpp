@@ -20,6 +20,7 @@ enum ClaimColumn {
 
 class SqlClaimSource : public ClaimSource {
  public:
+  void begin() override;
   void oldest(std::string_view channel_name, Micros now, std::optional<Position> after, int limit,
               Batch& batch) override;
   void fair(std::string_view channel_name, Micros now, std::int64_t start, int limit, Batch& batch) override;
@@ -35,7 +36,6 @@ class SqlClaimSource : public ClaimSource {
 
   // Rows of the current batch; the tuples live as long as the SPI connection.
   const ClaimedRow& row(const Claimed& message) const { return rows_[message.row]; }
-  void start_batch() { rows_.clear(); }
 
  private:
   void append(const Rows& rows, Batch& batch);

@@ -51,9 +51,7 @@ Datum uuid_array(const std::vector<Uuid>& ids) {
 void lease(const Batch& messages, Micros now) {
   static Statement update(
       "UPDATE $S.mq_msgs m SET attempt_at = l.lease_end, retry_backoff = l.backoff, attempts = m.attempts - 1,"
-      "       attempt = m.attempt + 1, unlinked = false,"
-      "       after_message_id = CASE WHEN m.unlinked THEN '00000000-0000-0000-0000-000000000000'"
-      "                               ELSE m.after_message_id END"
+      "       attempt = m.attempt + 1"
       "  FROM unnest($1, $2, $3) AS l (id, lease_end, backoff) WHERE m.id = l.id",
       {UUIDARRAYOID, TIMESTAMPTZARRAYOID, INTERVALARRAYOID});
   if (messages.empty()) return;
@@ -106,7 +104,6 @@ void poll(const Value& channel_names, int batch_size, ResultSet& result) {
   const SpiConnection spi;
   std::vector<std::string> names;
   for (bool repaired = false;;) {
-    source.start_batch();
     names = channel_names.null ? source.channel_names() : names_of(channel_names, "channel_names");
     std::vector<Source> sources;
     for (const std::string& name : names) sources.push_back({name, batch_size});

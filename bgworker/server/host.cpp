@@ -18,7 +18,6 @@ namespace mq {
 std::optional<Micros> ServerHost::next_due(const Registry& registry) {
   std::optional<Micros> earliest;
   transaction_.begin();
-  source_.start_batch();
   for (const auto& [name, channel] : registry.channels()) {
     if (!channel.parked.empty()) continue;
     const auto due = source_.next_due(name);
@@ -30,7 +29,6 @@ std::optional<Micros> ServerHost::next_due(const Registry& registry) {
 
 bool ServerHost::sweep() {
   transaction_.begin();
-  source_.start_batch();
   const bool ready = mq::sweep(source_, clock_.now());
   transaction_.commit();
   return ready;

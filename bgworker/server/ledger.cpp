@@ -7,6 +7,7 @@
 
 #include "fence.hpp"
 #include "extension.hpp"
+#include "link.hpp"
 #include "settings.h"
 #include "shared.hpp"
 #include "spi.hpp"
@@ -20,7 +21,7 @@ namespace mq::ledger {
 namespace {
 
 struct Append {
-  Uuid message;
+  LooseChannel channel;
   Uuid predecessor;
 };
 
@@ -56,17 +57,8 @@ void notify_consumers(const Ledger& ledger) {
   fence::call([] { Async_Notify("mq", ""); });
 }
 
-void mark_unlinked(const std::vector<Uuid>& messages) {
-  static Statement update("UPDATE $S.mq_msgs SET unlinked = true"
-                          " WHERE id = ANY ($1) AND after_message_id <> '00000000-0000-0000-0000-000000000000'",
-                          {UUIDARRAYOID});
-  ArrayParam ids(UUIDOID, messages.size());
-  for (const Uuid& id : messages) ids.add(uuid_datum(id));
-  update.run({ids.datum()});
-}
-
-// Nobody waits here: a predecessor that somebody is removing cannot be locked, and then its successor is
-// marked. Whoever removes one that we hold waits for the rest of our commit, which waits for nobody.
+// Nobody waits here. Whoever removes a predecessor that we hold waits for the rest of our commit, which waits for
+// nobody, and then sees what was appended.
 void link_appends(const std::vector<Append>& appends) {
   static Statement lock("SELECT id FROM $S.mq_msgs WHERE id = ANY ($1) FOR KEY SHARE SKIP LOCKED", {UUIDARRAYOID});
   ArrayParam ids(UUIDOID, appends.size());
@@ -74,10 +66,10 @@ void link_appends(const std::vector<Append>& appends) {
   const Rows rows = lock.run({ids.datum()});
   std::set<Uuid> held;
   for (std::size_t row = 0; row < rows.size(); ++row) held.insert(uuid_of(rows.get(row, 1)));
-  std::vector<Uuid> unlinked;
+  std::vector<LooseChannel> loose;
   for (const Append& append : appends)
-    if (!held.contains(append.predecessor)) unlinked.push_back(append.message);
-  if (!unlinked.empty()) mark_unlinked(unlinked);
+    if (!held.contains(append.predecessor)) loose.push_back(append.channel);
+  link_or_note(loose);
 }
 
 // A lease is counted from the poll, but nobody else could have the message before the poll's transaction is
@@ -115,13 +107,13 @@ void before_commit(const Ledger& ledger) {
 
 void before_prepare(const Ledger& ledger) {
   if (ledger.appends.empty() || !Extension::installed()) return;
-  std::vector<Uuid> messages;
-  for (const Append& append : ledger.appends) messages.push_back(append.message);
+  std::vector<LooseChannel> channels;
+  for (const Append& append : ledger.appends) channels.push_back(append.channel);
   fence::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
   {
     OwnerScope scope;
     SpiConnection spi;
-    mark_unlinked(messages);
+    note_loose(channels);
   }
   PopActiveSnapshot();
 }
@@ -171,8 +163,9 @@ void wake(std::string_view channel_name) {
   if (!l.woken.contains(channel_name)) l.woken.emplace(channel_name);
 }
 
-void appended(const Uuid& message, const Uuid& predecessor) {
-  ledger().appends.push_back({message, predecessor});
+void appended(std::int64_t channel_key, std::string_view channel_name, std::string_view channel_args,
+              const Uuid& predecessor) {
+  ledger().appends.push_back({{channel_key, std::string(channel_name), std::string(channel_args)}, predecessor});
 }
 
 const Uuid* own_tail(std::int64_t channel_key) {

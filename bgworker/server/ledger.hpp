@@ -1,9 +1,9 @@
 // Ledger: what this transaction owes when it ends. Filled by the entry points, paid in the transaction
 // callbacks, forgotten with the transaction.
 //
-//   before commit   lock the message that an ordered append follows, or mark the append as unlinked if that one
-//                   is being removed; NOTIFY outside consumers; prolong leases that ran while the transaction did
-//   before PREPARE  mark ordered appends as unlinked: a lock would last until COMMIT PREPARED
+//   before commit   lock the message that an ordered append follows; if that is going, link the channel (link.hpp);
+//                   NOTIFY outside consumers; prolong leases that ran while the transaction did
+//   before PREPARE  note the channels of ordered appends as loose: a lock would last until COMMIT PREPARED
 //   after commit    wake the workers, and the launcher if it has something to look at
 //
 // A subtransaction that was rolled back leaves its entries: they are hints, and what they name is gone.
@@ -19,8 +19,9 @@ namespace mq::ledger {
 
 // Messages of the channel may be due: wakes workers, and sends NOTIFY where mq.notify asks for it.
 void wake(std::string_view channel_name);
-// An ordered channel's `message` was appended behind `predecessor`, which another transaction wrote.
-void appended(const Uuid& message, const Uuid& predecessor);
+// Messages were appended to an ordered channel behind `predecessor`, which another transaction wrote.
+void appended(std::int64_t channel_key, std::string_view channel_name, std::string_view channel_args,
+              const Uuid& predecessor);
 // The tail that this transaction appended to the channel itself, if any; and what it is now.
 const Uuid* own_tail(std::int64_t channel_key);
 void set_own_tail(std::int64_t channel_key, const Uuid& message);

@@ -48,10 +48,9 @@ struct ChannelTails {
   std::vector<std::int64_t> keys;
   std::vector<std::string_view> names, args;
   std::vector<Tail> tails;
-  std::vector<std::size_t> firsts;  // the first message of the call in the channel
   std::unordered_multimap<std::int64_t, std::size_t> by_key;
 
-  std::size_t find_or_add(std::int64_t key, std::string_view name, std::string_view arguments, std::size_t message) {
+  std::size_t find_or_add(std::int64_t key, std::string_view name, std::string_view arguments) {
     const auto [first, last] = by_key.equal_range(key);
     for (auto it = first; it != last; ++it)
       if (names[it->second] == name && args[it->second] == arguments) return it->second;
@@ -60,7 +59,6 @@ struct ChannelTails {
     names.push_back(name);
     args.push_back(arguments);
     tails.emplace_back();
-    firsts.push_back(message);
     return keys.size() - 1;
   }
 };
@@ -148,7 +146,7 @@ void Sender::link() {
   for (std::size_t i = 0; i < messages_.size(); ++i)
     if (messages_[i].ordered)
       channel_of[i] =
-          channels.find_or_add(messages_[i].channel_key, messages_[i].channel_name, messages_[i].channel_args, i);
+          channels.find_or_add(messages_[i].channel_key, messages_[i].channel_name, messages_[i].channel_args);
   if (!channels.keys.empty()) {
     locks::lock_appends(channels.keys);
     find_tails(channels);
@@ -157,7 +155,8 @@ void Sender::link() {
       // Nobody but this transaction can remove what it appended itself.
       const Tail& tail = channels.tails[c];
       const Uuid* own = ledger::own_tail(channels.keys[c]);
-      if (tail.exists && (own == nullptr || *own != tail.id)) ledger::appended(messages_[channels.firsts[c]].id, tail.id);
+      if (tail.exists && (own == nullptr || *own != tail.id))
+        ledger::appended(channels.keys[c], channels.names[c], channels.args[c], tail.id);
     }
   }
   const Oid sequence = Extension::get().relation("mq_place_seq");
@@ -281,7 +280,7 @@ extern "C" Datum mq_insert_entry(FunctionCallInfo fcinfo) {
     const mq::Elements elements = mq::elements_of(PG_GETARG_DATUM(0));
     mq::Sender sender(mq::Sender::Json::kText, true);
     for (int i = 0; i < elements.count; ++i) {
-      if (elements.nulls[i]) mq::check::fail_null(mq::check::field_of("new_messages", i + 1));
+      if (elements.nulls[i]) mq::check::fail_null(mq::check::element_of("new_messages", i + 1));
       sender.add(mq::new_message(elements.values[i]));
     }
     const mq::OwnerScope scope;
@@ -312,7 +311,7 @@ extern "C" Datum mq_send_many_entry(FunctionCallInfo fcinfo) {
     mq::ResultSet result(fcinfo);
     const mq::Elements elements = mq::elements_of(PG_GETARG_DATUM(1));
     mq::NewMessage message = mq::common_arguments(fcinfo);
-    mq::Sender sender(mq::Sender::Json::kJsonb, elements.count > 1);
+    mq::Sender sender(mq::Sender::Json::kJsonb, false);
     for (int i = 0; i < elements.count; ++i) {
       message.payload_json = {elements.values[i], elements.nulls[i]};
       message.id = {mq::uuid_datum(mq::new_id()), false};

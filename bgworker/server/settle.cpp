@@ -2,7 +2,7 @@
 
 #include "extension.hpp"
 #include "fence.hpp"
-#include "ledger.hpp"
+#include "link.hpp"
 #include "spi.hpp"
 
 namespace mq {
@@ -60,8 +60,7 @@ void record(const std::vector<Failure>& failures) {
 void retry(const std::vector<Retry>& retries) {
   static Statement update(
       "UPDATE $S.mq_msgs m SET attempt_at = r.attempt_at, retry_backoff = r.backoff, attempts = m.attempts - 1,"
-      "       attempt = m.attempt + 1, unlinked = false,"
-      "       after_message_id = CASE WHEN m.unlinked THEN " NIL_ID " ELSE m.after_message_id END"
+      "       attempt = m.attempt + 1"
       "  FROM unnest($1, $2, $3) AS r (id, attempt_at, backoff) WHERE m.id = r.id",
       {UUIDARRAYOID, TIMESTAMPTZARRAYOID, INTERVALARRAYOID});
   ArrayParam ids(UUIDOID), times(TIMESTAMPTZOID), backoffs(INTERVALOID);
@@ -91,7 +90,7 @@ void bury(const std::vector<Burial>& burials, std::vector<Uuid>& removed) {
       {UUIDARRAYOID, INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID});
   static Statement block(
       "WITH b AS (UPDATE $S.mq_msgs m SET attempt_at = NULL, attempts = 0, attempt = m.attempt + 1,"
-      "             after_message_id = " NIL_ID ", unlinked = false WHERE m.id = ANY ($1))"
+      "             after_message_id = " NIL_ID " WHERE m.id = ANY ($1))"
       " DELETE FROM $S.mq_payloads p WHERE p.id = ANY ($1)",
       {UUIDARRAYOID});
   ArrayParam ids(UUIDOID), charged(INT4OID), reasons(TEXTOID), blocked(UUIDOID);
@@ -119,38 +118,23 @@ void bury(const std::vector<Burial>& burials, std::vector<Uuid>& removed) {
 
 namespace {
 
-// Makes the first message that is left head of its channel, in each channel whose head is among the rows
-// (channel_key, channel_name, channel_args, place, whether it was head). Its own statement: the one that
-// removed the head may have waited for an append to commit, and this one has to see it.
-void promote(const Rows& removed) {
-  static Statement update(
-      "UPDATE $S.mq_msgs m SET after_message_id = " NIL_ID ", unlinked = false"
-      "  FROM unnest($1, $2, $3, $4) AS c (key, name, args, place)"
-      "  CROSS JOIN LATERAL (SELECT f.id FROM $S.mq_msgs f"
-      "     WHERE f.channel_key = c.key AND f.place > c.place AND f.after_message_id IS NOT NULL"
-      "       AND f.channel_name = c.name AND f.channel_args = c.args ORDER BY f.place LIMIT 1) AS first"
-      " WHERE m.id = first.id AND (m.after_message_id <> " NIL_ID " OR m.unlinked)"
-      " RETURNING m.channel_name",
-      {INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID});
-  ArrayParam keys(INT8OID), names(TEXTOID), args(TEXTOID), places(INT8OID);
-  bool any = false;
+// Of rows that were removed (channel_key, channel_name, channel_args, place, whether it was head): the channels
+// that lost their head get another. Its own statement: the one that removed it may have waited for an append to
+// commit, and this one has to see that.
+void link_behind(const Rows& removed) {
+  std::vector<LooseChannel> channels;
   for (std::size_t i = 0; i < removed.size(); ++i) {
     bool null = false;
     if (!DatumGetBool(removed.get(i, 5, null)) || null) continue;
-    any = true;
-    keys.add(removed.get(i, 1));
-    names.add(removed.get(i, 2));
-    args.add(removed.get(i, 3));
-    places.add(removed.get(i, 4));
+    channels.push_back({DatumGetInt64(removed.get(i, 1)), std::string(text_view(removed.get(i, 2))),
+                        std::string(text_view(removed.get(i, 3))), DatumGetInt64(removed.get(i, 4))});
   }
-  if (!any) return;
-  const Rows promoted = update.run({keys.datum(), names.datum(), args.datum(), places.datum()});
-  for (std::size_t i = 0; i < promoted.size(); ++i) ledger::wake(text_view(promoted.get(i, 1)));
+  link_or_note(channels);
 }
 
 #define REMOVED                                                     \
   " RETURNING m.channel_key, m.channel_name, m.channel_args, m.place," \
-  "   m.after_message_id = " NIL_ID " OR m.unlinked"
+  "   m.after_message_id = " NIL_ID
 
 Datum tid_datum(std::uint64_t location) {
   return fence::call([&] {
@@ -179,7 +163,7 @@ void remove_claimed(const std::vector<const Claimed*>& messages) {
   }
   const Rows removed = (any_ordered ? ordered : unordered).run({locations.datum()});
   const std::size_t payloads_removed = payloads.run({payload_locations.datum()}).size();
-  if (any_ordered) promote(removed);
+  if (any_ordered) link_behind(removed);
   if (removed.size() == messages.size() && payloads_removed == with_payload) return;
   std::vector<Uuid> ids;
   for (const Claimed* message : messages) ids.push_back(message->id);
@@ -196,7 +180,7 @@ void remove_messages(const std::vector<Uuid>& ids) {
   for (const Uuid& id : ids) array.add(uuid_datum(id));
   const Rows removed = messages.run({array.datum()});
   payloads.run({array.datum()});
-  promote(removed);
+  link_behind(removed);
 }
 
 void SqlSettler::settle(const Settlement& settlement) {

@@ -134,13 +134,15 @@ void wake_workers(Oid database) {
   ++d->wakes;
   Oid woken[kSeats];
   int count = 0;
+  bool served = false;  // busy workers look again before they rest
   for (Seat& seat : state->seats) {
+    served = served || seat.database == database;
     if (seat.database != database || !seat.waiting) continue;
     if (std::find(woken, woken + count, seat.role) != woken + count) continue;
     woken[count++] = seat.role;
     SetLatch(&seat.worker->procLatch);
   }
-  if (d->contended || count == 0) wake_launcher();
+  if (d->contended || !served) wake_launcher();
 }
 
 bool polled_lately() {

@@ -4,7 +4,7 @@
 
 #include "../claim.hpp"
 #include "extension.hpp"
-#include "ledger.hpp"
+#include "link.hpp"
 #include "settings.h"
 #include "settle.hpp"
 
@@ -12,11 +12,11 @@ namespace mq {
 
 namespace {
 
-constexpr int kStep = 500;  // rows that a step looks at, of each kind
+constexpr std::size_t kStep = 500;  // rows that a step looks at, of each kind
 
 bool bury_spent(SqlClaimSource& source, Micros now) {
   Batch batch;
-  source.spent(now, kStep, batch);
+  source.spent(now, static_cast<int>(kStep), batch);
   if (batch.empty()) return false;
   Settlement settlement;
   dispose(batch, settlement);
@@ -70,34 +70,28 @@ void forget_old() {
 
 bool repair_heads() {
   static std::int64_t behind = PG_INT64_MIN;  // the channel where the step before ended
-  static Statement repair(
+  static Statement find(
       "WITH RECURSIVE c (key, step) AS ("
       "  SELECT (SELECT m.channel_key FROM $S.mq_msgs m WHERE m.channel_key > $1 AND m.after_message_id IS NOT NULL"
       "           ORDER BY m.channel_key LIMIT 1), 1"
       "  UNION ALL"
       "  SELECT (SELECT m.channel_key FROM $S.mq_msgs m WHERE m.channel_key > c.key AND m.after_message_id IS NOT NULL"
-      "           ORDER BY m.channel_key LIMIT 1), c.step + 1 FROM c WHERE c.key IS NOT NULL AND c.step < $2),"
-      " repaired AS ("
-      "  UPDATE $S.mq_msgs m SET after_message_id = '00000000-0000-0000-0000-000000000000'"
-      "    FROM c CROSS JOIN LATERAL ("
-      "           SELECT f.id, f.after_message_id, f.unlinked FROM $S.mq_msgs f"
-      "            WHERE f.channel_key = c.key AND f.after_message_id IS NOT NULL ORDER BY f.place LIMIT 1) f"
-      "   WHERE m.id = f.id AND f.after_message_id <> '00000000-0000-0000-0000-000000000000' AND NOT f.unlinked"
-      "  RETURNING m.channel_name)"
-      " SELECT (SELECT c.key FROM c WHERE c.key IS NOT NULL ORDER BY c.step DESC LIMIT 1), r.channel_name"
-      "   FROM (SELECT 1) AS one LEFT JOIN repaired r ON true",
+      "           ORDER BY m.channel_key LIMIT 1), c.step + 1 FROM c WHERE c.key IS NOT NULL AND c.step < $2)"
+      " SELECT c.key, f.channel_name, f.channel_args,"
+      "        f.after_message_id <> '00000000-0000-0000-0000-000000000000'"
+      "   FROM c CROSS JOIN LATERAL ("
+      "        SELECT m.channel_name, m.channel_args, m.after_message_id FROM $S.mq_msgs m"
+      "         WHERE m.channel_key = c.key AND m.after_message_id IS NOT NULL ORDER BY m.place LIMIT 1) f",
       {INT8OID, INT4OID});
-  const Rows rows = repair.run({Int64GetDatum(behind), Int32GetDatum(kStep)});
-  bool repaired = false;
-  bool at_end = false;
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    const Datum key = rows.get(i, 1, at_end);
-    behind = at_end ? PG_INT64_MIN : DatumGetInt64(key);
-    if (rows.is_null(i, 2)) continue;
-    ledger::wake(text_view(rows.get(i, 2)));
-    repaired = true;
-  }
-  return repaired;
+  const Rows rows = find.run({Int64GetDatum(behind), Int32GetDatum(kStep)});
+  const std::size_t steps = rows.size();
+  behind = steps < kStep ? PG_INT64_MIN : DatumGetInt64(rows.get(steps - 1, 1));
+  std::vector<LooseChannel> headless;
+  for (std::size_t i = 0; i < steps; ++i)
+    if (DatumGetBool(rows.get(i, 4)))
+      headless.push_back({DatumGetInt64(rows.get(i, 1)), std::string(text_view(rows.get(i, 2))),
+                          std::string(text_view(rows.get(i, 3)))});
+  return link_channels(headless).size() < headless.size();
 }
 
 bool sweep(SqlClaimSource& source, Micros now) {

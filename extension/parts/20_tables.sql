@@ -17,8 +17,7 @@ CREATE TABLE mq_msgs (
   after_message_id uuid DEFAULT '00000000-0000-0000-0000-000000000000',
   channel_key bigint NOT NULL,
   place bigint NOT NULL DEFAULT nextval('mq_place_seq'),
-  attempt integer NOT NULL DEFAULT 0,
-  unlinked boolean NOT NULL DEFAULT false
+  attempt integer NOT NULL DEFAULT 0
 );
 -- Never out of line: they are read before there is a snapshot to fetch from a TOAST table with.
 ALTER TABLE mq_msgs ALTER channel_name SET STORAGE MAIN, ALTER channel_args SET STORAGE MAIN;
@@ -31,20 +30,26 @@ COMMENT ON COLUMN mq_msgs.after_message_id IS 'NULL: not ordered. The nil uuid: 
 COMMENT ON COLUMN mq_msgs.channel_key IS 'XXH3 hash (64 bits) of channel_name and channel_args.';
 COMMENT ON COLUMN mq_msgs.place IS 'Place in the order of the channel; from mq_place_seq.';
 COMMENT ON COLUMN mq_msgs.attempt IS 'Attempts made.';
-COMMENT ON COLUMN mq_msgs.unlinked IS 'True: when this message was committed the one before it was being removed; it is head as soon as nothing is before it.';
 
--- Due messages of a channel name, oldest first. Heads only: an unordered message, the head of an ordered
--- channel, and a message that may be head (unlinked).
+-- Due messages of a channel name, oldest first. Heads only: an unordered message, or the head of an ordered
+-- channel.
 CREATE INDEX mq_msgs_due ON mq_msgs (channel_name, attempt_at, place)
-  WHERE after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000' OR unlinked;
+  WHERE after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000';
 -- The same by channel, so that part of a batch can be drawn fairly across the channels of one name.
 CREATE INDEX mq_msgs_fair ON mq_msgs (channel_name, channel_key, attempt_at, place)
-  WHERE after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000' OR unlinked;
+  WHERE after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000';
 -- Ordered channels: their tail, their first message, the run behind a head.
 CREATE INDEX mq_msgs_chain ON mq_msgs (channel_key, place) WHERE after_message_id IS NOT NULL;
 -- For the sweep: two-phase messages that expire, and last attempts whose lease runs out.
 CREATE INDEX mq_msgs_uncommitted ON mq_msgs (attempt_at) WHERE commit_interval IS NOT NULL;
 CREATE INDEX mq_msgs_last_attempt ON mq_msgs (attempt_at) WHERE attempts <= 0;
+
+CREATE TABLE mq_loose (
+  channel_key bigint NOT NULL,
+  channel_name text COLLATE "C" NOT NULL,
+  channel_args text COLLATE "C" NOT NULL
+);
+COMMENT ON TABLE mq_loose IS 'Ordered channels whose first message may not be head yet, since somebody was removing the one before it when it was written. Every claim looks here first; as a rule it is empty.';
 
 CREATE TABLE mq_payloads (
   id uuid PRIMARY KEY,
@@ -136,6 +141,7 @@ COMMENT ON TABLE mq_paused IS 'Channels that workers leave alone. Written by mq_
 -- pg_dump takes the messages, the dead letters and the handlers along.
 SELECT pg_extension_config_dump('mq_place_seq', '');
 SELECT pg_extension_config_dump('mq_msgs', '');
+SELECT pg_extension_config_dump('mq_loose', '');
 SELECT pg_extension_config_dump('mq_payloads', '');
 SELECT pg_extension_config_dump('mq_dead', '');
 SELECT pg_extension_config_dump('mq_dead_dead_no_seq', '');

@@ -17,8 +17,8 @@ FROM (SELECT document, array_agg(number ORDER BY handled) = array_agg(number ORD
 
 \echo '== The message that could not be handled is a dead letter'
 SELECT channel_args AS "document", payload_json ->> 'number' AS "number", attempts, reason, sqlstate, error
-FROM mq_dead;
-SELECT attempt, to_char(failed_at, 'HH24:MI:SS.MS') AS "failed at", error FROM mq_failures ORDER BY failed_at;
+FROM mq_dead ORDER BY died_at LIMIT 10;
+SELECT attempt, to_char(failed_at, 'HH24:MI:SS.MS') AS "failed at", error FROM mq_failures ORDER BY failed_at LIMIT 10;
 
 \echo '== A search in the index that the handler built: no warranty for a particular purpose'
 SELECT round(ts_rank(words, query)::numeric, 3) AS "rank",
