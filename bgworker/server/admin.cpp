@@ -161,6 +161,7 @@ bool set_paused(FunctionCallInfo fcinfo, Statement& statement) {
   const SpiConnection spi;
   if (statement.run({channel.datum}).empty()) return false;
   Extension::registry_changed();
+  ledger::announce();
   ledger::wake(name);
   return true;
 }

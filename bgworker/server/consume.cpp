@@ -240,26 +240,18 @@ extern "C" Datum mq_clear_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
     const mq::Value names = mq::argument(fcinfo, 0);
     (void)mq::elements(names, "channel_names");
-    static mq::Statement clear(
-        "WITH gone AS (DELETE FROM $S.mq_msgs m WHERE m.channel_name = ANY ($1) RETURNING m.id)"
-        " DELETE FROM $S.mq_payloads p USING gone WHERE p.id = gone.id",
-        {TEXTARRAYOID});
     const mq::OwnerScope scope;
     const mq::SpiConnection spi;
-    clear.run({names.datum});
+    mq::clear_messages(names.datum);
     return Datum{0};
   });
 }
 
 extern "C" Datum mq_clear_all_entry(FunctionCallInfo) {
   return mq::fence::entry([] {
-    static mq::Statement clear(
-        "WITH gone AS (DELETE FROM $S.mq_msgs m RETURNING m.id)"
-        " DELETE FROM $S.mq_payloads p USING gone WHERE p.id = gone.id",
-        {});
     const mq::OwnerScope scope;
     const mq::SpiConnection spi;
-    clear.run({});
+    mq::clear_messages({});
     return Datum{0};
   });
 }

@@ -118,6 +118,11 @@ std::uint64_t Extension::registry_generation() {
   return registry_changes;
 }
 
+void Extension::look_again() {
+  stale = true;
+  ++registry_changes;
+}
+
 void Extension::registry_changed() {
   get();
   fence::call([] { CacheInvalidateRelcacheByRelid(handlers_relation); });

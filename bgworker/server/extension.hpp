@@ -25,6 +25,9 @@ class Extension {
   std::uint64_t generation() const { return generation_; }
   // Grows whenever a handler, a paused channel or anything else that the registry is read from changed.
   static std::uint64_t registry_generation();
+  // Looks it up again at the next use. Callbacks do that too, but only once the invalidation has been sent, which
+  // a commit does after it has woken others.
+  static void look_again();
   // Has every process of the database read the registry again when this transaction commits.
   static void registry_changed();
 

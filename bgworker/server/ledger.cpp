@@ -29,6 +29,7 @@ struct Lease {
   Uuid message;
   Micros leased_at;
   Micros length;
+  SubTransactionId subtransaction;  // that it ends with
 };
 
 struct Ledger {
@@ -146,10 +147,25 @@ void transaction_event(XactEvent event, void*) {
   }
 }
 
+// Of all entries only leases would do harm if their subtransaction was rolled back: nobody has the message.
+void subtransaction_event(SubXactEvent event, SubTransactionId mine, SubTransactionId parent, void*) {
+  if (open_ledger == nullptr) return;
+  std::vector<Lease>& leases = open_ledger->leases;
+  if (event == SUBXACT_EVENT_ABORT_SUB) {
+    std::erase_if(leases, [&](const Lease& lease) { return lease.subtransaction == mine; });
+  } else if (event == SUBXACT_EVENT_COMMIT_SUB) {
+    for (Lease& lease : leases)
+      if (lease.subtransaction == mine) lease.subtransaction = parent;
+  }
+}
+
 Ledger& ledger() {
   static bool registered = false;
   if (!registered) {
-    fence::call([] { RegisterXactCallback(transaction_event, nullptr); });
+    fence::call([] {
+      RegisterXactCallback(transaction_event, nullptr);
+      RegisterSubXactCallback(subtransaction_event, nullptr);
+    });
     registered = true;
   }
   if (open_ledger == nullptr) open_ledger = new Ledger();
@@ -179,7 +195,7 @@ void set_own_tail(std::int64_t channel_key, const Uuid& message) {
 }
 
 void leased(const Uuid& message, Micros leased_at, Micros lease) {
-  ledger().leases.push_back({message, leased_at, lease});
+  ledger().leases.push_back({message, leased_at, lease, GetCurrentSubTransactionId()});
 }
 
 void announce() {

@@ -6,7 +6,8 @@
 //   before PREPARE  note the channels of ordered appends as loose: a lock would last until COMMIT PREPARED
 //   after commit    wake the workers, and the launcher if it has something to look at
 //
-// A subtransaction that was rolled back leaves its entries: they are hints, and what they name is gone.
+// A subtransaction that was rolled back leaves its entries, but for leases: they are hints, and what they name is
+// gone.
 #pragma once
 
 #include <cstdint>

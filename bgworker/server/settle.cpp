@@ -183,6 +183,19 @@ void remove_messages(const std::vector<Uuid>& ids) {
   link_behind(removed);
 }
 
+void clear_messages(const Param& channel_names) {
+  // Rows are locked in the order of their ids, as everywhere.
+  static Statement clear(
+      "WITH doomed AS MATERIALIZED (SELECT m.id FROM $S.mq_msgs m WHERE $1 IS NULL OR m.channel_name = ANY ($1)"
+      "                               ORDER BY m.id FOR UPDATE),"
+      " gone AS (DELETE FROM $S.mq_msgs m USING doomed d WHERE m.id = d.id RETURNING m.*),"
+      " payloads AS (DELETE FROM $S.mq_payloads p USING doomed d WHERE p.id = d.id)"
+      " SELECT m.channel_key, m.channel_name, m.channel_args, m.place, true FROM gone m"
+      "  WHERE m.after_message_id = " NIL_ID,
+      {TEXTARRAYOID});
+  link_behind(clear.run({channel_names}));
+}
+
 void SqlSettler::settle(const Settlement& settlement) {
   const OwnerScope scope;
   std::vector<Uuid> buried;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../ports.hpp"
+#include "spi.hpp"
 
 namespace mq {
 
@@ -18,5 +19,8 @@ class SqlSettler : public Settler {
 // Deletes messages and their payloads; the first message that is left in each ordered channel whose head went
 // becomes head. Waits only for somebody who holds one of these rows.
 void remove_messages(const std::vector<Uuid>& ids);
+
+// Deletes every message of the named channels; a null Param: of all.
+void clear_messages(const Param& channel_names);
 
 }  // namespace mq

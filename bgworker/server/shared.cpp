@@ -32,6 +32,7 @@ struct Database {
   TimestampTz polled_at;
   TimestampTz closed_until;
   std::uint64_t wakes;
+  std::uint64_t announcements;
 };
 
 struct Pool {
@@ -79,7 +80,7 @@ Database* find_database(Oid id) {
 Database* find_or_add_database(Oid id) {
   if (Database* found = find_database(id)) return found;
   Database* free = find_database(InvalidOid);
-  if (free != nullptr) *free = Database{id, false, false, false, false, 0, 0, 0};
+  if (free != nullptr) *free = Database{id, false, false, false, false, 0, 0, 0, 0};
   return free;
 }
 
@@ -121,6 +122,8 @@ void announce_database(Oid database) {
   if (Database* d = find_or_add_database(database)) {
     d->look = true;
     d->closed_until = 0;
+    ++d->announcements;
+    ++d->wakes;
   }
   wake_all_of(database);
   wake_launcher();
@@ -218,6 +221,12 @@ std::uint64_t wake_count() {
   Guard guard(LW_SHARED);
   const Database* d = find_database(mine().database);
   return d != nullptr ? d->wakes : 0;
+}
+
+std::uint64_t announcements() {
+  Guard guard(LW_SHARED);
+  const Database* d = find_database(mine().database);
+  return d != nullptr ? d->announcements : 0;
 }
 
 bool begin_wait(std::uint64_t seen) {

@@ -38,6 +38,7 @@ void leave_seat();                     // registered to run at exit
 void publish_pools(bool installed, const std::vector<Oid>& roles);
 void set_backlog(bool backlog);        // of this worker's pool; tells the launcher when it grows
 std::uint64_t wake_count();            // of this worker's database
+std::uint64_t announcements();         // of this worker's database: what it read before may have changed
 // Says that it waits now. False: something was sent since `seen`, so it must not.
 bool begin_wait(std::uint64_t seen);
 void end_wait();

@@ -68,8 +68,11 @@ void forget_old() {
 
 }  // namespace
 
-bool repair_heads() {
-  static std::int64_t behind = PG_INT64_MIN;  // the channel where the step before ended
+namespace {
+
+// Looks at up to `most` channels with keys above `behind`, which it moves on, or back to the start at the end.
+// Returns how many it looked at.
+std::size_t repair_page(std::int64_t& behind, std::size_t most, bool& repaired) {
   static Statement find(
       "WITH RECURSIVE c (key, step) AS ("
       "  SELECT (SELECT m.channel_key FROM $S.mq_msgs m WHERE m.channel_key > $1 AND m.after_message_id IS NOT NULL"
@@ -83,15 +86,27 @@ bool repair_heads() {
       "        SELECT m.channel_name, m.channel_args, m.after_message_id FROM $S.mq_msgs m"
       "         WHERE m.channel_key = c.key AND m.after_message_id IS NOT NULL ORDER BY m.place LIMIT 1) f",
       {INT8OID, INT4OID});
-  const Rows rows = find.run({Int64GetDatum(behind), Int32GetDatum(kStep)});
+  const Rows rows = find.run({Int64GetDatum(behind), Int32GetDatum(static_cast<int>(most))});
   const std::size_t steps = rows.size();
-  behind = steps < kStep ? PG_INT64_MIN : DatumGetInt64(rows.get(steps - 1, 1));
+  behind = steps < most ? PG_INT64_MIN : DatumGetInt64(rows.get(steps - 1, 1));
   std::vector<LooseChannel> headless;
   for (std::size_t i = 0; i < steps; ++i)
     if (DatumGetBool(rows.get(i, 4)))
       headless.push_back({DatumGetInt64(rows.get(i, 1)), std::string(text_view(rows.get(i, 2))),
                           std::string(text_view(rows.get(i, 3)))});
-  return link_channels(headless).size() < headless.size();
+  repaired = link_channels(headless).size() < headless.size() || repaired;
+  return steps;
+}
+
+}  // namespace
+
+bool repair_heads() {
+  static std::int64_t behind = PG_INT64_MIN;  // the channel where the step before ended
+  bool repaired = false;
+  const bool from_the_middle = behind != PG_INT64_MIN;
+  const std::size_t seen = repair_page(behind, kStep, repaired);
+  if (from_the_middle && seen < kStep) repair_page(behind, kStep - seen, repaired);
+  return repaired;
 }
 
 bool sweep(SqlClaimSource& source, Micros now) {

@@ -50,6 +50,10 @@ class WorkerHost : public ServerHost {
 
   bool refresh(Registry& registry) override {
     seen_ = shared::wake_count();
+    if (const std::uint64_t announced = shared::announcements(); announced != announced_) {
+      announced_ = announced;
+      Extension::look_again();
+    }
     if (!Extension::installed()) {
       shared::publish_pools(false, {});
       return false;
@@ -122,6 +126,7 @@ class WorkerHost : public ServerHost {
   }
 
   std::uint64_t seen_ = 0;  // wake-ups of the database when the batch began
+  std::uint64_t announced_ = 0;  // announcements for the database that have been heeded
   Micros read_at_ = 0;
 };
 
