@@ -43,7 +43,8 @@ WERROR ?= $(if $(wildcard .git),-Werror)
 # For instance SANITIZE=undefined: the module itself under a sanitizer.
 SANITIZE ?=
 MQ_SANITIZE = $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all)
-MQ_CXXFLAGS = -std=c++20 -Wall -Wextra $(WERROR)
+MQ_CXXSTD = -std=c++20 -Wall -Wextra
+MQ_CXXFLAGS = $(MQ_CXXSTD) $(WERROR)
 
 # Only what is marked PGDLLEXPORT leaves the library; servers before 16 leave the mark empty.
 PG_CPPFLAGS = '-DPGDLLEXPORT=__attribute__((visibility("default")))' -Ibgworker
@@ -172,11 +173,10 @@ dist:
 distcheck:
 	@$(RUN) ONLY=dist tests/run/test.sh
 
-FORMATTED = $(wildcard bgworker/*.[ch]* bgworker/server/*.[ch]* tests/unit/*.[ch]*)
+FORMATTED = $(foreach dir,bgworker bgworker/server tests/unit,$(wildcard $(dir)/*.[ch] $(dir)/*.[ch]pp))
 format:
-	clang-format -i $(filter-out %.o %.d,$(FORMATTED))
+	clang-format -i $(FORMATTED)
 
-# The system's headers are not ours to tidy.
 tidy:
-	clang-tidy --quiet $(wildcard bgworker/*.cpp) -- $(MQ_CXXFLAGS) $(CORE_CPPFLAGS)
-	clang-tidy --quiet $(wildcard bgworker/server/*.cpp) -- $(MQ_CXXFLAGS) $(SERVER_CPPFLAGS)
+	clang-tidy --quiet $(wildcard bgworker/*.cpp) -- $(MQ_CXXSTD) $(CORE_CPPFLAGS)
+	clang-tidy --quiet $(wildcard bgworker/server/*.cpp) -- $(MQ_CXXSTD) -Wno-register $(SERVER_CPPFLAGS)

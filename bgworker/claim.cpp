@@ -84,7 +84,7 @@ void Claimer::claim_from(const Source& source, int limit, bool with_runs, Micros
 
   std::sort(found.begin(), found.end(), due_before);
   Batch messages;
-  for (Claimed& message : found) (deliverable(message) ? messages : claim.leftovers).push_back(std::move(message));
+  for (Claimed& message : found) (deliverable(message) ? messages : claim.leftovers).push_back(message);
 
   Batch heads;
   std::copy_if(messages.begin(), messages.end(), std::back_inserter(heads),
@@ -101,12 +101,12 @@ void Claimer::claim_from(const Source& source, int limit, bool with_runs, Micros
   auto next = runs.begin();
   for (Claimed& message : messages) {
     const Claimed head = message;
-    claim.messages.push_back(std::move(message));
+    claim.messages.push_back(message);
     if (!head.ordered) continue;
     bool broken = false;
     for (; next != runs.end() && same_channel(*next, head); ++next) {
       broken = broken || !deliverable(*next);
-      if (!broken) claim.messages.push_back(std::move(*next));
+      if (!broken) claim.messages.push_back(*next);
     }
   }
 }

@@ -24,7 +24,7 @@ struct Uuid {
 
 struct UuidHash {
   std::size_t operator()(const Uuid& id) const {
-    std::size_t tail;  // of a version 7 uuid the last half is random
+    std::size_t tail = 0;  // of a version 7 uuid the last half is random
     std::memcpy(&tail, id.bytes.data() + 8, sizeof tail);
     return tail;
   }

@@ -133,35 +133,52 @@ object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, 
 		mq_object_dropped(class_id, object_id);
 }
 
-/* What wants a database for itself should not wait for a worker that rests in it. */
+/* The database that a statement wants for itself; NULL for most statements. */
+static const char *
+database_to_leave(Node *node)
+{
+	ListCell   *cell;
+
+	if (IsA(node, DropdbStmt))
+		return castNode(DropdbStmt, node)->dbname;
+	if (IsA(node, RenameStmt) && castNode(RenameStmt, node)->renameType == OBJECT_DATABASE)
+		return castNode(RenameStmt, node)->subname;
+	if (!IsA(node, CreatedbStmt))
+		return NULL;
+	foreach(cell, castNode(CreatedbStmt, node)->options)
+	{
+		DefElem    *option = lfirst_node(DefElem, cell);
+
+		if (strcmp(option->defname, "template") == 0 && option->arg && IsA(option->arg, String))
+			return strVal(option->arg);
+	}
+	return "template1";
+}
+
+/* Such a statement should not wait for a worker that rests in the database. */
 static void
 process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 				ProcessUtilityContext context, ParamListInfo params,
 				QueryEnvironment *query_env, DestReceiver *dest, QueryCompletion *qc)
 {
-	Node	   *node = pstmt->utilityStmt;
+	const char *name = database_to_leave(pstmt->utilityStmt);
+	Oid			database = name != NULL ? mq_leave_database(name) : InvalidOid;
+	volatile bool dropped = false;
 
-	if (IsA(node, DropdbStmt))
-		mq_leave_database(castNode(DropdbStmt, node)->dbname);
-	else if (IsA(node, RenameStmt) && castNode(RenameStmt, node)->renameType == OBJECT_DATABASE)
-		mq_leave_database(castNode(RenameStmt, node)->subname);
-	else if (IsA(node, CreatedbStmt))
+	PG_TRY();
 	{
-		ListCell   *cell;
-
-		foreach(cell, castNode(CreatedbStmt, node)->options)
-		{
-			DefElem    *option = lfirst_node(DefElem, cell);
-
-			if (strcmp(option->defname, "template") == 0 && option->arg && IsA(option->arg, String))
-				mq_leave_database(strVal(option->arg));
-		}
+		if (prev_process_utility_hook)
+			prev_process_utility_hook(pstmt, query_string, read_only_tree, context, params, query_env, dest, qc);
+		else
+			standard_ProcessUtility(pstmt, query_string, read_only_tree, context, params, query_env, dest, qc);
+		dropped = IsA(pstmt->utilityStmt, DropdbStmt);
 	}
-
-	if (prev_process_utility_hook)
-		prev_process_utility_hook(pstmt, query_string, read_only_tree, context, params, query_env, dest, qc);
-	else
-		standard_ProcessUtility(pstmt, query_string, read_only_tree, context, params, query_env, dest, qc);
+	PG_FINALLY();
+	{
+		if (!dropped)
+			mq_database_is_left(database);
+	}
+	PG_END_TRY();
 }
 
 void

@@ -269,7 +269,13 @@ extern "C" void mq_object_dropped(Oid class_id, Oid object_id) {
   mq::fence::guard([] { mq::ledger::announce(); });
 }
 
-extern "C" void mq_leave_database(const char* name) {
+extern "C" Oid mq_leave_database(const char* name) {
   const Oid database = get_database_oid(name, true);
   if (OidIsValid(database)) mq::shared::close_database(database);
+  mq::fence::guard([] { mq::ledger::databases_changed(); });
+  return database;
+}
+
+extern "C" void mq_database_is_left(Oid database) {
+  if (OidIsValid(database)) mq::shared::open_database(database);
 }

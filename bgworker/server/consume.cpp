@@ -106,6 +106,7 @@ void poll(const Value& channel_names, int batch_size, ResultSet& result) {
   for (bool repaired = false;;) {
     names = channel_names.null ? source.channel_names() : names_of(channel_names, "channel_names");
     std::vector<Source> sources;
+    sources.reserve(names.size());
     for (const std::string& name : names) sources.push_back({name, batch_size});
 
     Claim claim = claimer.claim(sources, batch_size, false);

@@ -42,9 +42,13 @@ extern void mq_shared_startup(void);
 extern void mq_launcher_run(void);
 extern void mq_worker_run(int seat);
 
-/* Hooks: an object is about to be dropped; a database is about to be used by nobody. */
+/*
+ * Hooks: an object is about to be dropped; a statement wants a database for itself (returns its OID, or InvalidOid
+ * where there is none); such a statement is over, and the database still there.
+ */
 extern void mq_object_dropped(Oid class_id, Oid object_id);
-extern void mq_leave_database(const char *name);
+extern Oid	mq_leave_database(const char *name);
+extern void mq_database_is_left(Oid database);
 
 #ifdef __cplusplus
 }

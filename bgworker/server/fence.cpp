@@ -37,6 +37,13 @@ ErrorData* blank(const char* sqlstate) {
   return data;
 }
 
+Error take(ErrorData* data) {
+  Error error(unpack_sql_state(data->sqlerrcode), text(data->message), text(data->detail), text(data->hint));
+  error.context = text(data->context);
+  FreeErrorData(data);
+  return error;
+}
+
 }  // namespace
 
 void run(Body body, void* argument) {
@@ -55,11 +62,7 @@ void run(Body body, void* argument) {
   PG_END_TRY();
   if (caught == nullptr) return;
 
-  ErrorData* data = caught;
-  Error error(unpack_sql_state(data->sqlerrcode), text(data->message), text(data->detail), text(data->hint));
-  error.context = text(data->context);
-  FreeErrorData(data);
-  throw error;
+  throw take(caught);
 }
 
 ErrorData* to_error_data(const Error& error) {

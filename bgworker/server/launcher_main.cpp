@@ -56,7 +56,7 @@ bool is_served(const char* name) {
     List* names = NIL;
     bool found = false;
     if (SplitIdentifierString(copy, ',', &names)) {
-      ListCell* cell;
+      ListCell* cell = nullptr;
       foreach (cell, names) found = found || strcmp(static_cast<const char*>(lfirst(cell)), name) == 0;
     }
     list_free(names);
@@ -79,7 +79,7 @@ std::vector<Oid> served_databases() {
     (void)GetTransactionSnapshot();
     Relation catalog = table_open(DatabaseRelationId, AccessShareLock);
     TableScanDesc scan = table_beginscan_catalog(catalog, 0, nullptr);
-    HeapTuple tuple;
+    HeapTuple tuple = nullptr;
     while (n < kMost && HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection))) {
       const auto* form = (Form_pg_database)GETSTRUCT(tuple);
       if (!form->datallowconn || form->datistemplate) continue;
@@ -108,7 +108,7 @@ class Launcher {
       const Micros now = GetCurrentTimestamp();
       std::vector<shared::DatabaseState> databases = shared::databases();
       const bool announced = std::any_of(databases.begin(), databases.end(), [](const auto& d) { return d.look; });
-      if (announced || looked_at == 0 || now - looked_at >= kLookAround || now < looked_at) {
+      if (shared::take_look_around() || announced || looked_at == 0 || now - looked_at >= kLookAround || now < looked_at) {
         shared::forget_databases_but(served_databases());
         databases = shared::databases();
         looked_at = now;
@@ -186,7 +186,7 @@ class Launcher {
   void check_starting() {
     std::vector<Starting> still;
     for (const Starting& s : starting_) {
-      pid_t pid;
+      pid_t pid = 0;
       const BgwHandleStatus status = fence::call([&] { return GetBackgroundWorkerPid(s.handle, &pid); });
       if (status == BGWH_STOPPED) shared::start_failed(s.seat);
       if (status == BGWH_STOPPED || shared::seat_is_taken(s.seat))

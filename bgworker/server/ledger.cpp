@@ -38,6 +38,7 @@ struct Ledger {
   std::unordered_map<std::int64_t, Uuid> tails;
   std::vector<Lease> leases;
   bool announced = false;
+  bool databases_changed = false;
 };
 
 // Made by the first entry of a transaction, deleted when it ends. A pointer, so that nothing is destroyed at
@@ -134,6 +135,7 @@ void transaction_event(XactEvent event, void*) {
       fence::guard([] { before_prepare(*open_ledger); });
       break;
     case XACT_EVENT_COMMIT:
+      if (open_ledger->databases_changed) shared::look_around();
       if (open_ledger->announced) shared::announce_database(MyDatabaseId);
       if (!open_ledger->woken.empty() || open_ledger->announced) shared::wake_workers(MyDatabaseId);
       forget();
@@ -200,6 +202,10 @@ void leased(const Uuid& message, Micros leased_at, Micros lease) {
 
 void announce() {
   ledger().announced = true;
+}
+
+void databases_changed() {
+  ledger().databases_changed = true;
 }
 
 }  // namespace mq::ledger

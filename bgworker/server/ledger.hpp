@@ -31,4 +31,7 @@ void leased(const Uuid& message, Micros leased_at, Micros lease);
 // The launcher should look at this database: the extension, or its handlers, have come, changed or gone.
 void announce();
 
+// A database is made, renamed or dropped: the launcher should look around.
+void databases_changed();
+
 }  // namespace mq::ledger

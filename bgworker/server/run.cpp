@@ -74,7 +74,7 @@ Datum run(FunctionCallInfo fcinfo) {
   const std::int64_t handled = worker.run_until_empty(most, array.null ? nullptr : &only);
 
   return fence::call([&] {
-    TupleDesc descriptor;
+    TupleDesc descriptor = nullptr;
     if (get_call_result_type(fcinfo, nullptr, &descriptor) != TYPEFUNC_COMPOSITE)
       elog(ERROR, "return type must be a row type");
     Datum values[1] = {Int64GetDatum(handled)};

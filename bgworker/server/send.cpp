@@ -246,9 +246,9 @@ Elements elements_of(Datum array) {
   return fence::call([&] {
     Elements e{nullptr, nullptr, 0};
     ArrayType* a = DatumGetArrayTypeP(array);
-    int16 length;
-    bool by_value;
-    char align;
+    int16 length = 0;
+    bool by_value = false;
+    char align = 0;
     get_typlenbyvalalign(ARR_ELEMTYPE(a), &length, &by_value, &align);
     deconstruct_array(a, ARR_ELEMTYPE(a), length, by_value, align, &e.values, &e.nulls, &e.count);
     return e;

@@ -166,6 +166,7 @@ void remove_claimed(const std::vector<const Claimed*>& messages) {
   if (any_ordered) link_behind(removed);
   if (removed.size() == messages.size() && payloads_removed == with_payload) return;
   std::vector<Uuid> ids;
+  ids.reserve(messages.size());
   for (const Claimed* message : messages) ids.push_back(message->id);
   remove_messages(ids);
 }

@@ -1,6 +1,7 @@
 #include "shared.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include "entries.h"
 #include "settings.h"
@@ -55,6 +56,7 @@ struct State {
   LWLock* lock;
   PGPROC* launcher;
   bool out_of_slots;
+  bool look_around;  // databases have come or gone
   Database databases[kDatabases];
   Pool pools[kPools];
   Seat seats[kSeats];
@@ -166,6 +168,25 @@ void close_database(Oid database) {
   Guard guard(LW_EXCLUSIVE);
   if (Database* d = find_database(database)) d->closed_until = GetCurrentTimestamp() + kClosedFor;
   wake_all_of(database);
+}
+
+void open_database(Oid database) {
+  if (!available()) return;
+  Guard guard(LW_EXCLUSIVE);
+  if (Database* d = find_database(database)) d->closed_until = 0;
+  wake_launcher();
+}
+
+void look_around() {
+  if (!available()) return;
+  Guard guard(LW_EXCLUSIVE);
+  state->look_around = true;
+  wake_launcher();
+}
+
+bool take_look_around() {
+  Guard guard(LW_EXCLUSIVE);
+  return std::exchange(state->look_around, false);
 }
 
 Assignment take_seat(int seat) {
@@ -333,7 +354,10 @@ int workers_of(Oid database) {
 
 void set_contended(Oid database, bool contended) {
   Guard guard(LW_EXCLUSIVE);
-  if (Database* d = find_database(database)) d->contended = contended;
+  Database* d = find_database(database);
+  if (d == nullptr || d->contended == contended) return;
+  d->contended = contended;
+  if (contended) wake_all_of(database);
 }
 
 int reserve_seat(Oid database, Oid role) {

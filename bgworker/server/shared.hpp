@@ -27,6 +27,8 @@ void wake_workers(Oid database);       // one waiting worker of each pool
 bool polled_lately();                  // some outside consumer has polled this database; true where unknown
 void note_poll();
 void close_database(Oid database);     // its workers should leave, none should start for a while
+void open_database(Oid database);      // undoes that
+void look_around();                    // the launcher should read pg_database
 
 // From a worker.
 struct Assignment {
@@ -56,6 +58,7 @@ struct DatabaseState {
   bool closed;
 };
 void launcher_attach();
+bool take_look_around();                   // whether somebody asked for it since
 void forget_databases_but(const std::vector<Oid>& existing);
 std::vector<DatabaseState> databases();
 void want_caretaker(Oid database);         // makes its pool, if it has none

@@ -123,9 +123,9 @@ Datum ArrayParam::datum() const {
   const auto count = static_cast<int>(values_.size());
   static_assert(sizeof(bool) == 1);
   return fence::call([&] {
-    int16 length;
-    bool by_value;
-    char align;
+    int16 length = 0;
+    bool by_value = false;
+    char align = 0;
     get_typlenbyvalalign(type_, &length, &by_value, &align);
     int dimensions[1] = {count};
     int lower[1] = {1};

@@ -43,6 +43,7 @@ namespace mq {
 namespace {
 
 constexpr Micros kExtraLingers = 5 * kSecond;  // an idle worker that is not the last of its pool
+constexpr Micros kTurn = kSecond;              // of a worker, busy or not, whose place another pool waits for
 
 class WorkerHost : public ServerHost {
  public:
@@ -73,6 +74,11 @@ class WorkerHost : public ServerHost {
 
   bool wait(Micros most) override {
     fence::call([&] { (void)pgstat_report_stat(most > 0); });
+    const bool contended = shared::is_contended();
+    if (contended && clock_.now() - started_at_ >= kTurn) return false;
+    // Not beyond the moment when there may be reason to leave.
+    if (contended) most = std::min(most, kTurn);
+    if (shared::is_extra()) most = std::min(most, kExtraLingers);
     if (most > 0 && !shared::must_leave() && shared::begin_wait(seen_)) {
       const long milliseconds = static_cast<long>((most + 999) / 1000);
       fence::call([&] {
@@ -91,7 +97,6 @@ class WorkerHost : public ServerHost {
   }
 
   bool should_leave(Micros idle_for) override {
-    if (shared::is_contended() && idle_for >= std::min<Micros>(poll_interval(), kSecond)) return true;
     return idle_for >= kExtraLingers && shared::is_extra();
   }
 
@@ -128,6 +133,7 @@ class WorkerHost : public ServerHost {
   std::uint64_t seen_ = 0;  // wake-ups of the database when the batch began
   std::uint64_t announced_ = 0;  // announcements for the database that have been heeded
   Micros read_at_ = 0;
+  const Micros started_at_ = GetCurrentTimestamp();
 };
 
 void leave_seat(int, Datum) {

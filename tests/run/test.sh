@@ -31,9 +31,10 @@ tar -C "$HERE" --exclude=./.git --exclude=./build --exclude='*.o' --exclude='*.d
   tar -C "$WORK/src" --no-same-owner -xf -
 if [ ! -w "$HERE" ]; then SOURCE=$WORK/src; fi
 user_dir "$WORK/src"
-build all
-server_tree tree
-server_install
+if ! { build all && server_tree tree && server_install; }; then
+  printf '\nThe build failed.\n\n0 passed, 1 failed\n'
+  exit 1
+fi
 # The schema that mq replaces, if a copy lies beside the checkout: tests compare with it.
 original=${MQ_ORIGINAL:-$HERE/../shared/reference/original-schema.txt}
 if [ -f "$original" ]; then
