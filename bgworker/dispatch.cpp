@@ -12,6 +12,7 @@ void Dispatcher::run(std::span<const Claimed> messages, std::span<const Handler*
   handlers_ = handlers;
   outcomes_.assign(messages.size(), Outcome::kUntouched);
   failures_.clear();
+  wishes_.clear();
   run_range(0, messages.size(), messages.size());
 }
 
@@ -67,8 +68,10 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
         throw Error("42883", fmt::format("no handler of channel \"{}\" matches message name \"{}\"",
                                          messages_[i].channel_name, messages_[i].name));
       caller_.call(*handlers_[i], batch);
+      note_wishes(i, end);
     } catch (const Error& error) {
       transaction_.rollback_to_savepoint();
+      wishes_.erase(wishes_.lower_bound(first), wishes_.upper_bound(end));
       error_ = error;
       duration_ = clock_.now() - started;
       began_ = true;
@@ -80,7 +83,12 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
   transaction_.release_savepoint();
   ++savepoints_;
   for (std::size_t k = first; k < i; ++k)
-    if (!skipped(k)) outcomes_[k] = Outcome::kHandled;
+    if (!skipped(k)) {
+      const auto wish = wishes_.find(k);
+      outcomes_[k] = wish == wishes_.end()                ? Outcome::kHandled
+                     : wish->second.kind == Wish::kSnooze ? Outcome::kSnoozed
+                                                          : Outcome::kDiscarded;
+    }
   return {i, 0};
 }
 
@@ -91,11 +99,29 @@ std::size_t Dispatcher::call_end(std::size_t first, std::size_t last, std::size_
   return end;
 }
 
+void Dispatcher::note_wishes(std::size_t first, std::size_t last) {
+  for (Wish& wish : caller_.wishes())
+    for (std::size_t i = first; i < last; ++i)
+      if (messages_[i].id == wish.id) wishes_.insert_or_assign(i, wish);
+}
+
+// Whether what came of a message holds up its ordered channel.
+bool Dispatcher::stops_channel(std::size_t i) const {
+  const auto wish = wishes_.find(i);
+  if (wish == wishes_.end()) return false;
+  return wish->second.kind == Wish::kSnooze || handlers_[i]->block_on_dead;
+}
+
 bool Dispatcher::skipped(std::size_t i) const {
   if (outcomes_[i] != Outcome::kUntouched) return true;
   if (!messages_[i].ordered) return false;
-  return std::any_of(failures_.begin(), failures_.end(), [&](const Failure& failure) {
-    return failure.message->ordered && same_channel(*failure.message, messages_[i]);
+  if (std::any_of(failures_.begin(), failures_.end(), [&](const Failure& failure) {
+        return failure.message->ordered && same_channel(*failure.message, messages_[i]);
+      }))
+    return true;
+  return std::any_of(wishes_.begin(), wishes_.lower_bound(i), [&](const auto& wish) {
+    return stops_channel(wish.first) && messages_[wish.first].ordered &&
+           same_channel(messages_[wish.first], messages_[i]);
   });
 }
 

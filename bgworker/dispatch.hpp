@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstddef>
+#include <map>
 #include <span>
 #include <vector>
 
@@ -25,6 +26,8 @@ enum class Outcome {
   kUntouched,  // not reached, or behind a failed message of its channel
   kHandled,
   kFailed,     // an attempt is charged; its Failure says why
+  kSnoozed,    // kept for later, as its handler wished
+  kDiscarded,  // dead, as its handler wished
   kConflict,   // 40001 or 40P01: may be tried again at once
 };
 
@@ -42,6 +45,8 @@ class Dispatcher {
 
   const std::vector<Outcome>& outcomes() const { return outcomes_; }
   const std::vector<Failure>& failures() const { return failures_; }
+  // Of the messages that are kSnoozed or kDiscarded, by their index.
+  const std::map<std::size_t, Wish>& wishes() const { return wishes_; }
 
  private:
   struct Attempt {
@@ -55,6 +60,8 @@ class Dispatcher {
   Attempt attempt(std::size_t first, std::size_t last, std::size_t most);
   std::size_t call_end(std::size_t first, std::size_t last, std::size_t most) const;
   bool skipped(std::size_t i) const;
+  bool stops_channel(std::size_t i) const;
+  void note_wishes(std::size_t first, std::size_t last);
   bool spent() const;
   // After a failed attempt from `first` on: what had worked runs again, then the failure is charged to its
   // message, or looked for in halves of the failed call. False: ended early.
@@ -69,6 +76,7 @@ class Dispatcher {
   std::span<const Handler* const> handlers_;
   std::vector<Outcome> outcomes_;
   std::vector<Failure> failures_;
+  std::map<std::size_t, Wish> wishes_;
   Error error_{"", ""};  // of the attempt that failed last
   Micros duration_ = 0;
   int savepoints_ = 0;

@@ -6,7 +6,7 @@ namespace mq {
 
 namespace {
 constexpr Micros kDefaultMaxBackoff = 3600 * kSecond;  // as mq_register_handler's
-}
+}  // namespace
 
 void settle_failure(const Failure& failure, const Handler* handler, Micros now, double dice,
                     Settlement& settlement) {
@@ -19,6 +19,15 @@ void settle_failure(const Failure& failure, const Handler* handler, Micros now, 
   const Micros ceiling = handler != nullptr ? handler->max_backoff : kDefaultMaxBackoff;
   const Micros backoff = bounded_backoff(message.retry_backoff, ceiling);
   settlement.retries.push_back({&message, now + jittered(backoff, dice), doubled_backoff(backoff, ceiling)});
+}
+
+void settle_wish(const Claimed& message, const Wish& wish, const Handler& handler, Micros now,
+                 Settlement& settlement) {
+  if (wish.kind == Wish::kSnooze) {
+    settlement.snoozes.push_back({&message, now + wish.delay});
+  } else {
+    settlement.burials.push_back({&message, "discarded", Error("", wish.reason), handler.block_on_dead, true});
+  }
 }
 
 }  // namespace mq

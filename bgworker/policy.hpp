@@ -9,4 +9,7 @@ namespace mq {
 // `handler` may be nullptr: no handler matched the name.
 void settle_failure(const Failure& failure, const Handler* handler, Micros now, double dice, Settlement& settlement);
 
+// Adds what a handler wished for its message.
+void settle_wish(const Claimed& message, const Wish& wish, const Handler& handler, Micros now, Settlement& settlement);
+
 }  // namespace mq

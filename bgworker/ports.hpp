@@ -79,10 +79,17 @@ struct Burial {
   bool charged = true;  // the attempt that just ended counts
 };
 
+// A message that its handler wants again later: no attempt counts.
+struct Snooze {
+  const Claimed* message;
+  Micros attempt_at;
+};
+
 // What happens to the messages of a batch. One call a batch.
 struct Settlement {
   std::vector<const Claimed*> removed;  // handled, or expired
   std::vector<Retry> retries;
+  std::vector<Snooze> snoozes;
   std::vector<Burial> burials;
   std::vector<Failure> failures;  // attempts to be recorded
 };
@@ -93,11 +100,21 @@ class Settler {
   virtual void settle(const Settlement& settlement) = 0;
 };
 
+// What a handler said about a message that it was called with, if it said anything.
+struct Wish {
+  enum Kind { kSnooze, kDiscard } kind;
+  Uuid id;
+  Micros delay = 0;    // of a snooze
+  std::string reason;  // of a discard
+};
+
 class HandlerCaller {
  public:
   virtual ~HandlerCaller() = default;
   // Calls the handler with one message, or a batch handler with several. Throws what the handler raised.
   virtual void call(const Handler& handler, std::span<const Claimed* const> messages) = 0;
+  // What was wished for in the last call.
+  virtual std::vector<Wish> wishes() { return {}; }
   // True when what runs should come to an end soon: shutdown, or somebody waits for our locks.
   virtual bool hurry() = 0;
 };

@@ -154,6 +154,12 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
     }
     settle_failure(failure, handlers[i], now, ports_.clock.dice(), settlement);
   }
+  for (const auto& [i, wish] : dispatcher.wishes()) {
+    const Outcome outcome = dispatcher.outcomes()[i];
+    if (outcome != Outcome::kSnoozed && outcome != Outcome::kDiscarded) continue;
+    settle_wish(claim.messages[i], wish, *handlers[i], now, settlement);
+    ++result.handled;
+  }
   ports_.settler.settle(settlement);
 
   // What a message is called outlives its transaction only in a copy.

@@ -3,7 +3,7 @@
 -- rows that somebody changed by hand, and that no channel is shut out by another.
 --
 -- Workers stay out of this database.
-ALTER SYSTEM SET mq.databases = '';
+ALTER SYSTEM SET mq.max_workers = 0;
 SELECT pg_reload_conf();
 \c
 CREATE EXTENSION mq;
@@ -194,5 +194,5 @@ DROP FUNCTION handle(mq_message);
 DROP TABLE handled;
 
 DROP EXTENSION mq;
-ALTER SYSTEM RESET mq.databases;
+ALTER SYSTEM RESET mq.max_workers;
 SELECT pg_reload_conf();

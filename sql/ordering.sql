@@ -3,7 +3,7 @@
 -- were sent, whatever their ids, their transactions and the clock are, and whatever is deleted.
 --
 -- Workers stay out of this database.
-ALTER SYSTEM SET mq.databases = '';
+ALTER SYSTEM SET mq.max_workers = 0;
 SELECT pg_reload_conf();
 \c
 CREATE EXTENSION mq;
@@ -193,5 +193,5 @@ SELECT count(*) FROM mq_poll(NULL, 10000);
 
 DROP VIEW chain;
 DROP EXTENSION mq;
-ALTER SYSTEM RESET mq.databases;
+ALTER SYSTEM RESET mq.max_workers;
 SELECT pg_reload_conf();

@@ -3,7 +3,7 @@
 -- names the field, its value and the rule, and nothing of the call is kept.
 --
 -- Workers stay out of this database.
-ALTER SYSTEM SET mq.databases = '';
+ALTER SYSTEM SET mq.max_workers = 0;
 SELECT pg_reload_conf();
 \c
 CREATE EXTENSION mq;
@@ -223,5 +223,5 @@ SELECT left(pg_temp.refusal($$SELECT mq_send('other', id => '00000000-0000-0000-
 SELECT channel_name FROM mq_msgs;
 
 DROP EXTENSION mq;
-ALTER SYSTEM RESET mq.databases;
+ALTER SYSTEM RESET mq.max_workers;
 SELECT pg_reload_conf();

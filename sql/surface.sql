@@ -3,7 +3,7 @@
 -- schema depends on.
 --
 -- Workers stay out of this database.
-ALTER SYSTEM SET mq.databases = '';
+ALTER SYSTEM SET mq.max_workers = 0;
 SELECT pg_reload_conf();
 \c
 CREATE EXTENSION mq;
@@ -132,5 +132,5 @@ SELECT name, after_message_id FROM mq_msgs JOIN mq_payloads USING (id) ORDER BY 
 
 DEALLOCATE ALL;
 DROP EXTENSION mq;
-ALTER SYSTEM RESET mq.databases;
+ALTER SYSTEM RESET mq.max_workers;
 SELECT pg_reload_conf();

@@ -3,7 +3,7 @@
 -- due when they were meant to be whatever happens in between.
 --
 -- Workers stay out of this database.
-ALTER SYSTEM SET mq.databases = '';
+ALTER SYSTEM SET mq.max_workers = 0;
 SELECT pg_reload_conf();
 \c
 CREATE EXTENSION mq;
@@ -142,5 +142,5 @@ DROP FUNCTION handle(jsonb);
 DROP TABLE handled;
 
 DROP EXTENSION mq;
-ALTER SYSTEM RESET mq.databases;
+ALTER SYSTEM RESET mq.max_workers;
 SELECT pg_reload_conf();

@@ -12,6 +12,7 @@
 #include "claim_source.hpp"
 #include "entries.h"
 #include "extension.hpp"
+#include "handler_call.hpp"
 #include "host.hpp"
 #include "ledger.hpp"
 #include "result_set.hpp"
@@ -215,6 +216,24 @@ extern "C" Datum mq_checkpoint_entry(FunctionCallInfo fcinfo) {
     mq::keep_alive({mq::uuid_of(id.datum)}, duration);
     if (retries != 0) add_retries.run({id.datum, Int32GetDatum(retries)});
     if (!json.null || !bytes.null) replace.run({id.datum, json, bytes});
+    return Datum{0};
+  });
+}
+
+extern "C" Datum mq_snooze_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    const mq::Micros delay = mq::interval_of(mq::argument(fcinfo, 0), "delay", GetCurrentTimestamp());
+    const mq::Uuid id = PG_ARGISNULL(1) ? mq::Uuid() : mq::uuid_of(PG_GETARG_DATUM(1));
+    mq::wish(mq::Wish::kSnooze, PG_ARGISNULL(1) ? nullptr : &id, delay, {});
+    return Datum{0};
+  });
+}
+
+extern "C" Datum mq_discard_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    const std::string reason(mq::text_of(mq::argument(fcinfo, 0), "reason"));
+    const mq::Uuid id = PG_ARGISNULL(1) ? mq::Uuid() : mq::uuid_of(PG_GETARG_DATUM(1));
+    mq::wish(mq::Wish::kDiscard, PG_ARGISNULL(1) ? nullptr : &id, 0, reason);
     return Datum{0};
   });
 }

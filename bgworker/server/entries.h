@@ -23,6 +23,8 @@ MQ_ENTRY(mq_poll);
 MQ_ENTRY(mq_delete);
 MQ_ENTRY(mq_keep_alive);
 MQ_ENTRY(mq_checkpoint);
+MQ_ENTRY(mq_snooze);
+MQ_ENTRY(mq_discard);
 MQ_ENTRY(mq_clear);
 MQ_ENTRY(mq_clear_all);
 MQ_ENTRY(mq_register_handler);
@@ -32,6 +34,8 @@ MQ_ENTRY(mq_resume);
 MQ_ENTRY(mq_run);
 MQ_ENTRY(mq_redrive);
 MQ_ENTRY(mq_announce);
+MQ_ENTRY(mq_grant);
+MQ_ENTRY(mq_revoke);
 #undef MQ_ENTRY
 
 /* Shared memory: its size; and its set-up, once per start of the server. */

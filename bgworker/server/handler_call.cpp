@@ -33,7 +33,48 @@ constexpr Micros kAskEvery = 10'000;
 // Columns of mq_handlers, in the order of the statement in load().
 enum { kChannel = 1, kMessageName, kFunction, kBatchSize, kTimeout, kMaxWorkers, kMaxBackoff, kOnDead };
 
+// The call that runs now: set by FmgrCaller::call, which stands in the stack of whoever reads it. Calls nest when a
+// handler calls mq_run.
+struct CurrentCall {
+  std::span<const Claimed* const> messages;
+  std::vector<std::pair<SubTransactionId, Wish>> wishes;
+  CurrentCall* outer;
+};
+CurrentCall* current_call = nullptr;
+
+// A wish goes with the subtransaction that it was made in.
+void subtransaction_event(SubXactEvent event, SubTransactionId mine, SubTransactionId parent, void*) {
+  if (current_call == nullptr) return;
+  auto& wishes = current_call->wishes;
+  if (event == SUBXACT_EVENT_ABORT_SUB) {
+    std::erase_if(wishes, [&](const auto& made) { return made.first == mine; });
+  } else if (event == SUBXACT_EVENT_COMMIT_SUB) {
+    for (auto& made : wishes)
+      if (made.first == mine) made.first = parent;
+  }
+}
+
 }  // namespace
+
+void wish(Wish::Kind kind, const Uuid* id, Micros delay, const std::string& reason) {
+  const char* name = kind == Wish::kSnooze ? "mq_snooze" : "mq_discard";
+  if (current_call == nullptr)
+    throw Error("55000", fmt::format("{} must be called by a handler", name),
+                "It says what is to become of the message that the handler was called with.");
+  static bool registered = false;
+  if (!registered) {
+    fence::call([] { RegisterSubXactCallback(subtransaction_event, nullptr); });
+    registered = true;
+  }
+  bool found = false;
+  for (const Claimed* message : current_call->messages) {
+    if (id != nullptr && message->id != *id) continue;
+    found = true;
+    current_call->wishes.push_back({GetCurrentSubTransactionId(), {kind, message->id, delay, reason}});
+  }
+  if (!found)
+    throw Error("22023", fmt::format("{}: the handler was not called with a message of that id", name));
+}
 
 bool may_execute(Oid function, Oid role) {
   return fence::call([&] {
@@ -173,6 +214,8 @@ void FmgrCaller::resolve(Handler& handler, Oid role) {
 }
 
 void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> messages) {
+  CurrentCall mine{messages, {}, current_call};
+  current_call = &mine;
   bool null = false;
   const MemoryContext before = MemoryContextSwitchTo(call_context_);
   const int nest_level = NewGUCNestLevel();  // what the handler sets ends with it
@@ -193,15 +236,23 @@ void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> me
     });
     timeout.check();
   } catch (Error& error) {
+    current_call = mine.outer;
     MemoryContextSwitchTo(before);
     MemoryContextReset(call_context_);
     AtEOXact_GUC(false, nest_level);
     if (!HandlerTimeout::explain(error, handler.timeout) && error.sqlstate == "57014") cancelled_ = stop_when_cancelled_;
     throw;
   }
+  current_call = mine.outer;
   AtEOXact_GUC(false, nest_level);
   MemoryContextSwitchTo(before);
   MemoryContextReset(call_context_);
+  wishes_.clear();
+  for (auto& made : mine.wishes) wishes_.push_back(std::move(made.second));
+}
+
+std::vector<Wish> FmgrCaller::wishes() {
+  return std::move(wishes_);
 }
 
 Datum FmgrCaller::argument(const Handler& handler, std::span<const Claimed* const> messages, bool& null) const {

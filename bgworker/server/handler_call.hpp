@@ -25,6 +25,7 @@ class FmgrCaller : public HandlerCaller {
   void load(Oid role, Registry& registry);
 
   void call(const Handler& handler, std::span<const Claimed* const> messages) override;
+  std::vector<Wish> wishes() override;
   bool hurry() override;
   // For mq_run: a cancel by the user stops everything, not just the handler that it hit.
   void stop_when_cancelled() { stop_when_cancelled_ = true; }
@@ -43,9 +44,13 @@ class FmgrCaller : public HandlerCaller {
   Oid message_type_ = InvalidOid;
   std::map<std::string, std::string> parked_;  // by channel, why: what the log was told already
   Micros asked_at_ = 0;  // when shared memory was last asked whether to hurry
+  std::vector<Wish> wishes_;    // of the last call
   bool stop_when_cancelled_ = false;
   bool cancelled_ = false;
 };
 
+// Notes what the handler that runs wishes for its message, or for the one of its batch with this id; for all of
+// the batch without an id. Throws 55000 outside of a handler, 22023 for an id that is not of the batch.
+void wish(Wish::Kind kind, const Uuid* id, Micros delay, const std::string& reason);
 
 }  // namespace mq

@@ -72,6 +72,18 @@ void retry(const std::vector<Retry>& retries) {
   update.run({ids.datum(), times.datum(), backoffs.datum()});
 }
 
+void snooze(const std::vector<Snooze>& snoozes) {
+  static Statement update(
+      "UPDATE $S.mq_msgs m SET attempt_at = s.attempt_at FROM unnest($1, $2) AS s (id, attempt_at) WHERE m.id = s.id",
+      {UUIDARRAYOID, TIMESTAMPTZARRAYOID});
+  ArrayParam ids(UUIDOID), times(TIMESTAMPTZOID);
+  for (const Snooze& s : snoozes) {
+    ids.add(uuid_datum(s.message->id));
+    times.add(TimestampTzGetDatum(s.attempt_at));
+  }
+  update.run({ids.datum(), times.datum()});
+}
+
 // A blocked message leaves its row behind, without payload and never due: its ordered channel waits for it.
 void bury(const std::vector<Burial>& burials, std::vector<Uuid>& removed) {
   static Statement insert(
@@ -202,6 +214,7 @@ void SqlSettler::settle(const Settlement& settlement) {
   std::vector<Uuid> buried;
   if (!settlement.failures.empty()) record(settlement.failures);
   if (!settlement.retries.empty()) retry(settlement.retries);
+  if (!settlement.snoozes.empty()) snooze(settlement.snoozes);
   if (!settlement.burials.empty()) bury(settlement.burials, buried);
   remove_messages(buried);
   remove_claimed(settlement.removed);

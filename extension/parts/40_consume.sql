@@ -38,7 +38,7 @@ CREATE FUNCTION mq_uuid_exists(id uuid) RETURNS boolean
 COMMENT ON FUNCTION mq_uuid_exists(uuid) IS 'Whether the id is neither NULL nor the nil uuid.';
 
 CREATE FUNCTION mq_latest_message(from_channel_name text, from_channel_args text) RETURNS uuid
-  LANGUAGE sql STABLE PARALLEL SAFE
+  LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER
   BEGIN ATOMIC
     SELECT COALESCE(
       (SELECT m.id FROM mq_msgs m
@@ -52,7 +52,7 @@ COMMENT ON FUNCTION mq_latest_message(text, text) IS 'The tail of an ordered cha
 
 CREATE FUNCTION mq_active_channels(channel_names text[], batch_size integer)
   RETURNS TABLE (name text, args text)
-  LANGUAGE sql VOLATILE
+  LANGUAGE sql VOLATILE SECURITY DEFINER
   BEGIN ATOMIC
     SELECT m.channel_name, m.channel_args FROM mq_msgs m
      WHERE m.attempt_at <= now()

@@ -30,6 +30,18 @@ CREATE FUNCTION mq_redrive(ids uuid[] DEFAULT NULL, channel_name text DEFAULT NU
 COMMENT ON FUNCTION mq_redrive(uuid[], text, integer) IS
   'Sends dead messages again with their own ids: those named by ids, by channel, by both; with neither, all. Ordered ones join the tail of their channel. Returns how many. 22023 for bad retries.';
 
+-- Called by a handler, about the message that it was called with.
+
+CREATE FUNCTION mq_snooze(delay interval, message_id uuid DEFAULT NULL) RETURNS void
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_snooze';
+COMMENT ON FUNCTION mq_snooze(interval, uuid) IS
+  'From a handler: keeps what it wrote and gives it the message again after the delay; no attempt is charged. In a batch handler message_id says which message (NULL: all). 55000 outside of a handler, 22023 or 22004 for a bad value.';
+
+CREATE FUNCTION mq_discard(reason text, message_id uuid DEFAULT NULL) RETURNS void
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_discard';
+COMMENT ON FUNCTION mq_discard(text, uuid) IS
+  'From a handler: keeps what it wrote and moves the message to the dead letters, with the reason as its error. In a batch handler message_id says which message (NULL: all). 55000 outside of a handler, 22023 or 22004 for a bad value.';
+
 -- Tells the launcher, when this transaction commits, to look at this database.
 CREATE FUNCTION mq_announce() RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_announce';

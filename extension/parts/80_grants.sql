@@ -1,3 +1,13 @@
+CREATE FUNCTION mq_grant(role regrole, "right" text) RETURNS void
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_grant';
+COMMENT ON FUNCTION mq_grant(regrole, text) IS
+  'Gives a role a whole set of rights: produce (send messages), consume (poll them, and call mq_snooze and its like from handlers) or admin (everything). 22023 or 22004 for another right.';
+
+CREATE FUNCTION mq_revoke(role regrole, "right" text) RETURNS void
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_revoke';
+COMMENT ON FUNCTION mq_revoke(regrole, text) IS
+  'Takes a whole set of rights from a role: produce, consume or admin. What two sets share goes with the first one taken.';
+
 -- Nothing for PUBLIC.
 REVOKE ALL ON FUNCTION
   mq_insert(mq_new_t[]),
@@ -9,6 +19,7 @@ REVOKE ALL ON FUNCTION
   mq_active_channels(text[], integer),
   mq_register_handler(text, regprocedure, text, text, integer, interval, integer, regrole, interval, text),
   mq_unregister_handler(text, text), mq_pause(text), mq_resume(text), mq_redrive(uuid[], text, integer),
-  mq_announce() FROM PUBLIC;
+  mq_snooze(interval, uuid), mq_discard(text, uuid), mq_announce(),
+  mq_grant(regrole, text), mq_revoke(regrole, text) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE mq_run(text[], bigint, bigint) FROM PUBLIC;
 REVOKE ALL ON TYPE mq_new_t, mq_message FROM PUBLIC;

@@ -30,7 +30,7 @@ names() {
 }
 
 suite_unit() {
-  local log=$WORK/log/unit.out rc=0
+  local log=$WORK/log/unit.out ran passed skipped rc=0
   if ! build build/unit/mq_unit; then
     tally unit 1 0 0 0
     return
@@ -38,8 +38,11 @@ suite_unit() {
   install -m 755 "$SOURCE/build/unit/mq_unit" "$WORK/mq_unit"
   logged "$log" as_user env -C "$WORK/tmp" "$WORK/mq_unit" \
     ${TESTS:+"--gtest_filter=${TESTS// /:}"} || rc=$?
-  tally unit "$rc" "$(count '^\[       OK \].* ms\)$' "$log")" \
-    "$(count '^\[  FAILED  \].* ms\)$' "$log")" "$(count '^\[  SKIPPED \].* ms\)$' "$log")"
+  ran=$(count '^\[ RUN      \]' "$log")
+  passed=$(count '^\[       OK \].* ms\)$' "$log")
+  skipped=$(count '^\[  SKIPPED \].* ms\)$' "$log")
+  # What was begun and not ended is the test at which a sanitizer stopped the program.
+  tally unit "$rc" "$passed" $((ran - passed - skipped)) "$skipped"
 }
 
 suite_fence() {

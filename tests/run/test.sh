@@ -21,6 +21,11 @@ for suite in $suites; do
   declare -F "suite_$suite" >/dev/null || die "No suite '$suite': ONLY=unit|fence|regress|isolation|tap|dist"
 done
 
+broken() {
+  printf '\n%s\n\n0 passed, 1 failed\n' "$1"
+  exit 1
+}
+
 deps_install build test dist
 workdir_create test
 
@@ -31,10 +36,9 @@ tar -C "$HERE" --exclude=./.git --exclude=./build --exclude='*.o' --exclude='*.d
   tar -C "$WORK/src" --no-same-owner -xf -
 if [ ! -w "$HERE" ]; then SOURCE=$WORK/src; fi
 user_dir "$WORK/src"
-if ! { build all && server_tree tree && server_install; }; then
-  printf '\nThe build failed.\n\n0 passed, 1 failed\n'
-  exit 1
-fi
+build all || broken 'The build failed.'
+server_tree tree
+server_install || broken 'The installation failed.'
 # The schema that mq replaces, if a copy lies beside the checkout: tests compare with it.
 original=${MQ_ORIGINAL:-$HERE/../shared/reference/original-schema.txt}
 if [ -f "$original" ]; then

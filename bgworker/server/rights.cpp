@@ -1,0 +1,100 @@
+// Rights: mq_grant and mq_revoke give and take whole sets, so that nobody needs rights on the tables.
+
+#include <array>
+#include <string>
+#include <string_view>
+
+#include "../check.hpp"
+#include "arguments.hpp"
+#include "entries.h"
+#include "extension.hpp"
+#include "spi.hpp"
+
+extern "C" {
+#include "utils/acl.h"
+}
+
+namespace mq {
+
+namespace {
+
+struct Right {
+  std::string_view name;
+  // What follows GRANT and precedes TO; $S stands for the schema.
+  std::array<std::string_view, 4> objects;
+};
+
+// A set holds what its purpose needs and nothing else; admin holds all of them.
+constexpr Right kRights[] = {
+    {"produce",
+     {"USAGE ON TYPE $S.mq_new_t", "EXECUTE ON FUNCTION $S.mq_insert, $S.mq_send, $S.mq_send_many, $S.mq_commit,"
+                                   " $S.mq_channel_key, $S.mq_uuid_exists"}},
+    {"consume",
+     {"USAGE ON TYPE $S.mq_message", "SELECT (id) ON $S.mq_msgs",
+      "EXECUTE ON FUNCTION $S.mq_poll, $S.mq_delete, $S.mq_keep_alive, $S.mq_checkpoint, $S.mq_uuid_exists,"
+      " $S.mq_snooze, $S.mq_discard",
+      "EXECUTE ON PROCEDURE $S.mq_run"}},
+    {"admin",
+     {"USAGE ON TYPE $S.mq_new_t, $S.mq_message",
+      "SELECT ON $S.mq_msgs, $S.mq_payloads, $S.mq_dead, $S.mq_failures, $S.mq_handlers, $S.mq_paused",
+      "EXECUTE ON FUNCTION $S.mq_insert, $S.mq_send, $S.mq_send_many, $S.mq_commit, $S.mq_channel_key,"
+      " $S.mq_uuid_exists, $S.mq_latest_message, $S.mq_active_channels, $S.mq_poll, $S.mq_delete, $S.mq_keep_alive,"
+      " $S.mq_checkpoint, $S.mq_snooze, $S.mq_discard, $S.mq_clear, $S.mq_clear_all, $S.mq_register_handler,"
+      " $S.mq_unregister_handler, $S.mq_pause, $S.mq_resume, $S.mq_redrive, $S.mq_grant, $S.mq_revoke",
+      "EXECUTE ON PROCEDURE $S.mq_run"}},
+};
+
+void replace_all(std::string& text, std::string_view what, std::string_view by) {
+  for (std::size_t at = text.find(what); at != std::string::npos; at = text.find(what, at + by.size()))
+    text.replace(at, what.size(), by);
+}
+
+void execute(const std::string& statement) {
+  const char* sql = statement.c_str();
+  fence::call([&] {
+    const int code = SPI_execute(sql, false, 0);
+    if (code < 0) elog(ERROR, "SPI_execute failed: %s", SPI_result_code_string(code));
+  });
+}
+
+// Runs "<verb> <objects> <preposition> <role>" for the set. The role's name is the only part that is not ours; it
+// comes from the catalog and is quoted.
+void change(FunctionCallInfo fcinfo, const char* verb, const char* preposition) {
+  if (PG_ARGISNULL(0)) check::fail_null("role");
+  const Oid role = PG_GETARG_OID(0);
+  const std::string_view right = text_of(argument(fcinfo, 1), "right");
+  const Right* set = nullptr;
+  for (const Right& r : kRights)
+    if (r.name == right) set = &r;
+  if (set == nullptr) check::fail("right", right, "must be \"produce\", \"consume\" or \"admin\"");
+  const char* name = fence::call([&] { return GetUserNameFromId(role, true); });
+  if (name == nullptr) check::fail("role", std::to_string(role), "must be a role that exists");
+  const std::string quoted = fence::call([&] { return quote_identifier(name); });
+
+  const OwnerScope scope;
+  const SpiConnection spi;
+  for (const std::string_view objects : set->objects) {
+    if (objects.empty()) continue;
+    std::string statement = std::string(verb) + " " + std::string(objects) + " " + preposition + " " + quoted;
+    replace_all(statement, "$S", Extension::get().quoted_schema());
+    execute(statement);
+  }
+}
+
+}  // namespace
+
+}  // namespace mq
+
+extern "C" Datum mq_grant_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    mq::change(fcinfo, "GRANT", "TO");
+    return Datum{0};
+  });
+}
+
+extern "C" Datum mq_revoke_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    mq::change(fcinfo, "REVOKE", "FROM");
+    return Datum{0};
+  });
+}

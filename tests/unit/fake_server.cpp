@@ -1,0 +1,315 @@
+#include "fake_server.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <tuple>
+
+namespace mq::fake {
+
+namespace {
+
+bool due_before(const Row* a, const Row* b) {
+  return std::tie(a->attempt_at, a->place) < std::tie(b->attempt_at, b->place);
+}
+
+}  // namespace
+
+// --- FakeTransaction ---
+
+void FakeTransaction::begin() {
+  EXPECT_FALSE(open_) << "begin inside a transaction";
+  open_ = true;
+  began_at_ = clock_.time;
+}
+
+void FakeTransaction::commit() {
+  EXPECT_TRUE(open_ && !savepoint_) << "commit outside a transaction, or with a savepoint set";
+  copies_.clear();  // what statements returned does not outlive them, though the commit may fail
+  if (!refusals.empty() && (claimed_ > 0 || settled_)) {
+    const Error refusal = refusals.front();
+    refusals.pop_front();
+    throw refusal;
+  }
+  for (const Uuid& id : effects)
+    if (refused_at_commit_.contains(id)) throw Error("23503", "a deferred constraint is violated");
+
+  const std::set<Uuid> written(effects.begin(), effects.end());
+  EXPECT_EQ(written.size(), effects.size()) << "effects of a message twice in a transaction";
+  EXPECT_EQ(written, removed_) << "effects and removals do not commit together";
+  for (const auto& change : changes_) change();
+  table_.effects.insert(table_.effects.end(), effects.begin(), effects.end());
+  end(true);
+}
+
+void FakeTransaction::rollback() {
+  if (open_) end(false);
+}
+
+void FakeTransaction::end(bool committed) {
+  if (claimed_ > 0)
+    history.push_back({released, claimed_, effects.size(), clock_.time - began_at_, committed});
+  open_ = settled_ = false;
+  released = 0;
+  claimed_ = 0;
+  savepoint_.reset();
+  effects.clear();
+  refused_at_commit_.clear();
+  changes_.clear();
+  removed_.clear();
+  copies_.clear();
+  unlock();
+}
+
+void FakeTransaction::unlock() {
+  std::erase_if(table_.locks, [&](const auto& lock) { return lock.second == this; });
+}
+
+void FakeTransaction::set_savepoint() {
+  EXPECT_TRUE(open_ && !savepoint_) << "savepoint outside a transaction, or in another";
+  savepoint_ = effects.size();
+}
+
+void FakeTransaction::release_savepoint() {
+  EXPECT_TRUE(savepoint_) << "no savepoint to release";
+  savepoint_.reset();
+  ++released;
+}
+
+void FakeTransaction::rollback_to_savepoint() {
+  EXPECT_TRUE(savepoint_) << "no savepoint to roll back to";
+  effects.resize(savepoint_.value_or(0));
+  savepoint_.reset();
+}
+
+const Row& FakeTransaction::lock(const Row& row) {
+  EXPECT_TRUE(open_) << "claim outside a transaction";
+  if (table_.locks.emplace(row.id, this).second) ++claimed_;
+  return copies_.emplace_back(row);
+}
+
+void FakeTransaction::add_effect(const Uuid& id, bool refused_at_commit) {
+  effects.push_back(id);
+  if (refused_at_commit) refused_at_commit_.insert(id);
+}
+
+void FakeTransaction::settle(const Settlement& settlement) {
+  EXPECT_TRUE(open_ && !savepoint_) << "settled outside a transaction, or under a savepoint";
+  EXPECT_FALSE(settled_) << "settled twice in a transaction";
+  settled_ = true;
+  std::set<Uuid> seen;
+  const auto take = [&](const Claimed& message) {
+    EXPECT_TRUE(seen.insert(message.id).second) << "a message is settled in two ways";
+    EXPECT_NE(table_.find(message.id), nullptr) << "settled a message that is not there";
+    return message.id;
+  };
+  for (const Claimed* message : settlement.removed) {
+    const Uuid id = take(*message);
+    if (!message->uncommitted) removed_.insert(id);
+    changes_.emplace_back([this, id, expired = message->uncommitted] {
+      if (expired) table_.expired.push_back(id);
+      table_.erase(id);
+    });
+  }
+  for (const Retry& retry : settlement.retries)
+    changes_.emplace_back(
+        [this, id = take(*retry.message), at = retry.attempt_at, backoff = retry.retry_backoff] {
+          Row* row = table_.find(id);
+          row->attempt_at = at;
+          row->retry_backoff = backoff;
+          ++row->attempts;
+          --row->attempts_left;
+          EXPECT_GE(row->attempts_left, 1) << "to be retried without an attempt left";
+        });
+  for (const Burial& burial : settlement.burials)
+    changes_.emplace_back([this, id = take(*burial.message), burial] {
+      Row* row = table_.find(id);
+      const std::string sqlstate = burial.error ? burial.error->sqlstate : "";
+      table_.dead.push_back(
+          {id, burial.reason, sqlstate, row->attempts + (burial.charged ? 1 : 0)});
+      if (burial.block && row->ordered)
+        row->blocks = true;
+      else
+        table_.erase(id);
+    });
+  for (const Failure& failure : settlement.failures)
+    changes_.emplace_back([this, id = failure.message->id, attempt = failure.message->attempts + 1,
+                           sqlstate = failure.error.sqlstate, duration = failure.duration] {
+      table_.failures.push_back({id, attempt, sqlstate, duration});
+    });
+}
+
+// --- FakeQueue ---
+
+std::vector<const Row*> FakeQueue::due_heads(std::string_view channel_name, Micros now) const {
+  std::vector<const Row*> due;
+  for (const auto& [place, row] : table_.rows)
+    if (row.channel_name == channel_name && row.attempt_at <= now && !row.blocks &&
+        table_.is_head(row) && !table_.is_locked_by_another(row, transaction_))
+      due.push_back(&row);
+  std::sort(due.begin(), due.end(), due_before);
+  return due;
+}
+
+void FakeQueue::append(const Row& found, Batch& batch) {
+  const Row& row = transaction_.lock(found);
+  Claimed message;
+  message.id = row.id;
+  message.channel_key = row.channel_key;
+  message.place = row.place;
+  message.attempt_at = row.attempt_at;
+  message.retry_backoff = row.retry_backoff;
+  message.channel_name = row.channel_name;
+  message.channel_args = row.channel_args;
+  message.name = row.name;
+  message.attempts = row.attempts;
+  message.attempts_left = row.attempts_left;
+  message.ordered = row.ordered;
+  message.uncommitted = row.uncommitted;
+  message.has_payload = row.has_payload;
+  batch.push_back(message);
+}
+
+void FakeQueue::oldest(std::string_view channel_name, Micros now, std::optional<Position> after,
+                       int limit, Batch& batch) {
+  if (!claim_errors.empty()) {
+    const Error error = claim_errors.front();
+    claim_errors.pop_front();
+    throw error;
+  }
+  EXPECT_GT(limit, 0);
+  for (const Row* row : due_heads(channel_name, now)) {
+    if (after && std::tie(row->attempt_at, row->place) <= std::tie(after->attempt_at, after->place))
+      continue;
+    if (limit-- == 0) break;
+    append(*row, batch);
+  }
+}
+
+void FakeQueue::fair(std::string_view channel_name, Micros now, std::int64_t start, int limit,
+                     Batch& batch) {
+  EXPECT_GT(limit, 0);
+  ++draws;
+  std::map<std::int64_t, const Row*> firsts;
+  for (const Row* row : due_heads(channel_name, now)) firsts.emplace(row->channel_key, row);
+  auto next = firsts.lower_bound(start);
+  for (std::size_t i = 0; i < firsts.size() && limit-- > 0; ++i, ++next) {
+    if (next == firsts.end()) next = firsts.begin();
+    append(*next->second, batch);
+  }
+}
+
+void FakeQueue::runs(std::span<const Claimed> heads, Micros now, int limit, Batch& batch) {
+  EXPECT_GT(limit, 0);
+  for (const Claimed& head : heads) {
+    const auto& channel =
+        table_.ordered.at({std::string(head.channel_name), std::string(head.channel_args)});
+    auto place = channel.upper_bound(head.place);
+    for (int i = 0; i < limit && place != channel.end(); ++i, ++place) {
+      const Row& row = table_.rows.at(*place);
+      if (row.attempt_at > now || row.blocks || table_.is_locked_by_another(row, transaction_))
+        break;
+      append(row, batch);
+    }
+  }
+}
+
+bool FakeQueue::take_place(std::string_view channel_name, int most) {
+  const auto taken = places_taken.find(channel_name);
+  return taken == places_taken.end() || taken->second < most;
+}
+
+void FakeQueue::settle(const Settlement& settlement) {
+  if (!settle_errors.empty()) {
+    const Error error = settle_errors.front();
+    settle_errors.pop_front();
+    throw error;
+  }
+  transaction_.settle(settlement);
+}
+
+// --- FakeHandlers ---
+
+void FakeHandlers::call(const Handler& handler, std::span<const Claimed* const> messages) {
+  EXPECT_TRUE(transaction_.has_savepoint()) << "a handler is called outside a savepoint";
+  EXPECT_FALSE(messages.empty());
+  EXPECT_TRUE(handler.shape == Shape::kBatch || messages.size() == 1)
+      << "several messages for a handler of one";
+  functions.push_back(handler.function);
+  std::vector<Uuid>& call = calls.emplace_back();
+  for (const Claimed* message : messages) call.push_back(message->id);
+  if (during) during();
+
+  // What a failing handler has written before is there to be undone.
+  std::optional<Error> error;
+  for (const Claimed* message : messages) {
+    Row* row = table_.find(message->id);
+    if (row == nullptr) throw Error("XX000", "a handler is called with a message that is gone");
+    EXPECT_FALSE(row->ordered && table_.is_behind_another(*row, transaction_.done()))
+        << "place " << row->place << " starts before an earlier one of its channel is done";
+    EXPECT_LE(row->attempt_at, clock_.time) << "place " << row->place << " is not due";
+    const Script& script = row->script;
+    clock_.time += script.cost;
+    transaction_.add_effect(row->id, row->attempts < script.failures_at_commit);
+    int& conflicts = table_.conflicts[row->id];
+    if (conflicts < script.conflicts) {
+      ++conflicts;
+      error = Error("40001", "could not serialize access");
+    } else if (!error && (row->attempts < script.failures ||
+                          (script.fails_in_company && messages.size() > 1) ||
+                          (script.flaky > 0 && clock_.dice() < script.flaky))) {
+      error = Error(script.sqlstate, "the script says so");
+    }
+  }
+  if (error) throw *error;
+}
+
+int FakeHandlers::calls_of(const Uuid& id) const {
+  return static_cast<int>(
+      std::count_if(calls.begin(), calls.end(), [&](const std::vector<Uuid>& call) {
+        return std::find(call.begin(), call.end(), id) != call.end();
+      }));
+}
+
+// --- FakeHost ---
+
+Handler& FakeHost::add_handler(const std::string& channel_name, Shape shape,
+                               std::optional<std::string> message_name) {
+  Handler& handler = handlers.emplace_back();
+  handler.channel_name = channel_name;
+  handler.message_name = std::move(message_name);
+  handler.shape = shape;
+  handler.batch_size = 500;
+  handler.max_backoff = 3600 * kSecond;
+  changed = true;
+  return handler;
+}
+
+bool FakeHost::refresh(Registry& registry) {
+  if (installed_for-- <= 0) return false;
+  seen_ = &registry;
+  if (!changed && !registry.channels().empty()) return true;
+  changed = false;
+  registry.clear();
+  for (const Handler& handler : handlers) registry.add(handler);
+  for (const auto& [channel_name, why] : parked) registry.park(channel_name, why);
+  return true;
+}
+
+bool FakeHost::sweep() {
+  ++sweeps;
+  return on_sweep && on_sweep();
+}
+
+bool FakeHost::wait(Micros most) {
+  waits.push_back(most);
+  clock_.time += most;
+  if (--patience < 0) {
+    ADD_FAILURE() << "the worker did not come to an end";
+    return false;
+  }
+  if (wants_end) return !wants_end();
+  return seen_ == nullptr || table_.next_due(*seen_).has_value();
+}
+
+}  // namespace mq::fake

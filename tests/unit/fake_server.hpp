@@ -1,0 +1,291 @@
+// A server in memory: the ports of the core over a table, a clock that moves only when it is told
+// to or a handler takes its time, and handlers that do as the script of their message says.
+//
+// Several sessions may share a Table; each has a transaction, and passes over what the transactions
+// of the others have locked. What every user of the ports has to observe is checked as it goes: a
+// second begin, a message that is settled twice, an effect without its removal, a message that
+// starts before an earlier one of its ordered channel is done. Each fails the test that runs.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <limits>
+#include <list>
+#include <map>
+#include <random>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "ports.hpp"
+#include "worker.hpp"
+
+namespace mq::fake {
+
+inline constexpr int kAlways = std::numeric_limits<int>::max();
+inline constexpr Micros kMillisecond = kSecond / 1000;
+
+// What the handler of a message does. Counted in attempts, a message fails the same way however
+// often a batch of it is called again in halves.
+struct Script {
+  int conflicts = 0;              // so many calls in all end in a serialization failure
+  int failures = 0;               // so many attempts end in an error
+  int failures_at_commit = 0;     // so many attempts are refused by a deferred constraint
+  bool fails_in_company = false;  // a batch of more than this one
+  double flaky = 0;               // chance that a call fails, whatever was before
+  Micros cost = 0;
+  std::string sqlstate = "P0001";  // of its failures
+};
+
+struct Message {
+  std::string channel_name = "c";
+  std::string channel_args = {};
+  std::string name = "n";
+  bool ordered = false;
+  int retries = 4;
+  Micros retry_backoff = kSecond;
+  Micros delay = 0;
+  bool uncommitted = false;
+  bool has_payload = true;
+  Script script = {};
+};
+
+struct Row : Message {
+  Uuid id;
+  std::int64_t channel_key = 0;
+  std::int64_t place = 0;
+  Micros attempt_at = 0;
+  int attempts = 0;
+  int attempts_left = 0;
+  bool blocks = false;  // dead, and its channel waits
+};
+
+struct Dead {
+  Uuid id;
+  std::string reason;
+  std::string sqlstate;
+  int attempts = 0;
+};
+
+struct FailedAttempt {
+  Uuid id;
+  int attempt = 0;
+  std::string sqlstate;
+  Micros duration = 0;
+};
+
+class FakeClock final : public Clock {
+ public:
+  explicit FakeClock(std::uint64_t seed = 1) : random_(seed) {}
+  Micros now() override { return time; }
+  double dice() override;
+
+  Micros time = 800'000'000 * kSecond;
+  std::deque<double> dices;  // thrown before the random ones
+
+ private:
+  std::mt19937_64 random_;
+};
+
+class FakeTransaction;
+
+// What is committed, and who has locked what.
+class Table {
+ public:
+  using ChannelId = std::pair<std::string, std::string>;
+
+  explicit Table(FakeClock& clock) : clock_(clock) {}
+
+  Uuid send(const Message& message);
+  // Several alike, in order.
+  std::vector<Uuid> send(int count, const Message& message);
+
+  Row* find(const Uuid& id);
+  bool is_head(const Row& row) const;
+  // Whether an earlier message of the row's ordered channel is in the table, but those in `done`.
+  bool is_behind_another(const Row& row, const std::set<Uuid>& done) const;
+  bool is_locked_by_another(const Row& row, const FakeTransaction& transaction) const;
+  std::optional<Micros> next_due(const Registry& registry) const;
+  void erase(const Uuid& id);
+  void clear();
+
+  int handled(const Uuid& id) const;  // how often its effects were committed
+  int died(const Uuid& id) const;
+  int failed(const Uuid& id) const;
+
+  std::map<std::int64_t, Row> rows;  // by place
+  std::map<ChannelId, std::set<std::int64_t>> ordered;
+  std::map<Uuid, std::int64_t> places;
+  std::map<Uuid, const FakeTransaction*> locks;
+  std::map<Uuid, int> conflicts;  // so far
+  std::vector<Uuid> effects;
+  std::vector<Dead> dead;
+  std::vector<FailedAttempt> failures;
+  std::vector<Uuid> expired;
+  bool hash_collides = false;  // every channel has the same key
+
+ private:
+  FakeClock& clock_;
+  std::int64_t last_place_ = 0;
+};
+
+class FakeTransaction final : public Transaction {
+ public:
+  FakeTransaction(Table& table, FakeClock& clock) : table_(table), clock_(clock) {}
+  ~FakeTransaction() override { unlock(); }
+
+  void begin() override;
+  void commit() override;
+  void rollback() override;
+  void set_savepoint() override;
+  void release_savepoint() override;
+  void rollback_to_savepoint() override;
+
+  // For the ports beside it.
+  const Row& lock(const Row& row);  // a copy that lives as long as the transaction
+  void add_effect(const Uuid& id, bool refused_at_commit);
+  std::set<Uuid> done() const { return {effects.begin(), effects.end()}; }
+  void settle(const Settlement& settlement);
+  bool is_open() const { return open_; }
+  bool has_savepoint() const { return savepoint_.has_value(); }
+
+  std::vector<Uuid> effects;   // written, not committed
+  int released = 0;            // savepoints of this transaction
+  std::deque<Error> refusals;  // the next commits fail with these
+
+  struct Record {
+    int released;
+    std::size_t claimed;
+    std::size_t handled;
+    Micros took;
+    bool committed;
+  };
+  std::vector<Record> history;  // of transactions that claimed something
+
+ private:
+  void end(bool committed);
+  void unlock();
+
+  Table& table_;
+  FakeClock& clock_;
+  bool open_ = false;
+  bool settled_ = false;
+  Micros began_at_ = 0;
+  std::optional<std::size_t> savepoint_;
+  std::set<Uuid> refused_at_commit_;
+  std::vector<std::function<void()>> changes_;
+  std::set<Uuid> removed_;
+  std::size_t claimed_ = 0;
+  std::list<Row> copies_;
+};
+
+class FakeQueue final : public ClaimSource, public Settler {
+ public:
+  FakeQueue(Table& table, FakeTransaction& transaction)
+      : table_(table), transaction_(transaction) {}
+
+  void oldest(std::string_view channel_name, Micros now, std::optional<Position> after, int limit,
+              Batch& batch) override;
+  void fair(std::string_view channel_name, Micros now, std::int64_t start, int limit,
+            Batch& batch) override;
+  void runs(std::span<const Claimed> heads, Micros now, int limit, Batch& batch) override;
+  bool take_place(std::string_view channel_name, int most) override;
+  void settle(const Settlement& settlement) override;
+
+  int draws = 0;                                         // calls of fair
+  std::deque<Error> claim_errors;                        // the next claims fail with these
+  std::deque<Error> settle_errors;                       // the next settlements fail with these
+  std::map<std::string, int, std::less<>> places_taken;  // by other workers
+
+ private:
+  std::vector<const Row*> due_heads(std::string_view channel_name, Micros now) const;
+  void append(const Row& row, Batch& batch);
+
+  Table& table_;
+  FakeTransaction& transaction_;
+};
+
+class FakeHandlers final : public HandlerCaller {
+ public:
+  FakeHandlers(Table& table, FakeTransaction& transaction, FakeClock& clock)
+      : table_(table), transaction_(transaction), clock_(clock) {}
+
+  void call(const Handler& handler, std::span<const Claimed* const> messages) override;
+  bool hurry() override { return static_cast<int>(calls.size()) >= hurry_after; }
+
+  int calls_of(const Uuid& id) const;
+
+  std::vector<std::vector<Uuid>> calls;
+  std::vector<std::string> functions;  // that were called
+  int hurry_after = kAlways;           // calls
+  std::function<void()> during;        // run inside each call
+
+ private:
+  Table& table_;
+  FakeTransaction& transaction_;
+  FakeClock& clock_;
+};
+
+class FakeHost final : public Host {
+ public:
+  FakeHost(Table& table, FakeClock& clock) : table_(table), clock_(clock) {}
+
+  bool refresh(Registry& registry) override;
+  std::optional<Micros> next_due(const Registry& registry) override {
+    return table_.next_due(registry);
+  }
+  bool sweep() override;
+  bool wait(Micros most) override;
+  bool should_leave(Micros idle_for) override { return idle_for >= leave_when_idle_for; }
+  void backlog(bool more_is_due) override { backlogs.push_back(more_is_due); }
+  void report(std::string_view activity) override { reports.emplace_back(activity); }
+  void warn(const Error& error) override { warnings.push_back(error); }
+  Micros poll_interval() override { return 5 * kSecond; }
+  int batch_size() override { return batch_limit; }
+
+  // Handlers of the channel name: for one message name, or for every name.
+  Handler& add_handler(const std::string& channel_name, Shape shape = Shape::kJson,
+                       std::optional<std::string> message_name = std::nullopt);
+
+  std::deque<Handler> handlers;
+  std::map<std::string, std::string> parked;
+  bool changed = true;          // handlers or parked
+  int installed_for = kAlways;  // refreshes
+  int batch_limit = 500;
+  Micros leave_when_idle_for = std::numeric_limits<Micros>::max();
+  int patience = 100'000;           // waits; the test has failed when they are over
+  std::function<bool()> wants_end;  // asked in each wait; by default: nothing is due at any time
+  std::function<bool()> on_sweep;
+
+  int sweeps = 0;
+  std::vector<Micros> waits;
+  std::vector<bool> backlogs;
+  std::vector<std::string> reports;
+  std::vector<Error> warnings;
+
+ private:
+  Table& table_;
+  FakeClock& clock_;
+  const Registry* seen_ = nullptr;
+};
+
+struct Session {
+  Session(Table& table, FakeClock& clock_of_all)
+      : clock(clock_of_all),
+        transaction(table, clock),
+        queue(table, transaction),
+        caller(table, transaction, clock),
+        host(table, clock) {}
+
+  Worker::Ports ports() { return {host, clock, transaction, queue, caller, queue}; }
+
+  FakeClock& clock;
+  FakeTransaction transaction;
+  FakeQueue queue;
+  FakeHandlers caller;
+  FakeHost host;
+};
+
+}  // namespace mq::fake

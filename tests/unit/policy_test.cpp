@@ -1,0 +1,127 @@
+#include "policy.hpp"
+
+#include <gtest/gtest.h>
+
+#include <limits>
+
+#include "backoff.hpp"
+
+namespace mq {
+namespace {
+
+constexpr Micros kNow = 800'000'000 * kSecond;
+
+class PolicyTest : public testing::Test {
+ protected:
+  PolicyTest() {
+    message.attempts = 0;
+    message.attempts_left = 5;
+    message.retry_backoff = kSecond;
+    handler.max_backoff = 60 * kSecond;
+  }
+
+  void fail(const Handler* by, double dice = 0.0) {
+    Error error("22012", "division by zero", "detail", "hint");
+    error.context = "context";
+    settle_failure({&message, error, 3 * kSecond}, by, kNow, dice, settlement);
+  }
+
+  Claimed message;
+  Handler handler;
+  Settlement settlement;
+};
+
+TEST_F(PolicyTest, FailedAttemptIsRecordedAsItWas) {
+  fail(&handler);
+  ASSERT_EQ(settlement.failures.size(), 1U);
+  EXPECT_EQ(settlement.failures[0].message, &message);
+  EXPECT_EQ(settlement.failures[0].error.sqlstate, "22012");
+  EXPECT_EQ(settlement.failures[0].error.context, "context");
+  EXPECT_EQ(settlement.failures[0].duration, 3 * kSecond);
+}
+
+TEST_F(PolicyTest, IsTriedAgainAfterItsBackoffAndNextTimeAfterTwice) {
+  fail(&handler);
+  ASSERT_EQ(settlement.retries.size(), 1U);
+  EXPECT_TRUE(settlement.burials.empty());
+  EXPECT_TRUE(settlement.removed.empty());
+  EXPECT_EQ(settlement.retries[0].message, &message);
+  EXPECT_EQ(settlement.retries[0].attempt_at, kNow + kSecond);
+  EXPECT_EQ(settlement.retries[0].retry_backoff, 2 * kSecond);
+}
+
+TEST_F(PolicyTest, JitterPutsOffTheRetryButDoesNotGrowTheBackoff) {
+  fail(&handler, 0.5);
+  EXPECT_EQ(settlement.retries[0].attempt_at, kNow + kSecond + kSecond / 20);
+  EXPECT_EQ(settlement.retries[0].retry_backoff, 2 * kSecond);
+}
+
+TEST_F(PolicyTest, HandlerBoundsTheBackoff) {
+  message.retry_backoff = 3600 * kSecond;
+  fail(&handler);
+  EXPECT_EQ(settlement.retries[0].attempt_at, kNow + 60 * kSecond);
+  EXPECT_EQ(settlement.retries[0].retry_backoff, 60 * kSecond);
+}
+
+TEST_F(PolicyTest, WithoutAHandlerTheBackoffIsBoundedByAnHour) {
+  message.retry_backoff = 7200 * kSecond;
+  fail(nullptr);
+  EXPECT_EQ(settlement.retries[0].attempt_at, kNow + 3600 * kSecond);
+  EXPECT_EQ(settlement.retries[0].retry_backoff, 3600 * kSecond);
+}
+
+TEST_F(PolicyTest, BackoffChangedByHandDoesNoHarm) {
+  handler.max_backoff = std::numeric_limits<Micros>::max();
+  message.retry_backoff = std::numeric_limits<Micros>::max();
+  fail(&handler, 0.999);
+  EXPECT_GE(settlement.retries[0].attempt_at, kNow + kBackoffCeiling);
+  EXPECT_LE(settlement.retries[0].attempt_at, kNow + kBackoffCeiling / 10 * 11);
+  message.retry_backoff = std::numeric_limits<Micros>::min();
+  fail(&handler, 0.999);
+  EXPECT_EQ(settlement.retries[1].attempt_at, kNow);
+  EXPECT_EQ(settlement.retries[1].retry_backoff, 0);
+}
+
+TEST_F(PolicyTest, LastAttemptEndsAmongTheDead) {
+  message.attempts = 4;
+  message.attempts_left = 1;
+  fail(&handler);
+  EXPECT_TRUE(settlement.retries.empty());
+  EXPECT_EQ(settlement.failures.size(), 1U);
+  ASSERT_EQ(settlement.burials.size(), 1U);
+  EXPECT_EQ(settlement.burials[0].message, &message);
+  EXPECT_EQ(settlement.burials[0].reason, "exhausted");
+  EXPECT_EQ(settlement.burials[0].error->sqlstate, "22012");
+  EXPECT_TRUE(settlement.burials[0].charged);
+  EXPECT_FALSE(settlement.burials[0].block);
+}
+
+TEST_F(PolicyTest, LastButOneAttemptIsTriedAgain) {
+  message.attempts_left = 2;
+  fail(&handler);
+  EXPECT_EQ(settlement.retries.size(), 1U);
+  EXPECT_TRUE(settlement.burials.empty());
+}
+
+TEST_F(PolicyTest, HandlerThatBlocksOnTheDeadHasTheChannelWait) {
+  message.attempts_left = 1;
+  handler.block_on_dead = true;
+  fail(&handler);
+  EXPECT_TRUE(settlement.burials[0].block);
+}
+
+TEST_F(PolicyTest, WithoutAHandlerTheDeadDoNotBlock) {
+  message.attempts_left = 1;
+  fail(nullptr);
+  EXPECT_FALSE(settlement.burials[0].block);
+}
+
+TEST_F(PolicyTest, AttemptsChangedByHandEndAmongTheDead) {
+  message.attempts_left = -3;
+  fail(&handler);
+  EXPECT_TRUE(settlement.retries.empty());
+  EXPECT_EQ(settlement.burials.size(), 1U);
+}
+
+}  // namespace
+}  // namespace mq

@@ -1,0 +1,130 @@
+#include "pool.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+namespace mq {
+namespace {
+
+constexpr DatabaseId kDatabase = 16'384;
+constexpr DatabaseId kOther = 16'385;
+constexpr Micros kNow = 1000 * kSecond;
+
+PoolState pool(RoleId role, int workers = 0, bool backlog = false, Micros last_start = 0) {
+  return {kDatabase, role, workers, backlog, last_start, 0};
+}
+
+TEST(Pool, WithoutAWorkerGetsOne) {
+  EXPECT_EQ(pool_to_start({pool(10)}, kDatabase, 2, kNow), 0U);
+  EXPECT_EQ(pool_to_start({pool(10, 1)}, kDatabase, 2, kNow), std::nullopt);
+  EXPECT_EQ(pool_to_start({}, kDatabase, 2, kNow), std::nullopt);
+}
+
+TEST(Pool, WithABacklogGetsMoreUpToTheLimit) {
+  EXPECT_EQ(pool_to_start({pool(10, 1, true)}, kDatabase, 2, kNow), 0U);
+  EXPECT_EQ(pool_to_start({pool(10, 2, true)}, kDatabase, 2, kNow), std::nullopt);
+  EXPECT_EQ(pool_to_start({pool(10)}, kDatabase, 0, kNow), std::nullopt);
+}
+
+TEST(Pool, CaretakerNeedsNoSecond) {
+  EXPECT_EQ(pool_to_start({pool(kCaretaker)}, kDatabase, 2, kNow), 0U);
+  EXPECT_EQ(pool_to_start({pool(kCaretaker, 1, true)}, kDatabase, 2, kNow), std::nullopt);
+}
+
+TEST(Pool, LimitCountsTheWorkersOfAllPoolsOfTheDatabase) {
+  EXPECT_EQ(pool_to_start({pool(10, 2), pool(11)}, kDatabase, 2, kNow), std::nullopt);
+  EXPECT_EQ(pool_to_start({pool(10, 2), pool(11)}, kDatabase, 3, kNow), 1U);
+}
+
+TEST(Pool, OfAnotherDatabaseNeitherCountsNorStarts) {
+  std::vector<PoolState> pools{pool(10, 2, true), pool(11, 1)};
+  pools[0].database = kOther;
+  EXPECT_EQ(pool_to_start(pools, kDatabase, 2, kNow), std::nullopt);
+  pools[1].workers = 0;
+  EXPECT_EQ(pool_to_start(pools, kDatabase, 1, kNow), 1U);
+}
+
+TEST(Pool, WithFewestWorkersComesFirst) {
+  EXPECT_EQ(
+      pool_to_start({pool(10, 1, true, 1), pool(11, 0, false, 900 * kSecond)}, kDatabase, 4, kNow),
+      1U);
+  EXPECT_EQ(pool_to_start({pool(10, 2, true), pool(11, 1, true)}, kDatabase, 4, kNow), 1U);
+}
+
+TEST(Pool, ThatWaitedLongestComesFirstAmongEquals) {
+  EXPECT_EQ(pool_to_start({pool(10, 0, false, 30), pool(11, 0, false, 10), pool(12, 0, false, 20)},
+                          kDatabase, 1, kNow),
+            1U);
+}
+
+TEST(Pool, IsTriedAgainAfterLongerWaitsUpToFiveSeconds) {
+  EXPECT_EQ(restart_wait(-1), 0);
+  EXPECT_EQ(restart_wait(0), 0);
+  EXPECT_EQ(restart_wait(1), 1 * kSecond);
+  EXPECT_EQ(restart_wait(2), 2 * kSecond);
+  EXPECT_EQ(restart_wait(3), 4 * kSecond);
+  EXPECT_EQ(restart_wait(4), 5 * kSecond);
+  EXPECT_EQ(restart_wait(1000), 5 * kSecond);
+  EXPECT_EQ(restart_wait(std::numeric_limits<int>::max()), 5 * kSecond);
+}
+
+TEST(Pool, RestsAfterAFailedStartAndLetsOthersGoFirst) {
+  std::vector<PoolState> pools{pool(10, 0, false, kNow - 3 * kSecond)};
+  pools[0].failed_starts = 3;
+  EXPECT_EQ(pool_to_start(pools, kDatabase, 2, kNow), std::nullopt);
+  EXPECT_EQ(pool_to_start(pools, kDatabase, 2, kNow + kSecond - 1), std::nullopt);
+  EXPECT_EQ(pool_to_start(pools, kDatabase, 2, kNow + kSecond), 0U);
+  pools.push_back(pool(11, 0, false, kNow));
+  EXPECT_EQ(pool_to_start(pools, kDatabase, 2, kNow), 1U);
+}
+
+TEST(Pool, DoesNotRestUntilAClockThatWentBackHasCaughtUp) {
+  std::vector<PoolState> pools{pool(10, 0, false, kNow + 3600 * kSecond)};
+  pools[0].failed_starts = 4;
+  EXPECT_EQ(pool_to_start(pools, kDatabase, 2, kNow), 0U);
+}
+
+TEST(Pool, ContentionIsMorePoolsThanWorkers) {
+  std::vector<PoolState> pools{pool(10), pool(11)};
+  EXPECT_FALSE(contended(pools, kDatabase, 2));
+  EXPECT_TRUE(contended(pools, kDatabase, 1));
+  pools.push_back(pool(12));
+  EXPECT_TRUE(contended(pools, kDatabase, 2));
+  pools[2].database = kOther;
+  EXPECT_FALSE(contended(pools, kDatabase, 2));
+}
+
+// The launcher and workers that make room when others wait: one place, five roles.
+TEST(Pool, MorePoolsThanWorkersTakeTurns) {
+  std::vector<PoolState> pools;
+  for (RoleId role = 1; role <= 5; ++role) pools.push_back(pool(role));
+  std::vector<std::size_t> turns;
+  Micros now = kNow;
+  for (int turn = 0; turn < 10; ++turn, now += kSecond) {
+    const auto next = pool_to_start(pools, kDatabase, 1, now);
+    ASSERT_TRUE(next);
+    turns.push_back(*next);
+    pools[*next].workers = 1;
+    pools[*next].last_start = now;
+    ASSERT_EQ(pool_to_start(pools, kDatabase, 1, now), std::nullopt);
+    ASSERT_TRUE(contended(pools, kDatabase, 1));
+    pools[*next].workers = 0;
+  }
+  EXPECT_EQ(turns, (std::vector<std::size_t>{0, 1, 2, 3, 4, 0, 1, 2, 3, 4}));
+}
+
+// Three roles with a backlog share six places evenly, whoever had more to begin with.
+TEST(Pool, BacklogsShareThePlacesEvenly) {
+  std::vector<PoolState> pools{pool(10, 2, true), pool(11, 0, true), pool(12, 0, true)};
+  while (const auto next = pool_to_start(pools, kDatabase, 6, kNow)) {
+    ++pools[*next].workers;
+    pools[*next].last_start = kNow;
+  }
+  for (const PoolState& state : pools) EXPECT_EQ(state.workers, 2);
+}
+
+}  // namespace
+}  // namespace mq

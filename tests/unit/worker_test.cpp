@@ -1,0 +1,319 @@
+// What becomes of messages in the hands of a worker.
+#include "worker.hpp"
+
+#include <gtest/gtest.h>
+
+#include "worker_fixture.hpp"
+
+namespace mq::fake {
+namespace {
+
+TEST_F(WorkerTest, HandlesEachMessageOnceAndLeavesNothing) {
+  add_handler("c");
+  add_handler("o", Shape::kBatch);
+  std::vector<Uuid> sent = table.send(100, {});
+  for (const Uuid& id : table.send(100, {.channel_name = "o", .ordered = true})) sent.push_back(id);
+  EXPECT_EQ(run_until_empty(), 200);
+  expect_handled(sent);
+  EXPECT_TRUE(table.rows.empty());
+}
+
+TEST_F(WorkerTest, StopsAtTheNumberThatItWasGiven) {
+  add_handler("c");
+  const std::vector<Uuid> sent = table.send(100, {});
+  EXPECT_EQ(run_until_empty(0), 0);
+  EXPECT_EQ(run_until_empty(1), 1);
+  EXPECT_EQ(run_until_empty(69), 69);
+  EXPECT_EQ(table.rows.size(), 30U);
+  EXPECT_EQ(run_until_empty(1000), 30);
+  expect_handled(sent);
+}
+
+TEST_F(WorkerTest, KeepsToTheChannelsThatItWasGiven) {
+  for (const char* name : {"a", "b", "c"}) {
+    add_handler(name);
+    table.send(10, {.channel_name = name});
+  }
+  const std::vector<std::string_view> only{"c", "a", "unheard of"};
+  EXPECT_EQ(worker.run_until_empty(std::nullopt, &only), 20);
+  EXPECT_EQ(table.rows.size(), 10U);
+  EXPECT_EQ(table.rows.begin()->second.channel_name, "b");
+}
+
+TEST_F(WorkerTest, LeavesChannelsWithoutHandlerAndParkedOnes) {
+  add_handler("c");
+  add_handler("parked");
+  host.parked["parked"] = "its function is gone";
+  table.send({.channel_name = "without"});
+  table.send({.channel_name = "parked"});
+  const Uuid sent = table.send({});
+  EXPECT_EQ(run_until_empty(), 1);
+  expect_handled({sent});
+  EXPECT_EQ(table.rows.size(), 2U);
+  EXPECT_TRUE(table.failures.empty());
+}
+
+TEST_F(WorkerTest, CallsTheHandlerOfTheName) {
+  add_handler("c").function = "any";
+  add_handler("c", Shape::kJson, "paid").function = "exact";
+  for (const char* name : {"paid", "sent", "paid"}) table.send({.name = name});
+  run_until_empty();
+  EXPECT_EQ(caller.functions, (std::vector<std::string>{"exact", "any", "exact"}));
+}
+
+TEST_F(WorkerTest, NameThatNoHandlerTakesFailsItsAttempts) {
+  add_handler("c", Shape::kJson, "paid");
+  const Uuid id = table.send({.name = "sent", .retries = 1});
+  worker.run();
+  EXPECT_EQ(table.failed(id), 2);
+  ASSERT_EQ(table.dead.size(), 1U);
+  EXPECT_EQ(table.dead[0].sqlstate, "42883");
+  EXPECT_TRUE(caller.calls.empty());
+}
+
+// --- Failure ---
+
+TEST_F(WorkerTest, FailedMessageIsTriedAgainAfterItsBackoff) {
+  add_handler("c");
+  const Uuid id = table.send({.retry_backoff = 10 * kSecond, .script = {.failures = 2}});
+  const Micros start = clock.time;
+  worker.run();
+  EXPECT_EQ(table.handled(id), 1);
+  EXPECT_EQ(table.failed(id), 2);
+  EXPECT_GE(clock.time - start, 30 * kSecond);
+  EXPECT_LE(clock.time - start, 33 * kSecond);
+}
+
+TEST_F(WorkerTest, MessageIsDeadAfterOneAttemptMoreThanRetries) {
+  add_handler("c");
+  for (int retries = 0; retries < 4; ++retries)
+    table.send({.retries = retries, .script = {.failures = kAlways}});
+  const std::vector<Uuid> good = table.send(50, {});
+  worker.run();
+  ASSERT_EQ(table.dead.size(), 4U);
+  for (int retries = 0; retries < 4; ++retries) {
+    const Dead& letter = table.dead[static_cast<std::size_t>(retries)];
+    EXPECT_EQ(letter.reason, "exhausted");
+    EXPECT_EQ(letter.sqlstate, "P0001");
+    EXPECT_EQ(letter.attempts, retries + 1);
+    EXPECT_EQ(caller.calls_of(letter.id), retries + 1);
+    EXPECT_EQ(table.failed(letter.id), retries + 1);
+  }
+  expect_handled(good);
+}
+
+TEST_F(WorkerTest, NothingOvertakesAnOrderedMessageThatWaitsForItsRetry) {
+  add_handler("c");
+  const std::vector<Uuid> before = table.send(5, {.ordered = true});
+  const Uuid bad = table.send({.ordered = true, .script = {.failures = 3}});
+  const std::vector<Uuid> behind = table.send(5, {.ordered = true});
+  worker.run();
+  std::vector<Uuid> expected = before;
+  expected.push_back(bad);
+  expected.insert(expected.end(), behind.begin(), behind.end());
+  EXPECT_EQ(table.effects, expected);
+  EXPECT_EQ(table.failed(bad), 3);
+}
+
+TEST_F(WorkerTest, OrderedChannelSkipsItsDeadOrWaitsForSomebodyToDecide) {
+  add_handler("c");
+  add_handler("b").block_on_dead = true;
+  for (const char* name : {"c", "b"}) {
+    table.send(
+        {.channel_name = name, .ordered = true, .retries = 1, .script = {.failures = kAlways}});
+    table.send({.channel_name = name, .ordered = true});
+  }
+  worker.run();
+  EXPECT_EQ(table.dead.size(), 2U);
+  EXPECT_EQ(table.effects.size(), 1U);
+  EXPECT_EQ(table.rows.size(), 2U);  // the dead one that blocks, and the one behind it
+}
+
+TEST_F(WorkerTest, EachOfFailuresAtRandomIsChargedToItsMessage) {
+  add_handler("c", Shape::kBatch);
+  const std::vector<Uuid> good = table.send(20, {});
+  const Uuid bad = table.send({.script = {.failures = 2, .sqlstate = "22012"}});
+  const std::vector<Uuid> more = table.send(20, {});
+  worker.run();
+  expect_handled(good);
+  expect_handled(more);
+  EXPECT_EQ(table.handled(bad), 1);
+  ASSERT_EQ(table.failures.size(), 2U);
+  EXPECT_EQ(table.failures[1].id, bad);
+  EXPECT_EQ(table.failures[1].attempt, 2);
+  EXPECT_EQ(table.failures[1].sqlstate, "22012");
+}
+
+// --- Conflicts ---
+
+TEST_F(WorkerTest, ConflictIsTriedAgainAtOnceAndNotCharged) {
+  add_handler("c");
+  const Uuid id = table.send({.script = {.conflicts = kMostConflicts}});
+  const std::vector<Uuid> others = table.send(10, {});
+  const Micros start = clock.time;
+  EXPECT_EQ(run_until_empty(), 11);
+  expect_handled({id});
+  expect_handled(others);
+  EXPECT_EQ(caller.calls_of(id), kMostConflicts + 1);
+  EXPECT_EQ(clock.time, start);
+}
+
+TEST_F(WorkerTest, ConflictWithoutEndIsCharged) {
+  add_handler("c");
+  const Uuid id = table.send({.retries = 1, .script = {.conflicts = kAlways}});
+  worker.run();
+  EXPECT_EQ(caller.calls_of(id), 2 * (kMostConflicts + 1));
+  EXPECT_EQ(table.failed(id), 2);
+  ASSERT_EQ(table.dead.size(), 1U);
+  EXPECT_EQ(table.dead[0].sqlstate, "40001");
+}
+
+TEST_F(WorkerTest, ConflictsAreCountedInARow) {
+  add_handler("c");
+  const Uuid id = table.send({});
+  caller.during = [&] {
+    const auto call = static_cast<int>(caller.calls.size());
+    Script& script = table.find(id)->script;
+    script.failures = call == kMostConflicts + 1 ? kAlways : 0;
+    script.conflicts = script.failures == 0 && call <= 2 * kMostConflicts + 1 ? kAlways : 0;
+  };
+  worker.run();
+  EXPECT_EQ(table.handled(id), 1);
+  EXPECT_EQ(table.failed(id), 1);
+}
+
+TEST_F(WorkerTest, ConflictInAnOrderedChannelKeepsTheOrder) {
+  add_handler("c");
+  std::vector<Uuid> sent = table.send(3, {.ordered = true});
+  sent.push_back(table.send({.ordered = true, .script = {.conflicts = 5}}));
+  sent.push_back(table.send({.ordered = true}));
+  run_until_empty();
+  EXPECT_EQ(table.effects, sent);
+  expect_handled(sent);
+}
+
+// --- Commits that fail ---
+
+TEST_F(WorkerTest, FailureAtCommitIsChargedToTheMessageThatCausedIt) {
+  for (const Shape shape : {Shape::kJson, Shape::kBatch}) {
+    const std::string name = shape == Shape::kJson ? "single" : "batch";
+    add_handler(name, shape);
+    std::vector<Uuid> good = table.send(10, {.channel_name = name});
+    const Uuid bad =
+        table.send({.channel_name = name, .retries = 2, .script = {.failures_at_commit = kAlways}});
+    for (const Uuid& id : table.send(10, {.channel_name = name})) good.push_back(id);
+    worker.run();
+    expect_handled(good);
+    EXPECT_EQ(table.handled(bad), 0);
+    EXPECT_EQ(table.failed(bad), 3);
+    EXPECT_EQ(table.died(bad), 1);
+    EXPECT_EQ(table.dead.back().sqlstate, "23503");
+    EXPECT_EQ(table.dead.back().attempts, 3);
+  }
+}
+
+TEST_F(WorkerTest, FailureAtCommitHoldsAnOrderedChannelBack) {
+  add_handler("c");
+  std::vector<Uuid> sent = table.send(3, {.ordered = true});
+  sent.push_back(table.send({.ordered = true, .script = {.failures_at_commit = 2}}));
+  sent.push_back(table.send({.ordered = true}));
+  worker.run();
+  EXPECT_EQ(table.effects, sent);
+  EXPECT_EQ(table.failures.size(), 2U);
+}
+
+TEST_F(WorkerTest, FailureAtCommitCountsTheTimeOfItsHandler) {
+  add_handler("c");
+  table.send({.script = {.failures_at_commit = 1, .cost = 70 * kMillisecond}});
+  worker.run();
+  ASSERT_EQ(table.failures.size(), 1U);
+  EXPECT_EQ(table.failures[0].duration, 70 * kMillisecond);
+}
+
+TEST_F(WorkerTest, GoesBackToBatchesWhenAFailureAtCommitIsFound) {
+  add_handler("c");
+  table.send({.script = {.failures_at_commit = 1}});
+  const std::vector<Uuid> good = table.send(600, {});
+  run_until_empty();
+  expect_handled(good);
+  EXPECT_FALSE(history.front().committed);
+  EXPECT_GT(history.front().claimed, 10U);
+  EXPECT_LE(history.size(), 2 + history.front().claimed + 10);
+}
+
+TEST_F(WorkerTest, ConflictAtCommitIsNotCharged) {
+  add_handler("c");
+  const Uuid id = table.send({});
+  transaction.refusals.emplace_back("40001", "could not serialize access");
+  EXPECT_EQ(run_until_empty(), 1);
+  expect_handled({id});
+}
+
+TEST_F(WorkerTest, ConflictAtCommitWithoutEndIsCharged) {
+  add_handler("c");
+  const Uuid id = table.send({});
+  transaction.refusals.assign(kMostConflicts + 1, Error("40001", "could not serialize access"));
+  worker.run();
+  EXPECT_EQ(table.failed(id), 1);
+  EXPECT_EQ(table.handled(id), 1);
+}
+
+TEST_F(WorkerTest, ConflictAtCommitOfABatchIsNotCharged) {
+  add_handler("c");
+  const std::vector<Uuid> sent = table.send(20, {});
+  transaction.refusals.emplace_back("40P01", "deadlock detected");
+  EXPECT_EQ(run_until_empty(), 20);
+  expect_handled(sent);
+}
+
+// --- What cannot be delivered ---
+
+TEST_F(WorkerTest, ExpiredMessageGoesWithoutATrace) {
+  add_handler("c");
+  table.send({.delay = kSecond, .uncommitted = true});
+  worker.run();
+  EXPECT_EQ(table.expired.size(), 1U);
+  EXPECT_TRUE(table.rows.empty());
+  EXPECT_TRUE(table.dead.empty());
+  EXPECT_TRUE(table.failures.empty());
+  EXPECT_TRUE(caller.calls.empty());
+}
+
+TEST_F(WorkerTest, MessageWithoutPayloadIsDiscardedUncharged) {
+  add_handler("c");
+  table.send({.has_payload = false});
+  EXPECT_EQ(run_until_empty(), 0);
+  ASSERT_EQ(table.dead.size(), 1U);
+  EXPECT_EQ(table.dead[0].reason, "discarded");
+  EXPECT_EQ(table.dead[0].attempts, 0);
+  EXPECT_TRUE(table.failures.empty());
+}
+
+TEST_F(WorkerTest, ExhaustedLeaseIsBuriedWithTheAttemptsItHad) {
+  add_handler("c");
+  const Uuid id = table.send({.retries = -1});
+  table.find(id)->attempts = 3;
+  run_until_empty();
+  ASSERT_EQ(table.dead.size(), 1U);
+  EXPECT_EQ(table.dead[0].reason, "exhausted");
+  EXPECT_EQ(table.dead[0].attempts, 3);
+  EXPECT_TRUE(caller.calls.empty());
+}
+
+TEST_F(WorkerTest, OrderedChannelGoesOnBehindWhatCannotBeDelivered) {
+  add_handler("c");
+  const std::vector<Uuid> sent = {
+      table.send({.ordered = true}),
+      table.send({.ordered = true, .has_payload = false}),
+      table.send({.ordered = true}),
+      table.send({.ordered = true, .delay = -kSecond, .uncommitted = true}),
+      table.send({.ordered = true, .retries = -1}),
+      table.send({.ordered = true}),
+  };
+  EXPECT_EQ(run_until_empty(), 3);
+  EXPECT_EQ(table.effects, (std::vector<Uuid>{sent[0], sent[2], sent[5]}));
+  EXPECT_TRUE(table.rows.empty());
+}
+
+}  // namespace
+}  // namespace mq::fake
