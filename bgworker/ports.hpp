@@ -134,6 +134,8 @@ class Host {
   virtual bool should_leave(Micros idle_for) = 0;
   virtual void backlog(bool more_is_due) = 0;
   virtual void report(std::string_view activity) = 0;
+  // A batch is committed.
+  virtual void handled(std::size_t /* messages */) {}
   virtual void warn(const Error& error) = 0;
   virtual Micros poll_interval() = 0;
   virtual int batch_size() = 0;

@@ -184,6 +184,7 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
     ports_.transaction.commit();
     result.handled = 0;
   }
+  ports_.host.handled(result.handled);
   one_by_one_ = std::max(0, one_by_one_ - 1);
   adapt(ran, now - started, ran < claim.messages.size() && conflicts == 0);
   return result;

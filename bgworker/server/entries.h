@@ -34,6 +34,8 @@ MQ_ENTRY(mq_resume);
 MQ_ENTRY(mq_run);
 MQ_ENTRY(mq_redrive);
 MQ_ENTRY(mq_announce);
+MQ_ENTRY(mq_worker_seats);
+MQ_ENTRY(mq_service_state);
 MQ_ENTRY(mq_grant);
 MQ_ENTRY(mq_revoke);
 #undef MQ_ENTRY

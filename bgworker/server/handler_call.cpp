@@ -217,6 +217,7 @@ void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> me
   CurrentCall mine{messages, {}, current_call};
   current_call = &mine;
   bool null = false;
+  shared::note_call(messages.front()->channel_name, messages.front()->id);
   const MemoryContext before = MemoryContextSwitchTo(call_context_);
   const int nest_level = NewGUCNestLevel();  // what the handler sets ends with it
   FmgrInfo* function = functions_[handler.slot];

@@ -21,6 +21,7 @@ namespace {
 constexpr int kDatabases = 256;
 constexpr int kPools = 512;
 constexpr int kSeats = 128;
+constexpr std::size_t kChannelBytes = 128;
 constexpr Micros kPolledLately = 600 * kSecond;  // longer than any sensible client sleeps between polls
 constexpr Micros kClosedFor = 10 * kSecond;      // DROP DATABASE itself waits for 5
 
@@ -50,6 +51,11 @@ struct Seat {
   PGPROC* worker;  // nullptr: reserved, the worker has not come yet
   bool waiting;
   bool served;
+  bool in_call;
+  char channel_name[kChannelBytes];  // cut to fit
+  Uuid message;
+  TimestampTz since;
+  std::uint64_t handled;
 };
 
 struct State {
@@ -197,6 +203,7 @@ Assignment take_seat(int seat) {
   my_seat = seat;
   s.worker = MyProc;
   s.waiting = false;
+  s.since = GetCurrentTimestamp();
   return {s.database, s.role};
 }
 
@@ -204,7 +211,7 @@ void leave_seat() {
   if (my_seat < 0) return;
   Guard guard(LW_EXCLUSIVE);
   if (Pool* pool = find_pool(mine().database, mine().role); pool != nullptr && !mine().served) ++pool->failed_starts;
-  mine() = Seat{InvalidOid, InvalidOid, nullptr, false, false};
+  mine() = Seat{};
   my_seat = -1;
   wake_launcher();
 }
@@ -254,6 +261,7 @@ bool begin_wait(std::uint64_t seen) {
   Guard guard(LW_EXCLUSIVE);
   const Database* d = find_database(mine().database);
   if (d != nullptr && d->wakes != seen) return false;
+  if (!mine().waiting) mine().since = GetCurrentTimestamp();
   mine().waiting = true;
   return true;
 }
@@ -291,6 +299,45 @@ void started_well() {
   Guard guard(LW_EXCLUSIVE);
   mine().served = true;
   if (Pool* pool = find_pool(mine().database, mine().role)) pool->failed_starts = 0;
+}
+
+// Without the lock: what is shown may be torn for a moment, what it costs is paid for every message.
+void note_call(std::string_view channel_name, const Uuid& message) {
+  if (my_seat < 0) return;
+  Seat& seat = mine();
+  const std::size_t bytes = std::min(channel_name.size(), kChannelBytes - 1);
+  if (!seat.in_call) seat.since = GetCurrentTimestamp();
+  memcpy(seat.channel_name, channel_name.data(), bytes);
+  seat.channel_name[bytes] = 0;
+  seat.message = message;
+  seat.in_call = true;
+}
+
+void note_idle() {
+  if (my_seat < 0) return;
+  mine().in_call = false;
+}
+
+void note_handled(std::uint64_t messages) {
+  if (my_seat >= 0) mine().handled += messages;
+}
+
+std::vector<WorkerState> workers() {
+  std::vector<WorkerState> result;
+  if (!available()) return result;
+  result.reserve(kSeats);
+  Guard guard(LW_SHARED);
+  for (const Seat& seat : state->seats)
+    if (seat.database != InvalidOid && seat.worker != nullptr)
+      result.push_back({seat.worker->pid, seat.database, seat.role, seat.waiting, seat.in_call, seat.channel_name,
+                        seat.message, seat.since, seat.handled});
+  return result;
+}
+
+ServiceState service() {
+  if (!available()) return {false, false, false};
+  Guard guard(LW_SHARED);
+  return {state->launcher != nullptr, find_database(MyDatabaseId) != nullptr, state->out_of_slots};
 }
 
 void launcher_attach() {
@@ -365,7 +412,9 @@ int reserve_seat(Oid database, Oid role) {
   for (int i = 0; i < kSeats; ++i) {
     Seat& seat = state->seats[i];
     if (seat.database != InvalidOid) continue;
-    seat = Seat{database, role, nullptr, false, false};
+    seat = Seat{};
+    seat.database = database;
+    seat.role = role;
     if (Pool* pool = find_pool(database, role)) pool->last_start = GetCurrentTimestamp();
     return i;
   }

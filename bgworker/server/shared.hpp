@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -48,6 +49,31 @@ bool must_leave();                     // database closed or not served, pool go
 bool is_contended();                   // other pools of the database wait for a place
 bool is_extra();                       // another worker of the pool is waiting for work as well
 void started_well();                   // it can serve: its pool's count of failed starts begins anew
+
+// What this worker does, for mq_workers. Cheap: called for each message.
+void note_call(std::string_view channel_name, const Uuid& message);
+void note_idle();
+void note_handled(std::uint64_t messages);
+
+// For the views, from any session. Empty without shared memory.
+struct WorkerState {
+  int pid;
+  Oid database;
+  Oid role;
+  bool waiting;
+  bool in_call;
+  std::string channel_name;
+  Uuid message;
+  TimestampTz since;
+  std::uint64_t handled;
+};
+std::vector<WorkerState> workers();
+struct ServiceState {
+  bool launcher;      // runs
+  bool served;        // the launcher knows of this database
+  bool out_of_slots;  // the last worker could not be started
+};
+ServiceState service();
 
 // From the launcher.
 struct DatabaseState {

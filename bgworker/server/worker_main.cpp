@@ -107,6 +107,11 @@ class WorkerHost : public ServerHost {
     pgstat_report_activity(activity.empty() ? STATE_IDLE : STATE_RUNNING, text.c_str());
   }
 
+  void handled(std::size_t messages) override {
+    shared::note_idle();
+    shared::note_handled(messages);
+  }
+
   void warn(const Error& error) override {
     const char* text = error.message.c_str();
     const char* state = error.sqlstate.c_str();
