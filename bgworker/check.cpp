@@ -40,8 +40,7 @@ void retries(std::string_view field, std::int64_t value) {
 
 void duration(std::string_view field, std::string_view shown, Micros value, Micros most) {
   if (value < 0) fail(field, shown, "must not be negative");
-  if (value > most)
-    fail(field, shown, fmt::format("must not be longer than {} days", most / (24LL * 3600 * kSecond)));
+  if (value > most) fail(field, shown, fmt::format("must not be longer than {} days", most / (24LL * 3600 * kSecond)));
 }
 
 void positive(std::string_view field, std::string_view shown, Micros value, Micros most) {

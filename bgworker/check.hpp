@@ -11,9 +11,9 @@
 
 namespace mq::check {
 
-inline constexpr std::size_t kNameBytes = 1024;      // a channel's or a message's name
-inline constexpr std::size_t kArgsBytes = 2048;      // a channel's arguments
-inline constexpr int kMostRetries = 2'147'483'646;   // attempts is retries + 1
+inline constexpr std::size_t kNameBytes = 1024;                    // a channel's or a message's name
+inline constexpr std::size_t kArgsBytes = 2048;                    // a channel's arguments
+inline constexpr int kMostRetries = 2'147'483'646;                 // attempts is retries + 1
 inline constexpr Micros kLongest = 36500LL * 24 * 3600 * kSecond;  // 100 years
 
 // "channel_name", or "channel_name of message 3" in an array (counted from 1).

@@ -116,9 +116,9 @@ void dispose(const Batch& leftovers, Settlement& settlement) {
     if (message.uncommitted) {
       settlement.removed.push_back(&message);
     } else if (!message.has_payload) {
-      settlement.burials.push_back(
-          {&message, "discarded", Error("02000", "payload of message is missing", "Its row in mq_payloads is gone."),
-           false, false});
+      settlement.burials.push_back({&message, "discarded",
+                                    Error("02000", "payload of message is missing", "Its row in mq_payloads is gone."),
+                                    false, false});
     } else {
       settlement.burials.push_back({&message, "exhausted", std::nullopt, false, false});
     }

@@ -42,7 +42,8 @@ bool Dispatcher::resolve(std::size_t first, const Attempt& tried, std::size_t mo
   if (tried.reached > first && !run_range(first, tried.reached, most)) return false;
   if (tried.failed_end - tried.reached > 1) {
     const std::size_t half = (tried.failed_end - tried.reached + 1) / 2;
-    return run_range(tried.reached, tried.reached + half, half) && run_range(tried.reached + half, tried.failed_end, half);
+    return run_range(tried.reached, tried.reached + half, half) &&
+           run_range(tried.reached + half, tried.failed_end, half);
   }
   const bool conflict = failure.error.is_conflict();
   outcomes_[tried.reached] = conflict ? Outcome::kConflict : Outcome::kFailed;

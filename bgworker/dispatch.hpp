@@ -50,8 +50,8 @@ class Dispatcher {
 
  private:
   struct Attempt {
-    std::size_t reached;          // everything before it ran
-    std::size_t failed_end = 0;   // 0: nothing failed; else [reached, failed_end) was the failed call
+    std::size_t reached;         // everything before it ran
+    std::size_t failed_end = 0;  // 0: nothing failed; else [reached, failed_end) was the failed call
     bool failed() const { return failed_end != 0; }
   };
 

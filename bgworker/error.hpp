@@ -12,10 +12,7 @@ namespace mq {
 
 struct Error : std::exception {
   Error(std::string state, std::string text, std::string more = {}, std::string advice = {})
-      : sqlstate(std::move(state)),
-        message(std::move(text)),
-        detail(std::move(more)),
-        hint(std::move(advice)) {}
+      : sqlstate(std::move(state)), message(std::move(text)), detail(std::move(more)), hint(std::move(advice)) {}
 
   const char* what() const noexcept override { return message.c_str(); }
 

@@ -8,8 +8,7 @@ namespace {
 constexpr Micros kDefaultMaxBackoff = 3600 * kSecond;  // as mq_register_handler's
 }  // namespace
 
-void settle_failure(const Failure& failure, const Handler* handler, Micros now, double dice,
-                    Settlement& settlement) {
+void settle_failure(const Failure& failure, const Handler* handler, Micros now, double dice, Settlement& settlement) {
   const Claimed& message = *failure.message;
   settlement.failures.push_back(failure);
   if (message.attempts_left <= 1) {
@@ -21,8 +20,7 @@ void settle_failure(const Failure& failure, const Handler* handler, Micros now, 
   settlement.retries.push_back({&message, now + jittered(backoff, dice), doubled_backoff(backoff, ceiling)});
 }
 
-void settle_wish(const Claimed& message, const Wish& wish, const Handler& handler, Micros now,
-                 Settlement& settlement) {
+void settle_wish(const Claimed& message, const Wish& wish, const Handler& handler, Micros now, Settlement& settlement) {
   if (wish.kind == Wish::kSnooze) {
     settlement.snoozes.push_back({&message, now + wish.delay});
   } else {

@@ -28,8 +28,8 @@ std::optional<std::size_t> pool_to_start(const std::vector<PoolState>& pools, Da
 }
 
 bool contended(const std::vector<PoolState>& pools, DatabaseId database, int most_workers) {
-  return std::count_if(pools.begin(), pools.end(),
-                       [&](const PoolState& pool) { return pool.database == database; }) > most_workers;
+  return std::count_if(pools.begin(), pools.end(), [&](const PoolState& pool) { return pool.database == database; }) >
+         most_workers;
 }
 
 }  // namespace mq

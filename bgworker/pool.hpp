@@ -22,9 +22,9 @@ struct PoolState {
   DatabaseId database;
   RoleId role;
   int workers = 0;
-  bool backlog = false;      // a worker of it found more than its batch took
+  bool backlog = false;  // a worker of it found more than its batch took
   Micros last_start = 0;
-  int failed_starts = 0;     // in a row: a worker that ended before it could serve
+  int failed_starts = 0;  // in a row: a worker that ended before it could serve
 };
 
 // A pool whose workers keep failing is tried again after 1, 2, 4, then every 5 seconds.

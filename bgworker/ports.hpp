@@ -75,7 +75,7 @@ struct Burial {
   const Claimed* message;
   std::string reason;
   std::optional<Error> error;
-  bool block = false;  // the ordered channel waits until somebody decides
+  bool block = false;   // the ordered channel waits until somebody decides
   bool charged = true;  // the attempt that just ended counts
 };
 

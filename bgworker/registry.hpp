@@ -20,8 +20,8 @@ struct Handler {
   std::optional<std::string> message_name;  // none: every name that has no handler of its own
   std::string function;                     // as registered, for error messages
   Shape shape = Shape::kJson;
-  int batch_size = 0;  // most messages of this handler in a transaction
-  int max_workers = 0;                      // 0: no limit of its own
+  int batch_size = 0;   // most messages of this handler in a transaction
+  int max_workers = 0;  // 0: no limit of its own
   Micros timeout = 0;
   Micros max_backoff = 0;
   bool block_on_dead = false;

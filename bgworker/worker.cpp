@@ -25,10 +25,7 @@ void by_channel_name(Batch& messages) {
 struct OwnedMessage {
   OwnedMessage() = default;
   explicit OwnedMessage(const Claimed& claimed)
-      : channel_name(claimed.channel_name),
-        channel_args(claimed.channel_args),
-        name(claimed.name),
-        message(claimed) {
+      : channel_name(claimed.channel_name), channel_args(claimed.channel_args), name(claimed.name), message(claimed) {
     message.channel_name = channel_name;
     message.channel_args = channel_args;
     message.name = name;

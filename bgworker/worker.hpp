@@ -57,8 +57,8 @@ class Worker {
   Ports ports_;
   Claimer claimer_;
   Registry registry_;
-  int pace_;           // messages that are expected to fit into a slice
-  int one_by_one_ = 0; // so many messages run in transactions of their own: a commit failed
+  int pace_;            // messages that are expected to fit into a slice
+  int one_by_one_ = 0;  // so many messages run in transactions of their own: a commit failed
   std::unordered_map<Uuid, int, UuidHash> conflicts_;
 };
 

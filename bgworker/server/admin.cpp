@@ -99,7 +99,8 @@ void register_handler(FunctionCallInfo fcinfo) {
   const Oid run_as = PG_ARGISNULL(7) ? caller : PG_GETARG_OID(7);
   const std::string run_as_name = role_name(run_as);
   if (!fence::call([&] { return is_member_of_role(caller, run_as); }))
-    throw Error("42501", fmt::format("must be a member of role \"{}\" to register a handler that runs as it", run_as_name));
+    throw Error("42501",
+                fmt::format("must be a member of role \"{}\" to register a handler that runs as it", run_as_name));
   if (!may_connect(run_as))
     throw Error("22023", fmt::format("invalid run_as: \"{}\"", run_as_name),
                 "run_as must be a role with LOGIN: workers connect as it.");
@@ -118,15 +119,17 @@ void register_handler(FunctionCallInfo fcinfo) {
   const Rows other = others.run({name, message_name, text_datum(run_as_name)});
   if (!other.empty())
     check::fail("run_as", run_as_name,
-                fmt::format("must be \"{}\", as for the other handlers of channel \"{}\"", text_view(other.get(0, 1)), channel));
+                fmt::format("must be \"{}\", as for the other handlers of channel \"{}\"", text_view(other.get(0, 1)),
+                            channel));
 
-#define COLUMNS "(channel_name, message_name, handler, mode, batch_size, timeout, max_workers, run_as, max_backoff, on_dead)"
-#define UPSERT                                                                                                  \
-  "INSERT INTO $S.mq_handlers " COLUMNS " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT "
-#define REPLACE                                                                                                 \
-  " DO UPDATE SET handler = $3, mode = $4, batch_size = $5, timeout = $6, max_workers = $7, run_as = $8,"       \
+#define COLUMNS \
+  "(channel_name, message_name, handler, mode, batch_size, timeout, max_workers, run_as, max_backoff, on_dead)"
+#define UPSERT "INSERT INTO $S.mq_handlers " COLUMNS " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT "
+#define REPLACE                                                                                           \
+  " DO UPDATE SET handler = $3, mode = $4, batch_size = $5, timeout = $6, max_workers = $7, run_as = $8," \
   " max_backoff = $9, on_dead = $10"
-#define TYPES {TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, INTERVALOID, INT4OID, TEXTOID, INTERVALOID, TEXTOID}
+#define TYPES \
+  { TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, INTERVALOID, INT4OID, TEXTOID, INTERVALOID, TEXTOID }
   static Statement for_name(UPSERT "(channel_name, message_name) WHERE message_name IS NOT NULL" REPLACE, TYPES);
   static Statement for_any(UPSERT "(channel_name) WHERE message_name IS NULL" REPLACE, TYPES);
   (message_name.null ? for_any : for_name)
@@ -179,8 +182,9 @@ std::size_t redrive_step(const Param& ids, const Param& channel, int retries, st
   const Rows rows = take.run({ids, channel, Int64GetDatum(kRedriveStep)});
   std::vector<std::size_t> order(rows.size());
   for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
-  std::sort(order.begin(), order.end(),
-            [&](std::size_t a, std::size_t b) { return DatumGetInt64(rows.get(a, 9)) < DatumGetInt64(rows.get(b, 9)); });
+  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return DatumGetInt64(rows.get(a, 9)) < DatumGetInt64(rows.get(b, 9));
+  });
 
   Sender sender(Sender::Json::kJsonb, false);
   std::unordered_set<Uuid, UuidHash> seen;

@@ -59,8 +59,8 @@ std::vector<Datum> elements(const Value& array, std::string_view field) {
     Elements found{nullptr, nullptr, 0};
     ArrayType* a = DatumGetArrayTypeP(array.datum);
     const bool text = ARR_ELEMTYPE(a) == TEXTOID;
-    deconstruct_array(a, ARR_ELEMTYPE(a), text ? -1 : UUID_LEN, false, text ? TYPALIGN_INT : TYPALIGN_CHAR, &found.values,
-                      &found.nulls, &found.count);
+    deconstruct_array(a, ARR_ELEMTYPE(a), text ? -1 : UUID_LEN, false, text ? TYPALIGN_INT : TYPALIGN_CHAR,
+                      &found.values, &found.nulls, &found.count);
     return found;
   });
   std::vector<Datum> result;

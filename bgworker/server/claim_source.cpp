@@ -16,9 +16,9 @@ namespace {
 #define HEAD "(m.after_message_id IS NULL OR m.after_message_id = " NIL_ID ")"
 
 // In the order of ClaimColumn.
-#define COLUMNS                                                                                      \
-  "m.id, m.channel_key, m.place, m.attempt_at, m.retry_backoff, m.channel_name, m.channel_args,"     \
-  " p.name, m.attempt, m.attempts, m.after_message_id IS NOT NULL, m.commit_interval IS NOT NULL,"   \
+#define COLUMNS                                                                                    \
+  "m.id, m.channel_key, m.place, m.attempt_at, m.retry_backoff, m.channel_name, m.channel_args,"   \
+  " p.name, m.attempt, m.attempts, m.after_message_id IS NOT NULL, m.commit_interval IS NOT NULL," \
   " m.ctid, p.ctid, p.payload_json, p.payload_bytes, m.created_at"
 
 #define TABLES "$S.mq_msgs m LEFT JOIN $S.mq_payloads p ON p.id = m.id"
@@ -67,17 +67,13 @@ void SqlClaimSource::begin() {
 
 void SqlClaimSource::oldest(std::string_view channel_name, Micros now, std::optional<Position> after, int limit,
                             Batch& batch) {
-  static Statement first(
-      "SELECT " COLUMNS " FROM " TABLES
-      " WHERE m.channel_name = $1 AND m.attempt_at <= $2 AND " HEAD
-      " ORDER BY m.attempt_at, m.place LIMIT $3 " LOCKED,
-      {TEXTOID, TIMESTAMPTZOID, INT8OID});
-  static Statement more(
-      "SELECT " COLUMNS " FROM " TABLES
-      " WHERE m.channel_name = $1 AND m.attempt_at <= $2 AND " HEAD
-      "   AND (m.attempt_at, m.place) > ($4, $5)"
-      " ORDER BY m.attempt_at, m.place LIMIT $3 " LOCKED,
-      {TEXTOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID});
+  static Statement first("SELECT " COLUMNS " FROM " TABLES " WHERE m.channel_name = $1 AND m.attempt_at <= $2 AND " HEAD
+                         " ORDER BY m.attempt_at, m.place LIMIT $3 " LOCKED,
+                         {TEXTOID, TIMESTAMPTZOID, INT8OID});
+  static Statement more("SELECT " COLUMNS " FROM " TABLES " WHERE m.channel_name = $1 AND m.attempt_at <= $2 AND " HEAD
+                        "   AND (m.attempt_at, m.place) > ($4, $5)"
+                        " ORDER BY m.attempt_at, m.place LIMIT $3 " LOCKED,
+                        {TEXTOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID});
   const OwnerScope scope;
   const Datum name = text_datum(channel_name);
   if (after)
@@ -93,14 +89,17 @@ void SqlClaimSource::fair(std::string_view channel_name, Micros now, std::int64_
   static Statement draw(
       "WITH RECURSIVE k (key, wrapped, step) AS ("
       "  SELECT COALESCE(up.key, (SELECT m.channel_key FROM $S.mq_msgs m WHERE m.channel_name = $1"
-      "                             AND m.channel_key < $3 AND " HEAD " ORDER BY m.channel_key LIMIT 1)),"
+      "                             AND m.channel_key < $3 AND " HEAD
+      " ORDER BY m.channel_key LIMIT 1)),"
       "         up.key IS NULL, 1"
       "    FROM (SELECT (SELECT m.channel_key FROM $S.mq_msgs m WHERE m.channel_name = $1"
-      "                     AND m.channel_key >= $3 AND " HEAD " ORDER BY m.channel_key LIMIT 1)) AS up (key)"
+      "                     AND m.channel_key >= $3 AND " HEAD
+      " ORDER BY m.channel_key LIMIT 1)) AS up (key)"
       "  UNION ALL"
       "  SELECT COALESCE(up.key, CASE WHEN NOT k.wrapped THEN"
       "           (SELECT m.channel_key FROM $S.mq_msgs m WHERE m.channel_name = $1"
-      "               AND m.channel_key < $3 AND " HEAD " ORDER BY m.channel_key LIMIT 1) END),"
+      "               AND m.channel_key < $3 AND " HEAD
+      " ORDER BY m.channel_key LIMIT 1) END),"
       "         k.wrapped OR up.key IS NULL, k.step + 1"
       "    FROM k CROSS JOIN LATERAL (SELECT"
       "           (SELECT m.channel_key FROM $S.mq_msgs m WHERE m.channel_name = $1 AND m.channel_key > k.key"
@@ -125,7 +124,8 @@ void SqlClaimSource::runs(std::span<const Claimed> heads, Micros now, int limit,
       "  SELECT " COLUMNS ", m.after_message_id FROM " TABLES
       "   WHERE m.channel_key = h.key AND m.place > h.place AND m.after_message_id IS NOT NULL"
       "     AND m.channel_name = h.name AND m.channel_args = h.args"
-      "   ORDER BY m.place LIMIT $6 " LOCKED ") c"
+      "   ORDER BY m.place LIMIT $6 " LOCKED
+      ") c"
       " WHERE c.attempt_at <= $5",
       {INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID, TIMESTAMPTZOID, INT8OID});
   constexpr int kAfter = kCreatedAt + 1;
@@ -140,8 +140,8 @@ void SqlClaimSource::runs(std::span<const Claimed> heads, Micros now, int limit,
     args.add(text_datum(head.channel_args));
     places.add(Int64GetDatum(head.place));
   }
-  const Rows rows = run.run({keys.datum(), names.datum(), args.datum(), places.datum(), TimestampTzGetDatum(now),
-                             Int64GetDatum(limit)});
+  const Rows rows = run.run(
+      {keys.datum(), names.datum(), args.datum(), places.datum(), TimestampTzGetDatum(now), Int64GetDatum(limit)});
   Batch found;
   append(rows, found);
 
@@ -184,7 +184,8 @@ bool SqlClaimSource::take_place(std::string_view channel_name, int most) {
 std::vector<std::string> SqlClaimSource::channel_names() {
   static Statement skip(
       "WITH RECURSIVE n (name) AS ("
-      "  SELECT (SELECT m.channel_name FROM $S.mq_msgs m WHERE " HEAD " ORDER BY m.channel_name LIMIT 1)"
+      "  SELECT (SELECT m.channel_name FROM $S.mq_msgs m WHERE " HEAD
+      " ORDER BY m.channel_name LIMIT 1)"
       "  UNION ALL"
       "  SELECT (SELECT m.channel_name FROM $S.mq_msgs m WHERE m.channel_name > n.name AND " HEAD
       "           ORDER BY m.channel_name LIMIT 1) FROM n WHERE n.name IS NOT NULL)"

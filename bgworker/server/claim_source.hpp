@@ -14,8 +14,23 @@ struct ClaimedRow {
 
 // Columns of the statements of a claim, counted from 1.
 enum ClaimColumn {
-  kId = 1, kChannelKey, kPlace, kAttemptAt, kRetryBackoff, kChannelName, kChannelArgs, kName, kAttempts,
-  kAttemptsLeft, kOrdered, kUncommitted, kLocation, kPayloadLocation, kPayloadJson, kPayloadBytes, kCreatedAt,
+  kId = 1,
+  kChannelKey,
+  kPlace,
+  kAttemptAt,
+  kRetryBackoff,
+  kChannelName,
+  kChannelArgs,
+  kName,
+  kAttempts,
+  kAttemptsLeft,
+  kOrdered,
+  kUncommitted,
+  kLocation,
+  kPayloadLocation,
+  kPayloadJson,
+  kPayloadBytes,
+  kCreatedAt,
 };
 
 class SqlClaimSource : public ClaimSource {

@@ -53,7 +53,7 @@ extern void mq_worker_run(int seat);
  * where there is none); such a statement is over, and the database still there.
  */
 extern void mq_object_dropped(Oid class_id, Oid object_id);
-extern Oid	mq_leave_database(const char *name);
+extern Oid mq_leave_database(const char* name);
 extern void mq_database_is_left(Oid database);
 
 #ifdef __cplusplus

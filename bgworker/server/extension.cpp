@@ -13,6 +13,7 @@ extern "C" {
 #include "jit/jit.h"
 #include "optimizer/cost.h"
 #include "optimizer/paths.h"
+#include "storage/lmgr.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
@@ -109,6 +110,13 @@ bool Extension::installed() {
   return !stale || current->look_up();
 }
 
+bool Extension::hold() {
+  if (!installed()) return false;
+  const Oid oid = current->oid_;
+  fence::call([&] { LockDatabaseObject(ExtensionRelationId, oid, 0, AccessShareLock); });
+  return installed();  // the wait may have been for its end
+}
+
 const Extension& Extension::get() {
   if (!installed()) throw Error("3F000", "extension \"mq\" is not installed in this database");
   return *current;
@@ -137,17 +145,15 @@ Oid Extension::relation(const char* name) const {
 OwnerScope::OwnerScope() {
   const Oid owner = Extension::get().owner();
   GetUserIdAndSecContext(&saved_user_, &saved_context_);
-  saved_planner_ = {enable_seqscan,  enable_bitmapscan, enable_sort, enable_hashjoin,
-                    enable_mergejoin, enable_material,  jit_enabled, plan_cache_mode};
+  saved_planner_ = {enable_seqscan,   enable_bitmapscan, enable_sort, enable_hashjoin,
+                    enable_mergejoin, enable_material,   jit_enabled, plan_cache_mode};
   nest_level_ = NewGUCNestLevel();
   SetUserIdAndSecContext(owner, saved_context_ | SECURITY_LOCAL_USERID_CHANGE);
   enable_seqscan = enable_bitmapscan = enable_sort = enable_hashjoin = enable_mergejoin = enable_material = false;
   jit_enabled = false;
   plan_cache_mode = PLAN_CACHE_MODE_FORCE_GENERIC_PLAN;
   try {
-    fence::call([] {
-      SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION);
-    });
+    fence::call([] { SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION); });
   } catch (...) {
     this->~OwnerScope();
     throw;

@@ -17,6 +17,10 @@ class Extension {
   // The same; false where it is not installed.
   static bool installed();
 
+  // installed(), and it cannot be dropped before the transaction ends. DROP EXTENSION locks the extension before
+  // its tables, so who holds it while locking tables cannot deadlock with that.
+  static bool hold();
+
   Oid schema() const { return schema_; }
   Oid owner() const { return owner_; }
   const std::string& schema_name() const { return schema_name_; }

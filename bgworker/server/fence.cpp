@@ -50,9 +50,7 @@ void run(Body body, void* argument) {
   ErrorData* volatile caught = nullptr;
   const MemoryContext before = CurrentMemoryContext;
   PG_TRY();
-  {
-    body(argument);
-  }
+  { body(argument); }
   PG_CATCH();
   {
     MemoryContextSwitchTo(before);

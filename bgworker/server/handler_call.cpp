@@ -72,8 +72,7 @@ void wish(Wish::Kind kind, const Uuid* id, Micros delay, const std::string& reas
     found = true;
     current_call->wishes.push_back({GetCurrentSubTransactionId(), {kind, message->id, delay, reason}});
   }
-  if (!found)
-    throw Error("22023", fmt::format("{}: the handler was not called with a message of that id", name));
+  if (!found) throw Error("22023", fmt::format("{}: the handler was not called with a message of that id", name));
 }
 
 bool may_execute(Oid function, Oid role) {
@@ -109,7 +108,8 @@ Shape shape_of(Oid function) {
     HeapTuple tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
     if (!HeapTupleIsValid(tuple)) return f;
     const auto* form = (Form_pg_proc)GETSTRUCT(tuple);
-    f = {form->pronargs > 0 ? form->proargtypes.values[0] : InvalidOid, form->pronargs, form->prokind, form->proretset, true};
+    f = {form->pronargs > 0 ? form->proargtypes.values[0] : InvalidOid, form->pronargs, form->prokind, form->proretset,
+         true};
     ReleaseSysCache(tuple);
     return f;
   });
@@ -132,8 +132,10 @@ void FmgrCaller::load(Oid role, Registry& registry) {
   registry.clear();
   functions_.clear();
   if (functions_context_ == nullptr) {
-    functions_context_ = fence::call([] { return AllocSetContextCreate(TopMemoryContext, "mq handlers", ALLOCSET_DEFAULT_SIZES); });
-    call_context_ = fence::call([] { return AllocSetContextCreate(TopMemoryContext, "mq handler call", ALLOCSET_DEFAULT_SIZES); });
+    functions_context_ =
+        fence::call([] { return AllocSetContextCreate(TopMemoryContext, "mq handlers", ALLOCSET_DEFAULT_SIZES); });
+    call_context_ =
+        fence::call([] { return AllocSetContextCreate(TopMemoryContext, "mq handler call", ALLOCSET_DEFAULT_SIZES); });
   }
   MemoryContextReset(functions_context_);
   message_type_ = argument_type(Shape::kMessage);
@@ -201,8 +203,7 @@ void FmgrCaller::resolve(Handler& handler, Oid role) {
     return fcinfo->isnull ? InvalidOid : DatumGetObjectId(found);
   });
   if (!OidIsValid(function)) throw Error("42883", "the function does not exist");
-  if (!may_execute(function, role))
-    throw Error("42501", "the role that it runs as may not execute it");
+  if (!may_execute(function, role)) throw Error("42501", "the role that it runs as may not execute it");
   handler.shape = shape_of(function);
   FmgrInfo* info = fence::call([&] {
     auto* call_info = static_cast<FmgrInfo*>(MemoryContextAllocZero(functions_context_, sizeof(FmgrInfo)));
@@ -222,10 +223,11 @@ void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> me
   const int nest_level = NewGUCNestLevel();  // what the handler sets ends with it
   FmgrInfo* function = functions_[handler.slot];
   try {
+    // Before the argument is made: a payload may have to be fetched from a TOAST table.
+    fence::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
     const Datum argument = this->argument(handler, messages, null);
     const HandlerTimeout timeout(handler.timeout);
     fence::call([&] {
-      PushActiveSnapshot(GetTransactionSnapshot());
       LOCAL_FCINFO(fcinfo, 1);
       InitFunctionCallInfoData(*fcinfo, function, 1, InvalidOid, nullptr, nullptr);
       fcinfo->args[0].value = argument;
@@ -241,7 +243,8 @@ void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> me
     MemoryContextSwitchTo(before);
     MemoryContextReset(call_context_);
     AtEOXact_GUC(false, nest_level);
-    if (!HandlerTimeout::explain(error, handler.timeout) && error.sqlstate == "57014") cancelled_ = stop_when_cancelled_;
+    if (!HandlerTimeout::explain(error, handler.timeout) && error.sqlstate == "57014")
+      cancelled_ = stop_when_cancelled_;
     throw;
   }
   current_call = mine.outer;
@@ -289,7 +292,8 @@ Datum FmgrCaller::argument(const Handler& handler, std::span<const Claimed* cons
   }
   if (handler.shape == Shape::kMessage) return elements[0];
   const auto count = static_cast<int>(messages.size());
-  return fence::call([&] { return PointerGetDatum(construct_array(elements, count, message_type_, -1, false, TYPALIGN_DOUBLE)); });
+  return fence::call(
+      [&] { return PointerGetDatum(construct_array(elements, count, message_type_, -1, false, TYPALIGN_DOUBLE)); });
 }
 
 bool FmgrCaller::hurry() {

@@ -32,19 +32,18 @@ class FmgrCaller : public HandlerCaller {
   bool cancelled() const { return cancelled_; }
 
  private:
-
   void resolve(Handler& handler, Oid role);
   Datum argument(const Handler& handler, std::span<const Claimed* const> messages, bool& null) const;
 
   const SqlClaimSource& source_;
-  std::vector<FmgrInfo*> functions_;         // by Handler::slot
+  std::vector<FmgrInfo*> functions_;           // by Handler::slot
   MemoryContext functions_context_ = nullptr;  // owned by the process; emptied by load
   MemoryContext call_context_ = nullptr;       // emptied after each call
   TupleDesc message_descriptor_ = nullptr;     // of mq_message; in functions_context_
   Oid message_type_ = InvalidOid;
   std::map<std::string, std::string> parked_;  // by channel, why: what the log was told already
-  Micros asked_at_ = 0;  // when shared memory was last asked whether to hurry
-  std::vector<Wish> wishes_;    // of the last call
+  Micros asked_at_ = 0;                        // when shared memory was last asked whether to hurry
+  std::vector<Wish> wishes_;                   // of the last call
   bool stop_when_cancelled_ = false;
   bool cancelled_ = false;
 };

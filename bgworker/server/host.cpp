@@ -18,8 +18,9 @@ namespace mq {
 std::optional<Micros> ServerHost::next_due(const Registry& registry) {
   std::optional<Micros> earliest;
   transaction_.begin();
+  const bool installed = Extension::hold();
   for (const auto& [name, channel] : registry.channels()) {
-    if (!channel.parked.empty()) continue;
+    if (!installed || !channel.parked.empty()) continue;
     const auto due = source_.next_due(name);
     if (due && (!earliest || *due < *earliest)) earliest = due;
   }
@@ -29,7 +30,7 @@ std::optional<Micros> ServerHost::next_due(const Registry& registry) {
 
 bool ServerHost::sweep() {
   transaction_.begin();
-  const bool ready = mq::sweep(source_, clock_.now());
+  const bool ready = Extension::hold() && mq::sweep(source_, clock_.now());
   transaction_.commit();
   return ready;
 }

@@ -108,7 +108,8 @@ class Launcher {
       const Micros now = GetCurrentTimestamp();
       std::vector<shared::DatabaseState> databases = shared::databases();
       const bool announced = std::any_of(databases.begin(), databases.end(), [](const auto& d) { return d.look; });
-      if (shared::take_look_around() || announced || looked_at == 0 || now - looked_at >= kLookAround || now < looked_at) {
+      if (shared::take_look_around() || announced || looked_at == 0 || now - looked_at >= kLookAround ||
+          now < looked_at) {
         shared::forget_databases_but(served_databases());
         databases = shared::databases();
         looked_at = now;

@@ -5,8 +5,8 @@
 #include <unordered_map>
 #include <vector>
 
-#include "fence.hpp"
 #include "extension.hpp"
+#include "fence.hpp"
 #include "link.hpp"
 #include "settings.h"
 #include "shared.hpp"

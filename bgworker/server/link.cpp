@@ -33,7 +33,8 @@ std::vector<LooseChannel> link_channels(const std::vector<LooseChannel>& channel
   // is being removed by somebody who may not have seen that.
   static Statement link(
       "WITH first AS MATERIALIZED ("
-      "  SELECT c.n, f.id, f.after_message_id = " HEAD_ID " AS head"
+      "  SELECT c.n, f.id, f.after_message_id = " HEAD_ID
+      " AS head"
       "    FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS c (key, name, args, place, n)"
       "   CROSS JOIN LATERAL (SELECT m.id, m.after_message_id FROM $S.mq_msgs m"
       "     WHERE m.channel_key = c.key AND m.place > c.place AND m.after_message_id IS NOT NULL"
@@ -42,7 +43,8 @@ std::vector<LooseChannel> link_channels(const std::vector<LooseChannel>& channel
       "                         FOR KEY SHARE OF m SKIP LOCKED),"
       " others AS MATERIALIZED (SELECT m.id FROM first JOIN $S.mq_msgs m ON m.id = first.id WHERE NOT first.head"
       "                          FOR NO KEY UPDATE OF m SKIP LOCKED),"
-      " promoted AS (UPDATE $S.mq_msgs m SET after_message_id = " HEAD_ID " FROM others o WHERE m.id = o.id)"
+      " promoted AS (UPDATE $S.mq_msgs m SET after_message_id = " HEAD_ID
+      " FROM others o WHERE m.id = o.id)"
       " SELECT first.n::int4, first.id IN (SELECT id FROM heads) OR first.id IN (SELECT id FROM others) FROM first",
       {INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID});
   std::vector<LooseChannel> loose;

@@ -18,7 +18,9 @@ extern "C" Datum mq_worker_seats_entry(FunctionCallInfo fcinfo) {
       const bool busy = worker.in_call && !worker.waiting;
       result.add({Int32GetDatum(worker.pid), database != nullptr ? mq::Param(mq::text_datum(database)) : mq::Param(),
                   ObjectIdGetDatum(worker.role),
-                  mq::text_datum(worker.waiting ? "waiting" : busy ? "handling" : "active"),
+                  mq::text_datum(worker.waiting ? "waiting"
+                                 : busy         ? "handling"
+                                                : "active"),
                   busy ? mq::Param(mq::text_datum(worker.channel_name)) : mq::Param(),
                   busy ? mq::Param(mq::uuid_datum(worker.message)) : mq::Param(), TimestampTzGetDatum(worker.since),
                   Int64GetDatum(static_cast<int64>(worker.handled))});

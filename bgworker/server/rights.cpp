@@ -27,8 +27,9 @@ struct Right {
 // A set holds what its purpose needs and nothing else; admin holds all of them.
 constexpr Right kRights[] = {
     {"produce",
-     {"USAGE ON TYPE $S.mq_new_t", "EXECUTE ON FUNCTION $S.mq_insert, $S.mq_send, $S.mq_send_many, $S.mq_commit,"
-                                   " $S.mq_channel_key, $S.mq_uuid_exists"}},
+     {"USAGE ON TYPE $S.mq_new_t",
+      "EXECUTE ON FUNCTION $S.mq_insert, $S.mq_send, $S.mq_send_many, $S.mq_commit,"
+      " $S.mq_channel_key, $S.mq_uuid_exists"}},
     {"consume",
      {"USAGE ON TYPE $S.mq_message", "SELECT (id) ON $S.mq_msgs",
       "EXECUTE ON FUNCTION $S.mq_poll, $S.mq_delete, $S.mq_keep_alive, $S.mq_checkpoint, $S.mq_uuid_exists,"

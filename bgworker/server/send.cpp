@@ -174,7 +174,8 @@ void Sender::send() {
   if (messages_.empty()) return;
   static Statement insert(
       "WITH payloads AS (INSERT INTO $S.mq_payloads (id, name, payload_json, payload_bytes, channel_key)"
-      "   SELECT p.id, p.name, p.json, p.bytes, p.key FROM unnest($1, $2, $3, $4, $5) AS p (id, name, json, bytes, key))"
+      "   SELECT p.id, p.name, p.json, p.bytes, p.key FROM unnest($1, $2, $3, $4, $5) AS p (id, name, json, bytes, "
+      "key))"
       " INSERT INTO $S.mq_msgs (id, attempt_at, attempts, retry_backoff, channel_name, channel_args, commit_interval,"
       "   after_message_id, channel_key, place)"
       " SELECT * FROM unnest($1, $6, $7, $8, $9, $10, $11, $12, $5, $13)",

@@ -36,8 +36,8 @@ void record(const std::vector<Failure>& failures) {
       "        COALESCE(f.error, ''), f.detail, f.hint, f.context, f.key"
       "   FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
       "     AS f (id, attempt, channel, args, name, duration, sqlstate, error, detail, hint, context, key)",
-      {UUIDARRAYOID, INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INTERVALARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
-       TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID});
+      {UUIDARRAYOID, INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INTERVALARRAYOID, TEXTARRAYOID,
+       TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID});
   ArrayParam ids(UUIDOID), attempts(INT4OID), channels(TEXTOID), args(TEXTOID), names(TEXTOID), durations(INTERVALOID),
       keys(INT8OID);
   ErrorColumns errors;
@@ -102,7 +102,8 @@ void bury(const std::vector<Burial>& burials, std::vector<Uuid>& removed) {
       {UUIDARRAYOID, INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID});
   static Statement block(
       "WITH b AS (UPDATE $S.mq_msgs m SET attempt_at = NULL, attempts = 0, attempt = m.attempt + 1,"
-      "             after_message_id = " NIL_ID " WHERE m.id = ANY ($1))"
+      "             after_message_id = " NIL_ID
+      " WHERE m.id = ANY ($1))"
       " DELETE FROM $S.mq_payloads p WHERE p.id = ANY ($1)",
       {UUIDARRAYOID});
   ArrayParam ids(UUIDOID), charged(INT4OID), reasons(TEXTOID), blocked(UUIDOID);
@@ -144,7 +145,7 @@ void link_behind(const Rows& removed) {
   link_or_note(channels);
 }
 
-#define REMOVED                                                     \
+#define REMOVED                                                        \
   " RETURNING m.channel_key, m.channel_name, m.channel_args, m.place," \
   "   m.after_message_id = " NIL_ID
 

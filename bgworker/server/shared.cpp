@@ -94,7 +94,8 @@ Database* find_or_add_database(Oid id) {
 
 Pool* find_pool(Oid database, Oid role) {
   auto* end = state->pools + kPools;
-  auto* found = std::find_if(state->pools, end, [&](const Pool& p) { return p.database == database && p.role == role; });
+  auto* found =
+      std::find_if(state->pools, end, [&](const Pool& p) { return p.database == database && p.role == role; });
   return found == end ? nullptr : found;
 }
 
@@ -241,8 +242,7 @@ void set_backlog(bool backlog) {
   if (!backlog) return;
   wake_launcher();
   for (Seat& seat : state->seats)  // an idle one of the pool can help at once
-    if (seat.database == mine().database && seat.role == mine().role && seat.waiting)
-      SetLatch(&seat.worker->procLatch);
+    if (seat.database == mine().database && seat.role == mine().role && seat.waiting) SetLatch(&seat.worker->procLatch);
 }
 
 std::uint64_t wake_count() {
@@ -278,7 +278,8 @@ bool must_leave() {
   if (d == nullptr || (d->closed_until != 0 && GetCurrentTimestamp() < d->closed_until)) return true;
   if (d->known && find_pool(mine().database, mine().role) == nullptr) return true;
   // mq.max_workers was lowered: the first ones stay.
-  const auto before = std::count_if(state->seats, &mine(), [](const Seat& seat) { return seat.database == mine().database; });
+  const auto before =
+      std::count_if(state->seats, &mine(), [](const Seat& seat) { return seat.database == mine().database; });
   return before >= mq_max_workers;
 }
 
@@ -388,15 +389,16 @@ std::vector<PoolState> pools() {
     const auto workers = std::count_if(state->seats, state->seats + kSeats, [&](const Seat& seat) {
       return seat.database == pool.database && seat.role == pool.role;
     });
-    result.push_back({pool.database, pool.role, static_cast<int>(workers), pool.backlog, pool.last_start, pool.failed_starts});
+    result.push_back(
+        {pool.database, pool.role, static_cast<int>(workers), pool.backlog, pool.last_start, pool.failed_starts});
   }
   return result;
 }
 
 int workers_of(Oid database) {
   Guard guard(LW_SHARED);
-  return static_cast<int>(std::count_if(state->seats, state->seats + kSeats,
-                                        [&](const Seat& seat) { return seat.database == database; }));
+  return static_cast<int>(
+      std::count_if(state->seats, state->seats + kSeats, [&](const Seat& seat) { return seat.database == database; }));
 }
 
 void set_contended(Oid database, bool contended) {

@@ -27,28 +27,28 @@ void announce_database(Oid database);  // the launcher should look at it
 void wake_workers(Oid database);       // one waiting worker of each pool
 bool polled_lately();                  // some outside consumer has polled this database; true where unknown
 void note_poll();
-void close_database(Oid database);     // its workers should leave, none should start for a while
-void open_database(Oid database);      // undoes that
-void look_around();                    // the launcher should read pg_database
+void close_database(Oid database);  // its workers should leave, none should start for a while
+void open_database(Oid database);   // undoes that
+void look_around();                 // the launcher should read pg_database
 
 // From a worker.
 struct Assignment {
   Oid database;
   Oid role;
 };
-Assignment take_seat(int seat);        // InvalidOid: it is not for this process any more
-void leave_seat();                     // registered to run at exit
+Assignment take_seat(int seat);  // InvalidOid: it is not for this process any more
+void leave_seat();               // registered to run at exit
 void publish_pools(bool installed, const std::vector<Oid>& roles);
-void set_backlog(bool backlog);        // of this worker's pool; tells the launcher when it grows
-std::uint64_t wake_count();            // of this worker's database
-std::uint64_t announcements();         // of this worker's database: what it read before may have changed
+void set_backlog(bool backlog);  // of this worker's pool; tells the launcher when it grows
+std::uint64_t wake_count();      // of this worker's database
+std::uint64_t announcements();   // of this worker's database: what it read before may have changed
 // Says that it waits now. False: something was sent since `seen`, so it must not.
 bool begin_wait(std::uint64_t seen);
 void end_wait();
-bool must_leave();                     // database closed or not served, pool gone, or too many workers
-bool is_contended();                   // other pools of the database wait for a place
-bool is_extra();                       // another worker of the pool is waiting for work as well
-void started_well();                   // it can serve: its pool's count of failed starts begins anew
+bool must_leave();    // database closed or not served, pool gone, or too many workers
+bool is_contended();  // other pools of the database wait for a place
+bool is_extra();      // another worker of the pool is waiting for work as well
+void started_well();  // it can serve: its pool's count of failed starts begins anew
 
 // What this worker does, for mq_workers. Cheap: called for each message.
 void note_call(std::string_view channel_name, const Uuid& message);
@@ -84,10 +84,10 @@ struct DatabaseState {
   bool closed;
 };
 void launcher_attach();
-bool take_look_around();                   // whether somebody asked for it since
+bool take_look_around();  // whether somebody asked for it since
 void forget_databases_but(const std::vector<Oid>& existing);
 std::vector<DatabaseState> databases();
-void want_caretaker(Oid database);         // makes its pool, if it has none
+void want_caretaker(Oid database);  // makes its pool, if it has none
 std::vector<PoolState> pools();
 int workers_of(Oid database);
 void set_contended(Oid database, bool contended);

@@ -75,7 +75,8 @@ std::string_view text_view(Datum datum) {
 }
 
 Datum text_datum(std::string_view text) {
-  return fence::call([&] { return PointerGetDatum(cstring_to_text_with_len(text.data(), static_cast<int>(text.size()))); });
+  return fence::call(
+      [&] { return PointerGetDatum(cstring_to_text_with_len(text.data(), static_cast<int>(text.size()))); });
 }
 
 Datum uuid_datum(const Uuid& id) {

@@ -21,8 +21,8 @@
 #include "host.hpp"
 #include "ledger.hpp"
 #include "session.hpp"
-#include "settle.hpp"
 #include "settings.h"
+#include "settle.hpp"
 #include "shared.hpp"
 
 extern "C" {
@@ -55,7 +55,7 @@ class WorkerHost : public ServerHost {
       announced_ = announced;
       Extension::look_again();
     }
-    if (!Extension::installed()) {
+    if (!Extension::hold()) {
       shared::publish_pools(false, {});
       return false;
     }
@@ -96,9 +96,7 @@ class WorkerHost : public ServerHost {
     return !shared::must_leave();
   }
 
-  bool should_leave(Micros idle_for) override {
-    return idle_for >= kExtraLingers && shared::is_extra();
-  }
+  bool should_leave(Micros idle_for) override { return idle_for >= kExtraLingers && shared::is_extra(); }
 
   void backlog(bool more_is_due) override { shared::set_backlog(more_is_due); }
 
@@ -135,7 +133,7 @@ class WorkerHost : public ServerHost {
     return roles;
   }
 
-  std::uint64_t seen_ = 0;  // wake-ups of the database when the batch began
+  std::uint64_t seen_ = 0;       // wake-ups of the database when the batch began
   std::uint64_t announced_ = 0;  // announcements for the database that have been heeded
   Micros read_at_ = 0;
   const Micros started_at_ = GetCurrentTimestamp();
