@@ -35,80 +35,105 @@ Claim Claimer::claim(const std::vector<Source>& sources, int limit, bool with_ru
   source_.begin();
   const Micros now = clock_.now();
   const auto start = static_cast<std::size_t>(clock_.dice() * static_cast<double>(sources.size()));
-
-  // Each channel name in turn gets an even share of what is left of the batch.
+  std::vector<Scan> scans;
+  scans.reserve(sources.size());
   for (std::size_t i = 0; i < sources.size(); ++i) {
     const Source& source = sources[(start + i) % sources.size()];
-    const int left = limit - static_cast<int>(claim.messages.size());
-    if (left <= 0) {
-      claim.more_is_due = true;
-      break;
-    }
-    const auto waiting = static_cast<int>(sources.size() - i);
-    claim_from(source, std::max(1, (left + waiting - 1) / waiting), with_runs, now, claim);
+    scans.push_back({source.channel_name, source.most});
+  }
+
+  // Each channel name in turn gets an even share of what is left of the batch; then those that have more share what
+  // the others left.
+  int room = limit;
+  for (std::size_t i = 0; i < scans.size() && room > 0; ++i) {
+    const auto waiting = static_cast<int>(scans.size() - i);
+    room -= take_share(scans[i], (room + waiting - 1) / waiting, now);
+  }
+  for (Scan& scan : scans)
+    if (room > 0) room -= take_oldest(scan, room, now);
+  claim.more_is_due = std::any_of(scans.begin(), scans.end(), [](const Scan& scan) { return scan.more; });
+
+  for (Scan& scan : scans) {
+    std::sort(scan.found.begin(), scan.found.end(), due_before);
+    Batch heads;
+    for (const Claimed& message : scan.found) (deliverable(message) ? heads : claim.leftovers).push_back(message);
+    room -= add_with_runs(heads, with_runs ? std::min(room, scan.most) : 0, now, claim);
   }
   return claim;
 }
 
-void Claimer::claim_from(const Source& source, int limit, bool with_runs, Micros now, Claim& claim) {
-  limit = std::min(limit, source.most);
-  Batch found;
+int Claimer::take_oldest(Scan& scan, int limit, Micros now) {
+  limit = std::min(limit, scan.most);
+  int taken = 0;
+  while (taken < limit && scan.more) {
+    const std::size_t before = scan.found.size();
+    const int wanted = limit - taken;
+    source_.oldest(scan.channel_name, now, scan.behind, wanted, scan.found);
+    const auto got = static_cast<int>(scan.found.size() - before);
+    scan.more = got == wanted;
+    if (got > 0) scan.behind = ClaimSource::Position{scan.found.back().attempt_at, scan.found.back().place};
+    drop_repeats(scan.found, before);
+    taken += static_cast<int>(scan.found.size() - before);
+  }
+  scan.most -= taken;
+  return taken;
+}
 
-  // A batch of one is drawn either way by turns.
-  int share = limit > 1 ? std::max(1, limit / kFairShare) : (clock_.dice() < 0.5 ? 1 : 0);
-  const auto undrawn = undrawn_.find(source.channel_name);
+int Claimer::draw(Scan& scan, int limit, Micros now) {
+  const std::size_t before = scan.found.size();
+  const auto key = static_cast<std::int64_t>((clock_.dice() - 0.5) * 18446744073709549568.0);
+  source_.fair(scan.channel_name, now, key, std::min(limit, scan.most), scan.found);
+  drop_repeats(scan.found, before);
+  const auto taken = static_cast<int>(scan.found.size() - before);
+  if (taken == 0) undrawn_.emplace(scan.channel_name, kUndrawn);
+  scan.most -= taken;
+  return taken;
+}
+
+int Claimer::take_share(Scan& scan, int share, Micros now) {
+  share = std::min(share, scan.most);
+  // A share of one is drawn either way by turns.
+  int drawn = share > 1 ? std::max(1, share / kFairShare) : (clock_.dice() < 0.5 ? 1 : 0);
+  const auto undrawn = undrawn_.find(scan.channel_name);
   if (undrawn != undrawn_.end()) {
-    share = 0;
+    drawn = 0;
     if (--undrawn->second == 0) undrawn_.erase(undrawn);
   }
-  const int oldest = limit - share;
-  if (oldest > 0) source_.oldest(source.channel_name, now, std::nullopt, oldest, found);
-  const bool all = static_cast<int>(found.size()) < oldest;
-  if (!all && share > 0) {
-    const std::size_t old = found.size();
-    const auto key = static_cast<std::int64_t>((clock_.dice() - 0.5) * 18446744073709549568.0);
-    source_.fair(source.channel_name, now, key, share, found);
-    drop_repeats(found, old);
-    if (old > 0 && found.size() == old) undrawn_.emplace(source.channel_name, kUndrawn);
-    const int missing = limit - static_cast<int>(found.size());
-    if (missing > 0) {
-      // The channels of the draw are among the oldest: go on where the first scan ended.
-      std::optional<ClaimSource::Position> after;
-      if (old > 0) after = ClaimSource::Position{found[old - 1].attempt_at, found[old - 1].place};
-      const std::size_t drawn = found.size();
-      source_.oldest(source.channel_name, now, after, missing, found);
-      drop_repeats(found, drawn);
-    }
-  }
-  if (static_cast<int>(found.size()) >= limit) claim.more_is_due = true;
+  int taken = take_oldest(scan, share - drawn, now);
+  if (drawn > 0 && scan.more) taken += draw(scan, drawn, now);
+  // The channels of the draw may be those of the oldest.
+  return taken + take_oldest(scan, share - taken, now);
+}
 
-  std::sort(found.begin(), found.end(), due_before);
-  Batch messages;
-  for (Claimed& message : found) (deliverable(message) ? messages : claim.leftovers).push_back(message);
-
-  Batch heads;
-  std::copy_if(messages.begin(), messages.end(), std::back_inserter(heads),
+// A run goes right behind its head, and ends at a message that cannot be delivered.
+int Claimer::add_with_runs(const Batch& heads, int room, Micros now, Claim& claim) {
+  Batch ordered;
+  std::copy_if(heads.begin(), heads.end(), std::back_inserter(ordered),
                [](const Claimed& message) { return message.ordered; });
-  const int room = limit - static_cast<int>(messages.size());
   Batch runs;
-  if (with_runs && room > 0 && !heads.empty()) {
-    if (heads.size() > static_cast<std::size_t>(room)) heads.resize(static_cast<std::size_t>(room));
-    source_.runs(heads, now, room / static_cast<int>(heads.size()), runs);
-    if (static_cast<int>(runs.size()) >= room) claim.more_is_due = true;
+  int length = 0;  // of a run, at most
+  if (room > 0 && !ordered.empty()) {
+    if (ordered.size() > static_cast<std::size_t>(room)) ordered.resize(static_cast<std::size_t>(room));
+    length = room / static_cast<int>(ordered.size());
+    source_.runs(ordered, now, length, runs);
   }
-
-  // A run goes right behind its head, and ends where it is broken: at a message that cannot be delivered.
+  int added = 0;
   auto next = runs.begin();
-  for (Claimed& message : messages) {
-    const Claimed head = message;
-    claim.messages.push_back(message);
+  for (const Claimed& head : heads) {
+    claim.messages.push_back(head);
     if (!head.ordered) continue;
+    int of_head = 0;
     bool broken = false;
     for (; next != runs.end() && same_channel(*next, head); ++next) {
       broken = broken || !deliverable(*next);
-      if (!broken) claim.messages.push_back(*next);
+      if (broken) continue;
+      claim.messages.push_back(*next);
+      ++of_head;
     }
+    if (length > 0 && of_head == length) claim.more_is_due = true;
+    added += of_head;
   }
+  return added;
 }
 
 void dispose(const Batch& leftovers, Settlement& settlement) {

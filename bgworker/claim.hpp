@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -37,7 +38,21 @@ class Claimer {
   Claim claim(const std::vector<Source>& sources, int limit, bool with_runs);
 
  private:
-  void claim_from(const Source& source, int limit, bool with_runs, Micros now, Claim& claim);
+  // A channel name while it is claimed from.
+  struct Scan {
+    std::string_view channel_name;
+    int most = 0;                                      // that it may still give
+    std::optional<ClaimSource::Position> behind = {};  // where the scan of the oldest is
+    bool more = true;                                  // there may be more behind that
+    Batch found = {};                                  // no message twice
+  };
+
+  // Each takes up to a number of messages that the scan has not found yet, and returns how many.
+  int take_oldest(Scan& scan, int limit, Micros now);
+  int draw(Scan& scan, int limit, Micros now);
+  int take_share(Scan& scan, int share, Micros now);
+  // Adds what can be delivered behind the ordered ones of `heads`; returns how many.
+  int add_with_runs(const Batch& heads, int room, Micros now, Claim& claim);
 
   ClaimSource& source_;
   Clock& clock_;

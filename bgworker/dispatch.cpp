@@ -22,6 +22,14 @@ bool Dispatcher::run_range(std::size_t first, std::size_t last, std::size_t most
     if (spent()) return false;
     const std::size_t end = std::min(last, i + piece);
     const Attempt tried = attempt(i, end, most);
+    if (tried.cut != 0) {
+      ++resolving_;
+      const bool done = run_range(i, tried.cut, most);
+      --resolving_;
+      if (!done) return false;
+      i = tried.cut;
+      continue;
+    }
     if (!tried.failed()) {
       if (tried.reached < end) return false;
       i = end;
@@ -45,6 +53,7 @@ bool Dispatcher::resolve(std::size_t first, const Attempt& tried, std::size_t mo
     return run_range(tried.reached, tried.reached + half, half) &&
            run_range(tried.reached + half, tried.failed_end, half);
   }
+  if (skipped(tried.reached)) return true;  // one before it failed this time
   const bool conflict = failure.error.is_conflict();
   outcomes_[tried.reached] = conflict ? Outcome::kConflict : Outcome::kFailed;
   failures_.push_back(failure);
@@ -72,13 +81,18 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
       note_wishes(i, end);
     } catch (const Error& error) {
       transaction_.rollback_to_savepoint();
-      wishes_.erase(wishes_.lower_bound(first), wishes_.upper_bound(end));
+      wishes_.erase(wishes_.lower_bound(first), wishes_.lower_bound(end));
       error_ = error;
       duration_ = clock_.now() - started;
       began_ = true;
-      return {i, end};
+      return {i, end, 0};
     }
     began_ = true;
+    if (const std::size_t cut = cut_of(i, end); cut != 0) {
+      transaction_.rollback_to_savepoint();
+      wishes_.erase(wishes_.lower_bound(first), wishes_.lower_bound(end));
+      return {i, 0, cut};
+    }
     i = end;
   }
   transaction_.release_savepoint();
@@ -90,7 +104,7 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
                      : wish->second.kind == Wish::kSnooze ? Outcome::kSnoozed
                                                           : Outcome::kDiscarded;
     }
-  return {i, 0};
+  return {i, 0, 0};
 }
 
 std::size_t Dispatcher::call_end(std::size_t first, std::size_t last, std::size_t most) const {
@@ -104,6 +118,15 @@ void Dispatcher::note_wishes(std::size_t first, std::size_t last) {
   for (Wish& wish : caller_.wishes())
     for (std::size_t i = first; i < last; ++i)
       if (messages_[i].id == wish.id) wishes_.insert_or_assign(i, wish);
+}
+
+std::size_t Dispatcher::cut_of(std::size_t first, std::size_t last) const {
+  for (std::size_t i = first; i < last; ++i) {
+    if (!messages_[i].ordered || !stops_channel(i)) continue;
+    for (std::size_t k = i + 1; k < last; ++k)
+      if (messages_[k].ordered && same_channel(messages_[i], messages_[k])) return i + 1;
+  }
+  return 0;
 }
 
 // Whether what came of a message holds up its ordered channel.

@@ -52,6 +52,7 @@ class Dispatcher {
   struct Attempt {
     std::size_t reached;         // everything before it ran
     std::size_t failed_end = 0;  // 0: nothing failed; else [reached, failed_end) was the failed call
+    std::size_t cut = 0;         // not 0: all ran, but must run again up to here and no further
     bool failed() const { return failed_end != 0; }
   };
 
@@ -62,6 +63,8 @@ class Dispatcher {
   bool skipped(std::size_t i) const;
   bool stops_channel(std::size_t i) const;
   void note_wishes(std::size_t first, std::size_t last);
+  // Where a call's array should have ended, since a message in it holds up others in it; 0 if it is well.
+  std::size_t cut_of(std::size_t first, std::size_t last) const;
   bool spent() const;
   // After a failed attempt from `first` on: what had worked runs again, then the failure is charged to its
   // message, or looked for in halves of the failed call. False: ended early.

@@ -9,6 +9,12 @@ namespace mq {
 // `handler` may be nullptr: no handler matched the name.
 void settle_failure(const Failure& failure, const Handler* handler, Micros now, double dice, Settlement& settlement);
 
+inline constexpr int kMostCrashes = 2;  // of the server under a message, then it is dead
+
+// Adds an attempt that the server's end ended, or that ignored its time limit. `crashes` were before it.
+void settle_casualty(const Claimed& message, bool overran, int crashes, const Handler* handler, Micros now, double dice,
+                     Settlement& settlement);
+
 // Adds what a handler wished for its message.
 void settle_wish(const Claimed& message, const Wish& wish, const Handler& handler, Micros now, Settlement& settlement);
 

@@ -54,6 +54,8 @@ class ClaimSource {
   virtual void fair(std::string_view channel_name, Micros now, std::int64_t start, int limit, Batch& batch) = 0;
   // The messages behind each head in its channel that can be delivered with it, up to `limit` a channel.
   virtual void runs(std::span<const Claimed> heads, Micros now, int limit, Batch& batch) = 0;
+  // Messages by their ids, those that are there; and how many attempts of each the server's end has ended before.
+  virtual void named(std::span<const Uuid> /* ids */, Batch& /* batch */, std::vector<int>& /* crashes */) {}
   // One of the `most` places that workers on a channel may take, held to the end of the transaction.
   virtual bool take_place(std::string_view channel_name, int most) = 0;
 };
@@ -119,12 +121,22 @@ class HandlerCaller {
   virtual bool hurry() = 0;
 };
 
+// A call that never came to an end: the server went down under it, or it ignored its time limit and the worker was
+// ended with it.
+struct Casualty {
+  Uuid message;     // the first one of the call
+  int messages = 1; // that the call was given
+  bool overran = false;
+};
+
 // Everything else that a worker's loop needs.
 class Host {
  public:
   virtual ~Host() = default;
   // Reads the registry again if it has changed. False: there is nothing here to work for any more.
   virtual bool refresh(Registry& registry) = 0;
+  // Calls that ended so in this database since they were last asked for.
+  virtual std::vector<Casualty> casualties() { return {}; }
   // When the next message of these channels is due; none: no message, or none before long.
   virtual std::optional<Micros> next_due(const Registry& registry) = 0;
   // One bounded step of the sweep: expiry, retention, repair. True: something may have become due by it.

@@ -217,11 +217,22 @@ _PG_init(void)
 	RegisterBackgroundWorker(&launcher);
 }
 
-void
-mq_launcher_main(Datum main_arg)
+/*
+ * A reload between the fork and here was lost: the new process ignores the signal, and has the postmaster's old
+ * values. So the configuration is read once more.
+ */
+static void
+catch_signals(void)
 {
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
+	ConfigReloadPending = true;
+}
+
+void
+mq_launcher_main(Datum main_arg)
+{
+	catch_signals();
 	mq_launcher_run();
 	proc_exit(1);
 }
@@ -229,8 +240,7 @@ mq_launcher_main(Datum main_arg)
 void
 mq_worker_main(Datum main_arg)
 {
-	pqsignal(SIGHUP, SignalHandlerForConfigReload);
-	pqsignal(SIGTERM, die);
+	catch_signals();
 	mq_worker_run(DatumGetInt32(main_arg));
 	proc_exit(0);
 }

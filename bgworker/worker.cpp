@@ -14,12 +14,15 @@ namespace mq {
 namespace {
 
 constexpr int kFirstPace = 64;
+constexpr Micros kLockedWait = kSecond / 10;
 constexpr Micros kAfterTrouble = kSecond;  // wait after a batch that could not be settled
 
-// Channel names together: their order does not matter to one another, and handlers stay warm.
-void by_channel_name(Batch& messages) {
-  std::stable_sort(messages.begin(), messages.end(),
-                   [](const Claimed& a, const Claimed& b) { return a.channel_name < b.channel_name; });
+// Of the server, not of the message: resources, an operator, the system, a bug.
+bool is_trouble(const Error& error) {
+  const std::string_view state_class = std::string_view(error.sqlstate).substr(0, 2);
+  for (const std::string_view trouble : {"53", "57", "58", "F0", "XX"})
+    if (state_class == trouble) return true;
+  return false;
 }
 
 struct OwnedMessage {
@@ -46,6 +49,7 @@ Worker::Worker(const Ports& ports) : ports_(ports), claimer_(ports.source, ports
 void Worker::run() {
   Micros idle_since = ports_.clock.now();
   Micros last_sweep = 0;
+  charge_casualties();
   for (;;) {
     Micros most = ports_.host.poll_interval();
     try {
@@ -63,7 +67,9 @@ void Worker::run() {
         if (!ports_.host.wait(0)) return;
         continue;
       }
-      if (const auto due = ports_.host.next_due(registry_)) most = std::clamp(*due - now, Micros{0}, most);
+      // What is due and was not claimed is locked by somebody, whose end may not wake anybody.
+      if (const auto due = ports_.host.next_due(registry_))
+        most = std::min(most, *due > now ? *due - now : kLockedWait);
     } catch (const Error& error) {
       ports_.transaction.rollback();
       if (is_over()) return;
@@ -73,6 +79,43 @@ void Worker::run() {
     ports_.host.report({});
     if (ports_.host.should_leave(ports_.clock.now() - idle_since)) return;
     if (!ports_.host.wait(most)) return;
+  }
+}
+
+// What brought the server down must not be tried for ever: its message is charged now, and dead the second time.
+// Of a batch nobody knows which message it was; then as many run alone, until one does it again.
+void Worker::charge_casualties() {
+  std::vector<Uuid> ids;
+  std::vector<bool> overran;
+  for (const Casualty& casualty : ports_.host.casualties()) {
+    if (casualty.messages > 1) {
+      one_by_one_ = std::max(one_by_one_, casualty.messages);
+      continue;
+    }
+    ids.push_back(casualty.message);
+    overran.push_back(casualty.overran);
+  }
+  if (ids.empty()) return;
+  try {
+    ports_.transaction.begin();
+    if (ports_.host.refresh(registry_)) {
+      ports_.source.begin();
+      Batch messages;
+      std::vector<int> crashes;
+      ports_.source.named(ids, messages, crashes);
+      Settlement settlement;
+      for (std::size_t i = 0; i < messages.size(); ++i) {
+        const auto at = static_cast<std::size_t>(std::find(ids.begin(), ids.end(), messages[i].id) - ids.begin());
+        const Channel* channel = registry_.find(messages[i].channel_name);
+        settle_casualty(messages[i], overran[at], crashes[i], channel != nullptr ? channel->find(messages[i].name) : nullptr,
+                        ports_.clock.now(), ports_.clock.dice(), settlement);
+      }
+      ports_.settler.settle(settlement);
+    }
+    ports_.transaction.commit();
+  } catch (const Error& error) {
+    ports_.transaction.rollback();
+    ports_.host.warn(error);
   }
 }
 
@@ -122,7 +165,6 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
     return result;
   }
 
-  by_channel_name(claim.messages);
   const std::vector<const Handler*> handlers = resolve(claim.messages);
   if (!claim.messages.empty())
     ports_.host.report(fmt::format("{}: {} messages", claim.messages.front().channel_name, claim.messages.size()));
@@ -168,6 +210,11 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
     // A deferred constraint, as a rule. Rolled back: the batch runs again a message a transaction, and one
     // that is alone in its transaction is charged.
     ports_.transaction.rollback();
+    if (is_trouble(error)) throw;
+    if (error.is_conflict() && single && conflict_again(alone.message.id)) {
+      result.handled = 0;
+      return result;
+    }
     if (!single) {
       one_by_one_ = static_cast<int>(claim.messages.size());
       result.handled = 0;
@@ -181,6 +228,10 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
     ports_.transaction.commit();
     result.handled = 0;
   }
+  if (!conflicts_.empty())
+    for (std::size_t i = 0; i < claim.messages.size(); ++i)
+      if (dispatcher.outcomes()[i] != Outcome::kConflict && dispatcher.outcomes()[i] != Outcome::kUntouched)
+        conflicts_.erase(claim.messages[i].id);
   ports_.host.handled(result.handled);
   one_by_one_ = std::max(0, one_by_one_ - 1);
   adapt(ran, now - started, ran < claim.messages.size() && conflicts == 0);
@@ -198,16 +249,22 @@ std::vector<Source> Worker::sources(const std::vector<std::string_view>* only) {
   return sources;
 }
 
-// A batch is cut where a handler has had its fill; what is behind stays for the next one.
+// Takes out what is more than a handler wants in one transaction, and all behind it of the same channel name.
 std::vector<const Handler*> Worker::resolve(Batch& messages) const {
   std::vector<const Handler*> handlers;
   std::unordered_map<const Handler*, int> counts;
+  std::string_view full;  // a channel name whose messages wait for the next batch; they stand together
   std::size_t kept = 0;
-  for (; kept < messages.size(); ++kept) {
-    const Channel* channel = registry_.find(messages[kept].channel_name);
-    const Handler* handler = channel != nullptr ? channel->find(messages[kept].name) : nullptr;
-    if (handler != nullptr && ++counts[handler] > handler->batch_size) break;
+  for (const Claimed& message : messages) {
+    if (!full.empty() && message.channel_name == full) continue;
+    const Channel* channel = registry_.find(message.channel_name);
+    const Handler* handler = channel != nullptr ? channel->find(message.name) : nullptr;
+    if (handler != nullptr && ++counts[handler] > handler->batch_size) {
+      full = message.channel_name;
+      continue;
+    }
     handlers.push_back(handler);
+    messages[kept++] = message;
   }
   messages.resize(kept);
   return handlers;

@@ -48,6 +48,7 @@ class Worker {
   };
 
   bool is_over();
+  void charge_casualties();
   BatchResult run_batch(int limit, const std::vector<std::string_view>* only);
   std::vector<Source> sources(const std::vector<std::string_view>* only);
   std::vector<const Handler*> resolve(Batch& messages) const;

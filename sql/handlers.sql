@@ -152,8 +152,8 @@ SELECT mq_unregister_handler('batch');
 CREATE FUNCTION handle_job(payload jsonb) RETURNS void LANGUAGE sql AS $$ INSERT INTO handled (what) VALUES ('job ' || payload::text) $$;
 SELECT mq_register_handler('names', 'handle_job(jsonb)', 'job');
 SELECT mq_register_handler('names', 'handle(jsonb)');
-SELECT mq_send('names', '1', 'job') IS NOT NULL AND mq_send('names', '2', 'task') IS NOT NULL AND mq_send('names', '3') IS NOT NULL
-   AND mq_send('names', '4', 'Job') IS NOT NULL AS sent;
+SELECT mq_send('names', '1', 'job') IS NOT NULL AND mq_send('names', '2', 'task') IS NOT NULL
+   AND mq_send('names', '3') IS NOT NULL AND mq_send('names', '4', 'Job') IS NOT NULL AS sent;
 CALL mq_run();
 SELECT array_agg(what ORDER BY what) FROM unnest(pg_temp.handled()) AS what;
 SELECT mq_unregister_handler('names');
@@ -224,7 +224,8 @@ SELECT pg_temp.handled();
 -- Settings that a handler changed are as before when the next handler runs, and after mq_run.
 CREATE FUNCTION handle_settings(payload jsonb) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-  INSERT INTO handled (what) VALUES (format('%s %s %s', current_setting('search_path'), current_setting('work_mem'), current_setting('my.setting', true)));
+  INSERT INTO handled (what)
+    VALUES (format('%s %s %s', current_setting('search_path'), current_setting('work_mem'), current_setting('my.setting', true)));
   SET search_path = pg_catalog;
   SET work_mem = '1MB';
   PERFORM set_config('my.setting', 'changed', false);
@@ -233,8 +234,8 @@ END $$;
 SET work_mem = '5MB';
 SET search_path = public;
 SELECT mq_register_handler('settings', 'handle_settings(jsonb)');
-SELECT mq_send('settings') IS NOT NULL AND mq_send('settings') IS NOT NULL AND mq_send('settings', '1', retries => 0) IS NOT NULL
-   AND mq_send('settings') IS NOT NULL AS sent;
+SELECT mq_send('settings') IS NOT NULL AND mq_send('settings') IS NOT NULL
+   AND mq_send('settings', '1', retries => 0) IS NOT NULL AND mq_send('settings') IS NOT NULL AS sent;
 CALL mq_run();
 SELECT DISTINCT what FROM unnest(pg_temp.handled()) AS what;
 SELECT current_setting('search_path') AS search_path, current_setting('work_mem') AS work_mem, current_setting('my.setting', true) AS my_setting;

@@ -94,8 +94,10 @@ SELECT mq_clear_all();
 TRUNCATE mq_failures;
 
 -- In an ordered channel nothing overtakes a message that waits for its retry. Other channels go on.
-SELECT mq_send('steps', '{}', 'a', ordered => true) IS NOT NULL AND mq_send('steps', '{"fail": 1}', 'b', ordered => true, retry_backoff => '1 hour') IS NOT NULL
-   AND mq_send('steps', '{}', 'c', ordered => true) IS NOT NULL AND mq_send('steps', '{}', 'other', 'x', ordered => true) IS NOT NULL
+SELECT mq_send('steps', '{}', 'a', ordered => true) IS NOT NULL
+   AND mq_send('steps', '{"fail": 1}', 'b', ordered => true, retry_backoff => '1 hour') IS NOT NULL
+   AND mq_send('steps', '{}', 'c', ordered => true) IS NOT NULL
+   AND mq_send('steps', '{}', 'other', 'x', ordered => true) IS NOT NULL
    AND mq_send('steps', '{}', 'unordered') IS NOT NULL AS sent;
 CALL mq_run();
 SELECT array_agg(what ORDER BY what) AS handled FROM effects;
@@ -169,7 +171,8 @@ SELECT count(*) FROM mq_dead;
 SELECT mq_redrive(ARRAY[pg_temp.id(3)], 'work') AS none, mq_redrive(channel_name => 'nothing') AS none, mq_redrive('{}') AS none;
 SELECT mq_redrive(ARRAY[pg_temp.id(1), pg_temp.id(1), pg_temp.id(9)]) AS one;
 SELECT mq_redrive(ARRAY[pg_temp.id(1), pg_temp.id(2), pg_temp.id(3)], 'steps', 7) AS one;
-SELECT id, channel_name, attempts, retry_backoff, attempt_at <= now() AS due, payload_json, payload_bytes FROM mq_msgs JOIN mq_payloads USING (id) ORDER BY id;
+SELECT id, channel_name, attempts, retry_backoff, attempt_at <= now() AS due, payload_json, payload_bytes
+  FROM mq_msgs JOIN mq_payloads USING (id) ORDER BY id;
 SELECT mq_redrive(channel_name => 'work') AS one;
 SELECT mq_redrive() AS two;
 SELECT (SELECT count(*) FROM mq_msgs) AS messages, (SELECT count(*) FROM mq_dead) AS dead;
@@ -211,8 +214,9 @@ DROP FUNCTION handle_slowly(jsonb);
 TRUNCATE effects, mq_failures, mq_dead;
 
 -- One failing message among five hundred takes nothing else along: all others are handled exactly once.
-SELECT count(*) FROM mq_send_many('work', (SELECT array_agg(CASE WHEN i = 250 THEN '{"fail": 99}' ELSE '{}' END::jsonb) FROM generate_series(1, 500) AS i),
-                                  retry_backoff => '1 hour');
+SELECT count(*)
+  FROM mq_send_many('work', retry_backoff => '1 hour', payloads =>
+    (SELECT array_agg(CASE WHEN i = 250 THEN '{"fail": 99}' ELSE '{}' END::jsonb) FROM generate_series(1, 500) AS i));
 CALL mq_run();
 SELECT count(*) AS effects FROM effects;
 SELECT count(*) AS failures FROM mq_failures;
@@ -220,8 +224,9 @@ SELECT payload_json, attempts FROM mq_msgs JOIN mq_payloads USING (id);
 SELECT mq_clear_all();
 TRUNCATE effects, mq_failures;
 -- Nor does every tenth, nor do all of them.
-SELECT count(*) FROM mq_send_many('work', (SELECT array_agg(CASE WHEN i % 10 = 0 THEN '{"fail": 1}' ELSE '{}' END::jsonb) FROM generate_series(1, 500) AS i),
-                                  retry_backoff => '1 hour');
+SELECT count(*)
+  FROM mq_send_many('work', retry_backoff => '1 hour', payloads =>
+    (SELECT array_agg(CASE WHEN i % 10 = 0 THEN '{"fail": 1}' ELSE '{}' END::jsonb) FROM generate_series(1, 500) AS i));
 SELECT count(*) FROM mq_send_many('work', array_fill('{"fail": 1}'::jsonb, ARRAY[100]), 'failing', retry_backoff => '1 hour');
 CALL mq_run();
 SELECT count(*) AS effects FROM effects;
@@ -239,8 +244,9 @@ BEGIN
   IF EXISTS (SELECT FROM unnest(messages) AS m WHERE m.payload_json ? 'fail') THEN RAISE EXCEPTION 'one of % failed', cardinality(messages); END IF;
 END $$;
 SELECT mq_register_handler('batch', 'handle_batch(mq_message[])');
-SELECT count(*) FROM mq_send_many('batch', (SELECT array_agg(CASE WHEN i IN (7, 77) THEN '{"fail": 1}' ELSE jsonb_build_object('n', i) END) FROM generate_series(1, 100) AS i),
-                                  retry_backoff => '1 hour');
+SELECT count(*)
+  FROM mq_send_many('batch', retry_backoff => '1 hour', payloads =>
+    (SELECT array_agg(CASE WHEN i IN (7, 77) THEN '{"fail": 1}' ELSE jsonb_build_object('n', i) END) FROM generate_series(1, 100) AS i));
 CALL mq_run();
 SELECT count(*) AS effects, count(DISTINCT what) AS different FROM effects;
 SELECT count(*) AS failures, min(error) AS error FROM mq_failures;

@@ -185,7 +185,7 @@ SELECT mq_register_handler('nested', 'handle_nested(jsonb)');
 SELECT mq_send('nested', retries => 0) IS NOT NULL AND mq_send('one', '1') IS NOT NULL AS sent;
 CALL mq_run();
 SELECT pg_temp.handled();
-SELECT channel_name, reason, sqlstate, error FROM mq_dead;
+SELECT channel_name, reason, sqlstate FROM mq_dead;
 SELECT mq_unregister_handler('nested');
 DROP FUNCTION handle_nested(jsonb);
 

@@ -108,7 +108,8 @@ EXECUTE send_message('00000000-0000-0000-0000-0000000000c4', '0', 4, '00:01:00',
 SELECT name, channel_args, after_message_id FROM mq_msgs JOIN mq_payloads USING (id) ORDER BY name, channel_args;
 
 -- The helpers.
-SELECT mq_uuid_exists('00000000-0000-0000-0000-0000000000c3'), mq_uuid_exists('00000000-0000-0000-0000-000000000000') AS nil, mq_uuid_exists(NULL) AS "null";
+SELECT mq_uuid_exists('00000000-0000-0000-0000-0000000000c3'),
+       mq_uuid_exists('00000000-0000-0000-0000-000000000000') AS nil, mq_uuid_exists(NULL) AS "null";
 SELECT mq_latest_message('steps', ''), mq_latest_message('steps', 'other'), mq_latest_message('steps', 'none') AS none;
 SELECT * FROM mq_active_channels(NULL, 10) ORDER BY 1, 2;
 SELECT * FROM mq_active_channels('{steps}', 10) ORDER BY 1, 2;

@@ -229,6 +229,8 @@ SELECT wait_until($$(SELECT count(*) = 2 FROM handled WHERE what LIKE 'not serve
 
 -- The sweep of an idle worker: what expired goes, what somebody broke by hand is mended, what is old is
 -- forgotten. This is what the interval is for.
+ALTER SYSTEM SET mq.poll_interval = '100 ms';
+SELECT pg_reload_conf();
 SELECT mq_unregister_handler('work'), mq_unregister_handler('later'), mq_unregister_handler('beside');
 SELECT mq_send('unwatched', NULL, 'uncommitted', commit_interval => '50 ms') IS NOT NULL AS sent;
 SELECT mq_send('unwatched', NULL, 'abandoned', retries => 0, retry_backoff => '50 ms') IS NOT NULL AS sent;
@@ -241,8 +243,6 @@ INSERT INTO mq_dead (id, died_at, channel_name, channel_args, ordered, attempts,
 INSERT INTO mq_failures (message_id, attempt, failed_at, channel_name, channel_args, sqlstate, error, channel_key)
   SELECT gen_random_uuid(), 1, now() - age, 'work', '', 'XX000', age::text, mq_channel_key('work', '')
     FROM unnest(ARRAY['8 days', '6 days']::interval[]) AS age;
-ALTER SYSTEM SET mq.poll_interval = '100 ms';
-SELECT pg_reload_conf();
 SELECT wait_until('NOT EXISTS (SELECT FROM mq_msgs) AND NOT EXISTS (SELECT FROM mq_payloads)');
 SELECT wait_until('(SELECT count(*) = 2 FROM mq_dead)');
 SELECT wait_until('(SELECT count(*) = 1 FROM mq_failures)');

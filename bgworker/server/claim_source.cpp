@@ -174,6 +174,20 @@ void SqlClaimSource::spent(Micros now, int limit, Batch& batch) {
   append(exhausted.run({TimestampTzGetDatum(now), Int64GetDatum(limit)}), batch);
 }
 
+void SqlClaimSource::named(std::span<const Uuid> ids, Batch& batch, std::vector<int>& crashes) {
+  static Statement select("SELECT " COLUMNS ", (SELECT count(*)::int4 FROM $S.mq_failures f"
+                          "   WHERE f.message_id = m.id AND f.sqlstate = '57P02')"
+                          "  FROM " TABLES " WHERE m.id = ANY ($1) " LOCKED,
+                          {UUIDARRAYOID});
+  constexpr int kCrashes = kCreatedAt + 1;
+  const OwnerScope scope;
+  ArrayParam array(UUIDOID, ids.size());
+  for (const Uuid& id : ids) array.add(uuid_datum(id));
+  const Rows rows = select.run({array.datum()});
+  append(rows, batch);
+  for (std::size_t i = 0; i < rows.size(); ++i) crashes.push_back(DatumGetInt32(rows.get(i, kCrashes)));
+}
+
 bool SqlClaimSource::take_place(std::string_view channel_name, int most) {
   const std::int64_t key = channel_key(channel_name, {});
   for (int i = 0; i < most; ++i)

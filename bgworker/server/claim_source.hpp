@@ -40,6 +40,7 @@ class SqlClaimSource : public ClaimSource {
               Batch& batch) override;
   void fair(std::string_view channel_name, Micros now, std::int64_t start, int limit, Batch& batch) override;
   void runs(std::span<const Claimed> heads, Micros now, int limit, Batch& batch) override;
+  void named(std::span<const Uuid> ids, Batch& batch, std::vector<int>& crashes) override;
   bool take_place(std::string_view channel_name, int most) override;
 
   // Due messages of any channel that cannot be delivered: expired two-phase ones, and last attempts whose lease

@@ -164,6 +164,7 @@ std::vector<Uuid> commit_messages(const std::vector<Uuid>& ids) {
 
 extern "C" Datum mq_poll_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
+    mq::refuse_in_handler("mq_poll");
     const int batch_size = mq::int_of(mq::argument(fcinfo, 1), "batch_size");
     mq::check::count("batch_size", batch_size, 1, mq::kMostPolled);
     mq::ResultSet result(fcinfo);

@@ -6,6 +6,7 @@
 
 #include "extension.hpp"
 #include "fence.hpp"
+#include "inflight.hpp"
 #include "settings.h"
 #include "shared.hpp"
 #include "spi.hpp"
@@ -73,6 +74,10 @@ void wish(Wish::Kind kind, const Uuid* id, Micros delay, const std::string& reas
     current_call->wishes.push_back({GetCurrentSubTransactionId(), {kind, message->id, delay, reason}});
   }
   if (!found) throw Error("22023", fmt::format("{}: the handler was not called with a message of that id", name));
+}
+
+void refuse_in_handler(const char* function) {
+  if (current_call != nullptr) throw Error("55000", fmt::format("{} must not be called by a handler", function));
 }
 
 bool may_execute(Oid function, Oid role) {
@@ -219,6 +224,7 @@ void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> me
   current_call = &mine;
   bool null = false;
   shared::note_call(messages.front()->channel_name, messages.front()->id);
+  inflight::set(messages.front()->id, messages.size());
   const MemoryContext before = MemoryContextSwitchTo(call_context_);
   const int nest_level = NewGUCNestLevel();  // what the handler sets ends with it
   FmgrInfo* function = functions_[handler.slot];
@@ -239,14 +245,16 @@ void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> me
     });
     timeout.check();
   } catch (Error& error) {
+    inflight::clear();
     current_call = mine.outer;
     MemoryContextSwitchTo(before);
     MemoryContextReset(call_context_);
     AtEOXact_GUC(false, nest_level);
-    if (!HandlerTimeout::explain(error, handler.timeout) && error.sqlstate == "57014")
-      cancelled_ = stop_when_cancelled_;
+    const bool timed_out = HandlerTimeout::explain(error, handler.timeout);
+    if (stop_when_cancelled_ && !timed_out && error.sqlstate == "57014") cancelled_ = error;
     throw;
   }
+  inflight::clear();
   current_call = mine.outer;
   AtEOXact_GUC(false, nest_level);
   MemoryContextSwitchTo(before);
@@ -297,7 +305,7 @@ Datum FmgrCaller::argument(const Handler& handler, std::span<const Claimed* cons
 }
 
 bool FmgrCaller::hurry() {
-  if (ProcDiePending || cancelled_) return true;
+  if (ProcDiePending || cancelled_.has_value()) return true;
   // Asked before each message: shared memory is not looked at as often.
   const Micros now = GetCurrentTimestamp();
   if (now - asked_at_ < kAskEvery && now >= asked_at_) return false;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,7 +30,7 @@ class FmgrCaller : public HandlerCaller {
   bool hurry() override;
   // For mq_run: a cancel by the user stops everything, not just the handler that it hit.
   void stop_when_cancelled() { stop_when_cancelled_ = true; }
-  bool cancelled() const { return cancelled_; }
+  const std::optional<Error>& cancelled() const { return cancelled_; }
 
  private:
   void resolve(Handler& handler, Oid role);
@@ -45,8 +46,12 @@ class FmgrCaller : public HandlerCaller {
   Micros asked_at_ = 0;                        // when shared memory was last asked whether to hurry
   std::vector<Wish> wishes_;                   // of the last call
   bool stop_when_cancelled_ = false;
-  bool cancelled_ = false;
+  std::optional<Error> cancelled_;  // with what
 };
+
+// Throws 55000 inside of a handler: its messages are locked by its own transaction, and what claims would take
+// them again.
+void refuse_in_handler(const char* function);
 
 // Notes what the handler that runs wishes for its message, or for the one of its batch with this id; for all of
 // the batch without an id. Throws 55000 outside of a handler, 22023 for an id that is not of the batch.

@@ -17,6 +17,7 @@
 
 extern "C" {
 #include "nodes/nodes.h"
+#include "tcop/utility.h"
 #include "nodes/parsenodes.h"
 #include "utils/array.h"
 }
@@ -36,7 +37,7 @@ class CallHost : public ServerHost {
   }
 
   bool wait(Micros) override {
-    if (caller_.cancelled()) throw Error("57014", "canceling statement due to user request");
+    if (caller_.cancelled()) throw *caller_.cancelled();
     fence::call([] { CHECK_FOR_INTERRUPTS(); });
     return true;
   }
@@ -53,6 +54,11 @@ bool is_atomic(FunctionCallInfo fcinfo) {
 }
 
 Datum run(FunctionCallInfo fcinfo) {
+  refuse_in_handler("mq_run");
+  fence::call([] {
+    PreventCommandIfReadOnly("CALL mq_run()");
+    PreventCommandDuringRecovery("CALL mq_run()");
+  });
   std::vector<std::string> names;
   const Value array = argument(fcinfo, 0);
   if (!array.null) names = names_of(array, "channel_names");

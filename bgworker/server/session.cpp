@@ -2,42 +2,30 @@
 
 #include "fence.hpp"
 
-extern "C" {
-#include "utils/resowner.h"
-}
-
 namespace mq {
 
-namespace {
-
-// Of the savepoint that is set; there is never more than one.
-MemoryContext outer_context = nullptr;
-ResourceOwner outer_owner = nullptr;
-
-}  // namespace
-
 void Session::set_savepoint() {
-  fence::call([] {
-    outer_context = CurrentMemoryContext;
-    outer_owner = CurrentResourceOwner;
+  fence::call([this] {
+    outer_context_ = CurrentMemoryContext;
+    outer_owner_ = CurrentResourceOwner;
     BeginInternalSubTransaction(nullptr);
-    MemoryContextSwitchTo(outer_context);
+    MemoryContextSwitchTo(outer_context_);
   });
 }
 
 void Session::release_savepoint() {
-  fence::call([] {
+  fence::call([this] {
     ReleaseCurrentSubTransaction();
-    MemoryContextSwitchTo(outer_context);
-    CurrentResourceOwner = outer_owner;
+    MemoryContextSwitchTo(outer_context_);
+    CurrentResourceOwner = outer_owner_;
   });
 }
 
 void Session::rollback_to_savepoint() {
-  fence::call([] {
+  fence::call([this] {
     RollbackAndReleaseCurrentSubTransaction();
-    MemoryContextSwitchTo(outer_context);
-    CurrentResourceOwner = outer_owner;
+    MemoryContextSwitchTo(outer_context_);
+    CurrentResourceOwner = outer_owner_;
   });
 }
 

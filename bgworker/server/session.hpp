@@ -3,6 +3,12 @@
 
 #include <optional>
 
+#include "postgres.hpp"
+
+extern "C" {
+#include "utils/resowner.h"
+}
+
 #include "../ports.hpp"
 #include "extension.hpp"
 #include "spi.hpp"
@@ -18,6 +24,11 @@ class Session : public Transaction {
 
  protected:
   std::optional<SpiConnection> spi_;
+
+ private:
+  // Of the savepoint that is set; there is never more than one.
+  MemoryContext outer_context_ = nullptr;
+  ResourceOwner outer_owner_ = nullptr;
 };
 
 // READ COMMITTED and read-write, whatever the defaults of the role or the database are: a claim has to see

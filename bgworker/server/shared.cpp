@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "entries.h"
+#include "inflight.hpp"
 #include "settings.h"
 
 extern "C" {
@@ -21,6 +22,7 @@ namespace {
 constexpr int kDatabases = 256;
 constexpr int kPools = 512;
 constexpr int kSeats = 128;
+constexpr int kCasualties = 2 * kSeats;
 constexpr std::size_t kChannelBytes = 128;
 constexpr Micros kPolledLately = 600 * kSecond;  // longer than any sensible client sleeps between polls
 constexpr Micros kClosedFor = 10 * kSecond;      // DROP DATABASE itself waits for 5
@@ -58,6 +60,11 @@ struct Seat {
   std::uint64_t handled;
 };
 
+struct Lost {
+  inflight::Mark mark;  // of no database: free
+  bool overran;
+};
+
 struct State {
   LWLock* lock;
   PGPROC* launcher;
@@ -66,6 +73,7 @@ struct State {
   Database databases[kDatabases];
   Pool pools[kPools];
   Seat seats[kSeats];
+  Lost lost[kCasualties];
 };
 
 State* state = nullptr;  // set by mq_shared_startup in the postmaster, inherited
@@ -113,6 +121,12 @@ void wake_launcher() {
 void wake_all_of(Oid database) {
   for (Seat& seat : state->seats)
     if (seat.database == database && seat.worker != nullptr) SetLatch(&seat.worker->procLatch);
+}
+
+void add_lost(const inflight::Mark& mark, bool overran) {
+  auto* end = state->lost + kCasualties;
+  auto* free = std::find_if(state->lost, end, [](const Lost& l) { return l.mark.database == InvalidOid; });
+  if (free != end) *free = {mark, overran};
 }
 
 Seat& mine() {
@@ -302,6 +316,24 @@ void started_well() {
   if (Pool* pool = find_pool(mine().database, mine().role)) pool->failed_starts = 0;
 }
 
+void note_overrun() {
+  if (my_seat < 0 || inflight::current().database == InvalidOid) return;
+  Guard guard(LW_EXCLUSIVE);
+  add_lost(inflight::current(), true);
+}
+
+std::vector<Casualty> take_casualties() {
+  std::vector<Casualty> casualties;
+  casualties.reserve(kCasualties);
+  Guard guard(LW_EXCLUSIVE);
+  for (Lost& lost : state->lost) {
+    if (lost.mark.database != MyDatabaseId) continue;
+    casualties.push_back({lost.mark.message, lost.mark.messages, lost.overran});
+    lost.mark.database = InvalidOid;
+  }
+  return casualties;
+}
+
 // Without the lock: what is shown may be torn for a moment, what it costs is paid for every message.
 void note_call(std::string_view channel_name, const Uuid& message) {
   if (my_seat < 0) return;
@@ -456,6 +488,7 @@ extern "C" void mq_shared_startup(void) {
   if (!found) {
     memset(static_cast<void*>(state), 0, sizeof *state);
     state->lock = &GetNamedLWLockTranche("mq")->lock;
+    for (const mq::inflight::Mark& mark : mq::inflight::take_all(mq::shared::kSeats)) mq::shared::add_lost(mark, false);
   }
   LWLockRelease(AddinShmemInitLock);
 }

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "../pool.hpp"
+#include "../ports.hpp"
 #include "postgres.hpp"
 
 namespace mq::shared {
@@ -49,6 +50,11 @@ bool must_leave();    // database closed or not served, pool gone, or too many w
 bool is_contended();  // other pools of the database wait for a place
 bool is_extra();      // another worker of the pool is waiting for work as well
 void started_well();  // it can serve: its pool's count of failed starts begins anew
+
+// A call of this worker that its time limit could not end; and all such calls, and those that the server's last end
+// cut short, in this worker's database: each is handed out once.
+void note_overrun();
+std::vector<Casualty> take_casualties();
 
 // What this worker does, for mq_workers. Cheap: called for each message.
 void note_call(std::string_view channel_name, const Uuid& message);

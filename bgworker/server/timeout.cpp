@@ -15,9 +15,19 @@ namespace mq {
 
 namespace {
 
+constexpr int kLeastGrace = 1000;  // ms between the first limit and the second
+constexpr int kMostGrace = 30000;
+
 volatile sig_atomic_t timed_out = false;  // set by the signal handler, cleared when a handler starts
 
+volatile sig_atomic_t overran_limit = false;  // set by the signal handler, once
+bool may_die = false;                         // set by may_end_process()
+
 void cancel() {
+  if (timed_out && may_die) {
+    overran_limit = true;
+    ProcDiePending = true;
+  }
   timed_out = true;
   InterruptPending = true;
   QueryCancelPending = true;
@@ -37,7 +47,14 @@ HandlerTimeout::HandlerTimeout(Micros limit) {
   if (limit <= 0) return;
   const auto milliseconds = static_cast<int>(std::clamp<Micros>(limit / 1000, 1, PG_INT32_MAX));
   const TimeoutId id = timer();
+#if PG_VERSION_NUM >= 150000
+  const auto again = std::clamp(milliseconds, kLeastGrace, kMostGrace);
+  fence::call([&] {
+    enable_timeout_every(id, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), milliseconds), again);
+  });
+#else
   fence::call([&] { enable_timeout_after(id, milliseconds); });
+#endif
   armed_ = true;
 }
 
@@ -48,6 +65,14 @@ HandlerTimeout::~HandlerTimeout() {
 
 void HandlerTimeout::check() const {
   if (timed_out) throw Error("57014", "handler timed out");
+}
+
+void HandlerTimeout::may_end_process() {
+  may_die = true;
+}
+
+bool HandlerTimeout::overran() {
+  return overran_limit;
 }
 
 bool HandlerTimeout::explain(Error& error, Micros limit) {

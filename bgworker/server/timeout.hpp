@@ -1,4 +1,6 @@
-// The time limit of a handler, by the server's own timer: a query cancel when it is over.
+// The time limit of a handler, by the server's own timer: a query cancel when it is over, and another each time as long
+// again has passed (at least a second, at most thirty). In a worker the second one ends the process: a handler that
+// catches cancels is stopped all the same.
 #pragma once
 
 #include "../error.hpp"
@@ -15,6 +17,9 @@ class HandlerTimeout {
 
   // A handler may have caught the cancel and come back as if nothing had been: that is a failed attempt too.
   void check() const;
+  // For a worker: the second limit ends it. Whether that is what it ends of.
+  static void may_end_process();
+  static bool overran();
   // Whether it was the limit that cancelled; if so, the error says so.
   static bool explain(Error& error, Micros limit);
 

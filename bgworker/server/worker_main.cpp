@@ -19,11 +19,13 @@
 #include "fence.hpp"
 #include "handler_call.hpp"
 #include "host.hpp"
+#include "inflight.hpp"
 #include "ledger.hpp"
 #include "session.hpp"
 #include "settings.h"
 #include "settle.hpp"
 #include "shared.hpp"
+#include "timeout.hpp"
 
 extern "C" {
 #include "pgstat.h"
@@ -74,6 +76,7 @@ class WorkerHost : public ServerHost {
 
   bool wait(Micros most) override {
     fence::call([&] { (void)pgstat_report_stat(most > 0); });
+    reload();
     const bool contended = shared::is_contended();
     if (contended && clock_.now() - started_at_ >= kTurn) return false;
     // Not beyond the moment when there may be reason to leave.
@@ -89,10 +92,7 @@ class WorkerHost : public ServerHost {
     ResetLatch(MyLatch);
     QueryCancelPending = false;  // nothing runs that it could be meant for
     fence::call([] { CHECK_FOR_INTERRUPTS(); });
-    if (ConfigReloadPending) {
-      ConfigReloadPending = false;
-      fence::call([] { ProcessConfigFile(PGC_SIGHUP); });
-    }
+    reload();
     return !shared::must_leave();
   }
 
@@ -110,6 +110,8 @@ class WorkerHost : public ServerHost {
     shared::note_handled(messages);
   }
 
+  std::vector<Casualty> casualties() override { return shared::take_casualties(); }
+
   void warn(const Error& error) override {
     const char* text = error.message.c_str();
     const char* state = error.sqlstate.c_str();
@@ -117,6 +119,12 @@ class WorkerHost : public ServerHost {
   }
 
  private:
+  static void reload() {
+    if (!ConfigReloadPending) return;
+    ConfigReloadPending = false;
+    fence::call([] { ProcessConfigFile(PGC_SIGHUP); });
+  }
+
   // Roles that handlers are to run as; the caretaker's where there is none.
   std::vector<Oid> handler_roles() {
     static Statement select("SELECT DISTINCT run_as FROM $S.mq_handlers", {});
@@ -139,7 +147,10 @@ class WorkerHost : public ServerHost {
   const Micros started_at_ = GetCurrentTimestamp();
 };
 
+// Also on the way out of a handler: by a termination, which is nobody's fault, or because it ran on and on.
 void leave_seat(int, Datum) {
+  if (HandlerTimeout::overran()) shared::note_overrun();
+  inflight::clear();
   shared::leave_seat();
 }
 
@@ -147,6 +158,8 @@ void run(int seat) {
   const shared::Assignment mine = shared::take_seat(seat);
   if (!OidIsValid(mine.database)) return;
   fence::call([] { before_shmem_exit(leave_seat, 0); });
+  inflight::open(seat);
+  HandlerTimeout::may_end_process();
   fence::call([&] {
     BackgroundWorkerUnblockSignals();
     uint32 flags = 0;

@@ -79,6 +79,50 @@ for my $removal (q{CALL remove('a')}, q{SELECT mq_clear(ARRAY['c'])}) {
 	$waits->quit;
 }
 
+# --- at random -----------------------------------------------------------------------------------------
+
+# Ten clients append to, remove from, hold, poll and clear three channels that two workers serve. When they have
+# ended all is handled, without a poll interval's help: no message was left behind anything.
+$producer->query(q{
+	TRUNCATE handled;
+	SELECT mq_clear_all();
+	CREATE SEQUENCE place;
+	CREATE FUNCTION some_of(channel int, most int) RETURNS uuid[] LANGUAGE sql AS $$
+	  SELECT COALESCE(array_agg(id), '{}') FROM (SELECT id FROM mq_msgs WHERE channel_args = channel::text ORDER BY random() LIMIT most) m
+	$$;
+	CREATE PROCEDURE append_to(channel int) LANGUAGE plpgsql AS $$
+	BEGIN
+	  -- The place is taken under the channel's lock, so it tells the order of commits.
+	  PERFORM pg_advisory_xact_lock(channel);
+	  PERFORM mq_send('c', to_jsonb(nextval('place')), name => channel::text, channel_args => channel::text, ordered => true);
+	END $$});
+# Weight, and statements; in the middle of each transaction it sleeps.
+my %mix = (
+	append => [ 60, 'CALL append_to(:c);', 'COMMIT;' ],
+	append_again => [ 20, 'CALL append_to(:c); SAVEPOINT s; CALL append_to(:c);', 'ROLLBACK TO s; CALL append_to(:c); COMMIT;' ],
+	not_sent => [ 5, 'CALL append_to(:c);', 'ROLLBACK;' ],
+	remove => [ 20, 'SELECT mq_delete(some_of(:c, 2));', 'COMMIT;' ],
+	not_removed => [ 10, 'SELECT mq_delete(some_of(:c, 2));', 'ROLLBACK;' ],
+	hold => [ 10, q{SELECT mq_keep_alive(some_of(:c, 2), '0');}, 'COMMIT;' ],
+	poll => [ 10, 'SELECT count(mq_delete(ARRAY[id])) FROM mq_poll(NULL, 3) WHERE id IS NOT NULL;', 'COMMIT;' ],
+	clear => [ 1, q{SELECT mq_clear(ARRAY['c']);}, 'COMMIT;' ]);
+my @files;
+for my $name (sort keys %mix) {
+	my ($weight, $begin, $end) = @{ $mix{$name} };
+	my $file = $node->basedir . "/$name.sql";
+	append_to_file($file, join "\n", '\set c random(1, 3)', '\set ms random(0, 8)', 'BEGIN;', $begin, '\sleep :ms ms', $end, '');
+	push @files, '--file', "$file\@$weight";
+}
+my $seed = $ENV{MQ_SEED} // int(rand(2**31));
+note "MQ_SEED=$seed";
+$node->command_checks_all([ 'pgbench', '--no-vacuum', '--client=10', '--time=6', "--random-seed=$seed", @files, $node->connstr($db) ],
+	0, [qr/number of failed transactions: 0/], [qr/^(?!.*(error|aborted))/s], 'ten clients do what they like');
+within(5, $node, $db, 'SELECT count(*) FROM mq_msgs', 0, 'nothing is left behind');
+holds($node, $db, 'SELECT count(DISTINCT payload) = count(*), count(*) > 100 FROM handled', 't|t', 'each is handled once');
+holds($node, $db, q{
+	SELECT count(*) FROM (SELECT payload::int - lag(payload::int) OVER (PARTITION BY name ORDER BY n) AS step FROM handled) s WHERE step <= 0},
+	0, 'in order');
+
 # --- prepared transactions ----------------------------------------------------------------------------
 
 # A transaction that somebody commits for another wakes nobody: the poll interval is the net.

@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <map>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -22,10 +24,10 @@ using fake::Table;
 
 constexpr Micros kLong = 3600 * kSecond;
 
-// U untouched, H handled, F failed, C conflict.
+// U untouched, H handled, F failed, S snoozed, D discarded, C conflict.
 std::string shown(const std::vector<Outcome>& outcomes) {
   std::string text;
-  for (const Outcome outcome : outcomes) text += "UHFC"[static_cast<int>(outcome)];
+  for (const Outcome outcome : outcomes) text += "UHFSDC"[static_cast<int>(outcome)];
   return text;
 }
 
@@ -63,20 +65,23 @@ class DispatchTest : public testing::Test {
     dispatcher.run(claimed, handlers);
     failures = dispatcher.failures();
     outcomes = dispatcher.outcomes();
+    wishes = dispatcher.wishes();
     check();
     return shown(outcomes);
   }
 
-  // Whatever happens: effects are those of the handled messages, in their order; each failure has
-  // its outcome.
+  // Whatever happens: effects are those of the messages that ran to their end, in their order; each
+  // failure and each wish has its outcome.
   void check() const {
-    std::vector<Uuid> handled;
+    std::vector<Uuid> ran;
     std::size_t failed = 0;
     for (std::size_t i = 0; i < claimed.size(); ++i) {
-      if (outcomes[i] == Outcome::kHandled) handled.push_back(claimed[i].id);
+      const bool wished = outcomes[i] == Outcome::kSnoozed || outcomes[i] == Outcome::kDiscarded;
+      if (wished || outcomes[i] == Outcome::kHandled) ran.push_back(claimed[i].id);
+      EXPECT_EQ(wishes.contains(i), wished) << i;
       if (outcomes[i] == Outcome::kFailed || outcomes[i] == Outcome::kConflict) ++failed;
     }
-    EXPECT_EQ(session.transaction.effects, handled);
+    EXPECT_EQ(session.transaction.effects, ran);
     EXPECT_EQ(failures.size(), failed);
     EXPECT_FALSE(session.transaction.has_savepoint());
     EXPECT_LE(session.transaction.released, kMostSavepoints);
@@ -92,11 +97,14 @@ class DispatchTest : public testing::Test {
   Batch claimed;
   std::vector<Outcome> outcomes;
   std::vector<Failure> failures;
+  std::map<std::size_t, Wish> wishes;
 };
 
 const Message kGood;
 const Message kBad{.script = {.failures = kAlways}};
 const Message kConflicting{.script = {.conflicts = kAlways}};
+const Message kSnoozing{.script = {.snoozes = kAlways}};
+const Message kDiscarding{.script = {.discards = true}};
 
 TEST_F(DispatchTest, CleanBatchCostsOneSavepointAndOneCallEach) {
   EXPECT_EQ(run({kGood, kGood, kGood, kGood}, &json), "HHHH");
@@ -258,6 +266,53 @@ TEST_F(DispatchTest, DeadlockIsAConflict) {
 
 TEST_F(DispatchTest, FailuresBeforeAConflictStayCharged) {
   EXPECT_EQ(run({kBad, kGood, kBad, kConflicting, kBad}, &json), "FHFCU");
+}
+
+// --- Wishes ---
+
+TEST_F(DispatchTest, WhatAHandlerWishedForIsItsOutcome) {
+  for (const Handler* handler : {&json, &batch}) {
+    start_over();
+    EXPECT_EQ(run({kGood, kSnoozing, kGood, kDiscarding}, handler), "HSHD");
+    EXPECT_EQ(wishes.at(1).delay, fake::kSnooze);
+    EXPECT_EQ(wishes.at(3).reason, "the script says so");
+  }
+}
+
+TEST_F(DispatchTest, WishOfARunThatWasUndoneIsForgotten) {
+  EXPECT_EQ(run({kSnoozing, kDiscarding, kBad, kSnoozing}, &json), "SDFS");
+  start_over();
+  table.send(kSnoozing);
+  table.send(kBad);
+  session.caller.during = [&] {  // wished for in the first run alone
+    if (session.caller.calls.size() == 2) table.rows.begin()->second.script.snoozes = 0;
+  };
+  EXPECT_EQ(run({}, &json), "HF");
+}
+
+TEST_F(DispatchTest, NothingRunsBehindASnoozedMessageOfItsOrderedChannel) {
+  const Message good{.ordered = true};
+  const Message snoozing{.ordered = true, .script = {.snoozes = kAlways}};
+  EXPECT_EQ(run({good, snoozing, good, kGood, good, {.channel_args = "x", .ordered = true}}, &json),
+            "HSUHUH");
+  start_over();
+  EXPECT_EQ(run({kSnoozing, kGood, good}, &json), "SHH");
+}
+
+TEST_F(DispatchTest, DiscardedMessageStopsItsOrderedChannelWhereTheDeadBlock) {
+  const Message good{.ordered = true};
+  const Message discarding{.ordered = true, .script = {.discards = true}};
+  EXPECT_EQ(run({discarding, good}, &json), "DH");
+  start_over();
+  json.block_on_dead = true;
+  EXPECT_EQ(run({discarding, good, kGood}, &json), "DUH");
+}
+
+TEST_F(DispatchTest, BatchThatSnoozesOneOfAnOrderedChannelLeavesNoEffectsOfMessagesThatStay) {
+  const Message good{.ordered = true};
+  const Message snoozing{.ordered = true, .script = {.snoozes = kAlways}};
+  run({good, snoozing, good}, &batch);
+  EXPECT_EQ(outcomes[1], Outcome::kSnoozed);
 }
 
 // --- Savepoints and time ---

@@ -32,13 +32,15 @@ void FakeTransaction::commit() {
     throw refusal;
   }
   for (const Uuid& id : effects)
-    if (refused_at_commit_.contains(id)) throw Error("23503", "a deferred constraint is violated");
+    if (options_[id].refused_at_commit) throw Error("23503", "a deferred constraint is violated");
 
   const std::set<Uuid> written(effects.begin(), effects.end());
   EXPECT_EQ(written.size(), effects.size()) << "effects of a message twice in a transaction";
-  EXPECT_EQ(written, removed_) << "effects and removals do not commit together";
+  EXPECT_EQ(written, settled_effects_) << "effects do not commit together with their messages' end";
   for (const auto& change : changes_) change();
-  table_.effects.insert(table_.effects.end(), effects.begin(), effects.end());
+  for (const Uuid& id : effects)
+    (table_.find(id) != nullptr || table_.died(id) > 0 ? table_.kept : table_.effects)
+        .push_back(id);
   end(true);
 }
 
@@ -54,9 +56,9 @@ void FakeTransaction::end(bool committed) {
   claimed_ = 0;
   savepoint_.reset();
   effects.clear();
-  refused_at_commit_.clear();
+  options_.clear();
   changes_.clear();
-  removed_.clear();
+  settled_effects_.clear();
   copies_.clear();
   unlock();
 }
@@ -88,9 +90,16 @@ const Row& FakeTransaction::lock(const Row& row) {
   return copies_.emplace_back(row);
 }
 
-void FakeTransaction::add_effect(const Uuid& id, bool refused_at_commit) {
+void FakeTransaction::add_effect(const Uuid& id, const EffectOptions& options) {
   effects.push_back(id);
-  if (refused_at_commit) refused_at_commit_.insert(id);
+  options_[id] = options;
+}
+
+std::set<Uuid> FakeTransaction::done() const {
+  std::set<Uuid> result;
+  for (const Uuid& id : effects)
+    if (!options_.at(id).stops_channel) result.insert(id);
+  return result;
 }
 
 void FakeTransaction::settle(const Settlement& settlement) {
@@ -105,7 +114,7 @@ void FakeTransaction::settle(const Settlement& settlement) {
   };
   for (const Claimed* message : settlement.removed) {
     const Uuid id = take(*message);
-    if (!message->uncommitted) removed_.insert(id);
+    if (!message->uncommitted) settled_effects_.insert(id);
     changes_.emplace_back([this, id, expired = message->uncommitted] {
       if (expired) table_.expired.push_back(id);
       table_.erase(id);
@@ -121,8 +130,18 @@ void FakeTransaction::settle(const Settlement& settlement) {
           --row->attempts_left;
           EXPECT_GE(row->attempts_left, 1) << "to be retried without an attempt left";
         });
-  for (const Burial& burial : settlement.burials)
-    changes_.emplace_back([this, id = take(*burial.message), burial] {
+  for (const Snooze& snooze : settlement.snoozes) {
+    const Uuid id = take(*snooze.message);
+    settled_effects_.insert(id);
+    changes_.emplace_back([this, id, at = snooze.attempt_at] {
+      table_.find(id)->attempt_at = at;
+      ++table_.snoozes[id];
+    });
+  }
+  for (const Burial& burial : settlement.burials) {
+    const Uuid id = take(*burial.message);
+    if (burial.charged && burial.reason == "discarded") settled_effects_.insert(id);
+    changes_.emplace_back([this, id, burial] {
       Row* row = table_.find(id);
       const std::string sqlstate = burial.error ? burial.error->sqlstate : "";
       table_.dead.push_back(
@@ -132,6 +151,7 @@ void FakeTransaction::settle(const Settlement& settlement) {
       else
         table_.erase(id);
     });
+  }
   for (const Failure& failure : settlement.failures)
     changes_.emplace_back([this, id = failure.message->id, attempt = failure.message->attempts + 1,
                            sqlstate = failure.error.sqlstate, duration = failure.duration] {
@@ -242,15 +262,27 @@ void FakeHandlers::call(const Handler& handler, std::span<const Claimed* const> 
 
   // What a failing handler has written before is there to be undone.
   std::optional<Error> error;
+  std::set<Uuid> done;
+  if (std::any_of(messages.begin(), messages.end(),
+                  [](const Claimed* message) { return message->ordered; }))
+    done = transaction_.done();
+  wishes_.clear();
   for (const Claimed* message : messages) {
     Row* row = table_.find(message->id);
     if (row == nullptr) throw Error("XX000", "a handler is called with a message that is gone");
-    EXPECT_FALSE(row->ordered && table_.is_behind_another(*row, transaction_.done()))
+    EXPECT_FALSE(table_.is_behind_another(*row, done))
         << "place " << row->place << " starts before an earlier one of its channel is done";
     EXPECT_LE(row->attempt_at, clock_.time) << "place " << row->place << " is not due";
     const Script& script = row->script;
     clock_.time += script.cost;
-    transaction_.add_effect(row->id, row->attempts < script.failures_at_commit);
+    const bool snoozes = table_.snoozes[row->id] < script.snoozes;
+    const bool discards = !snoozes && script.discards;
+    if (snoozes) wishes_.push_back({Wish::kSnooze, row->id, kSnooze, ""});
+    if (discards) wishes_.push_back({Wish::kDiscard, row->id, 0, "the script says so"});
+    transaction_.add_effect(row->id,
+                            {.refused_at_commit = row->attempts < script.failures_at_commit,
+                             .stops_channel = snoozes || (discards && handler.block_on_dead)});
+    done.insert(row->id);
     int& conflicts = table_.conflicts[row->id];
     if (conflicts < script.conflicts) {
       ++conflicts;

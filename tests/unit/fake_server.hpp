@@ -26,6 +26,7 @@ namespace mq::fake {
 
 inline constexpr int kAlways = std::numeric_limits<int>::max();
 inline constexpr Micros kMillisecond = kSecond / 1000;
+inline constexpr Micros kSnooze = 7 * kSecond;  // how long a message that is snoozed sleeps
 
 // What the handler of a message does. Counted in attempts, a message fails the same way however
 // often a batch of it is called again in halves.
@@ -34,6 +35,8 @@ struct Script {
   int failures = 0;               // so many attempts end in an error
   int failures_at_commit = 0;     // so many attempts are refused by a deferred constraint
   bool fails_in_company = false;  // a batch of more than this one
+  int snoozes = 0;                // so often it wants to come again later, when it does not fail
+  bool discards = false;          // it wants to be dead, when it does not fail
   double flaky = 0;               // chance that a call fails, whatever was before
   Micros cost = 0;
   std::string sqlstate = "P0001";  // of its failures
@@ -120,7 +123,9 @@ class Table {
   std::map<Uuid, std::int64_t> places;
   std::map<Uuid, const FakeTransaction*> locks;
   std::map<Uuid, int> conflicts;  // so far
-  std::vector<Uuid> effects;
+  std::map<Uuid, int> snoozes;    // so far
+  std::vector<Uuid> effects;      // of handled messages
+  std::vector<Uuid> kept;         // effects of messages that were snoozed or discarded
   std::vector<Dead> dead;
   std::vector<FailedAttempt> failures;
   std::vector<Uuid> expired;
@@ -145,8 +150,12 @@ class FakeTransaction final : public Transaction {
 
   // For the ports beside it.
   const Row& lock(const Row& row);  // a copy that lives as long as the transaction
-  void add_effect(const Uuid& id, bool refused_at_commit);
-  std::set<Uuid> done() const { return {effects.begin(), effects.end()}; }
+  struct EffectOptions {
+    bool refused_at_commit = false;
+    bool stops_channel = false;
+  };
+  void add_effect(const Uuid& id, const EffectOptions& options);
+  std::set<Uuid> done() const;  // that others of their channels may follow
   void settle(const Settlement& settlement);
   bool is_open() const { return open_; }
   bool has_savepoint() const { return savepoint_.has_value(); }
@@ -174,9 +183,9 @@ class FakeTransaction final : public Transaction {
   bool settled_ = false;
   Micros began_at_ = 0;
   std::optional<std::size_t> savepoint_;
-  std::set<Uuid> refused_at_commit_;
+  std::map<Uuid, EffectOptions> options_;  // of effects
   std::vector<std::function<void()>> changes_;
-  std::set<Uuid> removed_;
+  std::set<Uuid> settled_effects_;
   std::size_t claimed_ = 0;
   std::list<Row> copies_;
 };
@@ -213,6 +222,7 @@ class FakeHandlers final : public HandlerCaller {
       : table_(table), transaction_(transaction), clock_(clock) {}
 
   void call(const Handler& handler, std::span<const Claimed* const> messages) override;
+  std::vector<Wish> wishes() override { return std::exchange(wishes_, {}); }
   bool hurry() override { return static_cast<int>(calls.size()) >= hurry_after; }
 
   int calls_of(const Uuid& id) const;
@@ -226,6 +236,7 @@ class FakeHandlers final : public HandlerCaller {
   Table& table_;
   FakeTransaction& transaction_;
   FakeClock& clock_;
+  std::vector<Wish> wishes_;
 };
 
 class FakeHost final : public Host {
@@ -241,6 +252,7 @@ class FakeHost final : public Host {
   bool should_leave(Micros idle_for) override { return idle_for >= leave_when_idle_for; }
   void backlog(bool more_is_due) override { backlogs.push_back(more_is_due); }
   void report(std::string_view activity) override { reports.emplace_back(activity); }
+  void handled(std::size_t messages) override { told_handled += messages; }
   void warn(const Error& error) override { warnings.push_back(error); }
   Micros poll_interval() override { return 5 * kSecond; }
   int batch_size() override { return batch_limit; }
@@ -264,6 +276,7 @@ class FakeHost final : public Host {
   std::vector<bool> backlogs;
   std::vector<std::string> reports;
   std::vector<Error> warnings;
+  std::size_t told_handled = 0;
 
  private:
   Table& table_;

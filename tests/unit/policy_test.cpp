@@ -123,5 +123,31 @@ TEST_F(PolicyTest, AttemptsChangedByHandEndAmongTheDead) {
   EXPECT_EQ(settlement.burials.size(), 1U);
 }
 
+TEST_F(PolicyTest, SnoozedMessageComesAgainAfterItsDelayUncharged) {
+  settle_wish(message, {Wish::kSnooze, message.id, 7 * kSecond, ""}, handler, kNow, settlement);
+  ASSERT_EQ(settlement.snoozes.size(), 1U);
+  EXPECT_EQ(settlement.snoozes[0].message, &message);
+  EXPECT_EQ(settlement.snoozes[0].attempt_at, kNow + 7 * kSecond);
+  EXPECT_TRUE(settlement.retries.empty());
+  EXPECT_TRUE(settlement.failures.empty());
+  EXPECT_TRUE(settlement.burials.empty());
+}
+
+TEST_F(PolicyTest, DiscardedMessageIsDeadForTheReasonGiven) {
+  for (const bool block : {false, true}) {
+    handler.block_on_dead = block;
+    settlement = {};
+    settle_wish(message, {Wish::kDiscard, message.id, 0, "out of stock"}, handler, kNow,
+                settlement);
+    ASSERT_EQ(settlement.burials.size(), 1U);
+    EXPECT_EQ(settlement.burials[0].message, &message);
+    EXPECT_EQ(settlement.burials[0].reason, "discarded");
+    EXPECT_EQ(settlement.burials[0].error->message, "out of stock");
+    EXPECT_EQ(settlement.burials[0].block, block);
+    EXPECT_TRUE(settlement.burials[0].charged);
+    EXPECT_TRUE(settlement.failures.empty());
+  }
+}
+
 }  // namespace
 }  // namespace mq

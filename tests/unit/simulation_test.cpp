@@ -20,11 +20,11 @@ namespace {
 class Simulation : public testing::TestWithParam<std::uint64_t> {
  protected:
   Simulation() {
+    const Shape blocking_shape = below(2) == 0 ? Shape::kJson : Shape::kBatch;
     for (Session* one : {&session, &rival}) {
       one->host.add_handler("single");
       one->host.add_handler("batch", Shape::kBatch).batch_size = 2 + below(30);
-      one->host.add_handler("blocking", below(2) == 0 ? Shape::kJson : Shape::kBatch)
-          .block_on_dead = true;
+      one->host.add_handler("blocking", blocking_shape).block_on_dead = true;
       one->host.add_handler("mixed", Shape::kBatch, "x").batch_size = 1 + below(5);
       one->host.add_handler("mixed", Shape::kJson, "y").batch_size = 20;
       one->host.batch_limit = 1 + below(200);
@@ -77,6 +77,11 @@ class Simulation : public testing::TestWithParam<std::uint64_t> {
                       .retry_backoff = below(3) * kSecond,
                       .delay = chance(80) ? 0 : below(20) * kSecond,
                       .script = random_script()};
+      // A batch that comes back to its handler in part is no longer in order; singly it has to be.
+      if (message.channel_name == "single" || !message.ordered) {
+        if (chance(5)) message.script.snoozes = 1 + below(3);
+        if (chance(5)) message.script.discards = true;
+      }
       if (chance(2)) message.uncommitted = true;
       if (chance(2)) message.has_payload = false;
       if (chance(2)) message.retries = -1;
@@ -130,8 +135,15 @@ class Simulation : public testing::TestWithParam<std::uint64_t> {
     EXPECT_LE(attempts + table.handled(id), allowed);
     for (const Dead& letter : table.dead) {
       if (letter.id != id) continue;
-      EXPECT_EQ(letter.attempts, letter.reason == "exhausted" ? allowed : 0);
+      const int discarded = message.has_payload ? attempts + 1 : attempts;
+      EXPECT_EQ(letter.attempts, letter.reason == "exhausted" ? allowed : discarded);
     }
+    const auto kept = std::count(table.kept.begin(), table.kept.end(), id);
+    const bool discarded = message.script.discards && table.died(id) > 0;
+    if (table.handled(id) > 0) {
+      EXPECT_EQ(kept, message.script.snoozes);
+    }
+    EXPECT_LE(kept, message.script.snoozes + (discarded ? 1 : 0));
     if (is_predictable(message) && table.find(id) == nullptr) {
       EXPECT_EQ(attempts, std::min(message.script.failures, allowed));
     }

@@ -16,6 +16,7 @@ TEST_F(WorkerTest, HandlesEachMessageOnceAndLeavesNothing) {
   EXPECT_EQ(run_until_empty(), 200);
   expect_handled(sent);
   EXPECT_TRUE(table.rows.empty());
+  EXPECT_EQ(host.told_handled, 200U);
 }
 
 TEST_F(WorkerTest, StopsAtTheNumberThatItWasGiven) {
@@ -264,6 +265,50 @@ TEST_F(WorkerTest, ConflictAtCommitOfABatchIsNotCharged) {
   transaction.refusals.emplace_back("40P01", "deadlock detected");
   EXPECT_EQ(run_until_empty(), 20);
   expect_handled(sent);
+}
+
+// --- Wishes ---
+
+TEST_F(WorkerTest, SnoozedMessageComesAgainLaterUnchargedAndKeepsWhatItWrote) {
+  add_handler("c");
+  const Uuid id = table.send({.retries = 0, .script = {.snoozes = 3}});
+  const Micros start = clock.time;
+  worker.run();
+  EXPECT_EQ(table.kept, std::vector<Uuid>(3, id));
+  expect_handled({id});
+  EXPECT_EQ(clock.time - start, 3 * kSnooze);
+  EXPECT_TRUE(table.dead.empty());
+}
+
+TEST_F(WorkerTest, SnoozedMessageHoldsItsOrderedChannelBack) {
+  add_handler("c");
+  std::vector<Uuid> sent = table.send(2, {.ordered = true});
+  sent.push_back(table.send({.ordered = true, .script = {.snoozes = 2}}));
+  sent.push_back(table.send({.ordered = true}));
+  worker.run();
+  EXPECT_EQ(table.effects, sent);
+}
+
+TEST_F(WorkerTest, DiscardedMessageIsDeadAndKeepsWhatItWrote) {
+  add_handler("c");
+  const Uuid id = table.send({.script = {.failures = 1, .discards = true}});
+  const Uuid good = table.send({});
+  worker.run();
+  expect_handled({good});
+  EXPECT_EQ(table.kept, std::vector<Uuid>{id});
+  ASSERT_EQ(table.dead.size(), 1U);
+  EXPECT_EQ(table.dead[0].reason, "discarded");
+  EXPECT_EQ(table.dead[0].attempts, 2);
+  EXPECT_EQ(table.failed(id), 1);
+}
+
+TEST_F(WorkerTest, CountsWishesAmongTheHandled) {
+  add_handler("c");
+  table.send({.script = {.snoozes = 1}});
+  table.send({.script = {.discards = true}});
+  table.send(3, {});
+  EXPECT_EQ(run_until_empty(), 5);
+  EXPECT_EQ(host.told_handled, 5U);
 }
 
 // --- What cannot be delivered ---

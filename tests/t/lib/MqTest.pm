@@ -111,7 +111,7 @@ sub handled_table {
 sub log_is_clean {
 	my ($node, @allowed) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	push @allowed, qr/FATAL: .*terminating background worker "mq (worker|launcher)" due to administrator command/;
+	push @allowed, qr/FATAL: .*terminating (background worker "mq (worker|launcher)"|connection) due to administrator command/;
 	my @bad = grep {
 		my $line = $_;
 		$line =~ /PANIC:|TRAP:|segfault|was terminated by|deadlock detected|FATAL:|mq worker:|WARNING:|exited with exit code [^01]/
