@@ -85,9 +85,21 @@ void Worker::run() {
 // What brought the server down must not be tried for ever: its message is charged now, and dead the second time.
 // Of a batch nobody knows which message it was; then as many run alone, until one does it again.
 void Worker::charge_casualties() {
+  try {
+    ports_.transaction.begin();
+    // Not by a worker that is about to leave: each casualty is told once.
+    if (ports_.host.refresh(registry_)) charge(ports_.host.casualties());
+    ports_.transaction.commit();
+  } catch (const Error& error) {
+    ports_.transaction.rollback();
+    ports_.host.warn(error);
+  }
+}
+
+void Worker::charge(const std::vector<Casualty>& casualties) {
   std::vector<Uuid> ids;
   std::vector<bool> overran;
-  for (const Casualty& casualty : ports_.host.casualties()) {
+  for (const Casualty& casualty : casualties) {
     if (casualty.messages > 1) {
       one_by_one_ = std::max(one_by_one_, casualty.messages);
       continue;
@@ -96,27 +108,19 @@ void Worker::charge_casualties() {
     overran.push_back(casualty.overran);
   }
   if (ids.empty()) return;
-  try {
-    ports_.transaction.begin();
-    if (ports_.host.refresh(registry_)) {
-      ports_.source.begin();
-      Batch messages;
-      std::vector<int> crashes;
-      ports_.source.named(ids, messages, crashes);
-      Settlement settlement;
-      for (std::size_t i = 0; i < messages.size(); ++i) {
-        const auto at = static_cast<std::size_t>(std::find(ids.begin(), ids.end(), messages[i].id) - ids.begin());
-        const Channel* channel = registry_.find(messages[i].channel_name);
-        settle_casualty(messages[i], overran[at], crashes[i], channel != nullptr ? channel->find(messages[i].name) : nullptr,
-                        ports_.clock.now(), ports_.clock.dice(), settlement);
-      }
-      ports_.settler.settle(settlement);
-    }
-    ports_.transaction.commit();
-  } catch (const Error& error) {
-    ports_.transaction.rollback();
-    ports_.host.warn(error);
+  ports_.source.begin();
+  Batch messages;
+  std::vector<int> crashes;
+  ports_.source.named(ids, messages, crashes);
+  Settlement settlement;
+  for (std::size_t i = 0; i < messages.size(); ++i) {
+    const auto at = static_cast<std::size_t>(std::find(ids.begin(), ids.end(), messages[i].id) - ids.begin());
+    const Channel* channel = registry_.find(messages[i].channel_name);
+    settle_casualty(messages[i], overran[at], crashes[i],
+                    channel != nullptr ? channel->find(messages[i].name) : nullptr, ports_.clock.now(),
+                    ports_.clock.dice(), settlement);
   }
+  ports_.settler.settle(settlement);
 }
 
 // After an error: the extension may have been dropped under the batch.

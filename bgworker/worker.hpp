@@ -49,6 +49,7 @@ class Worker {
 
   bool is_over();
   void charge_casualties();
+  void charge(const std::vector<Casualty>& casualties);
   BatchResult run_batch(int limit, const std::vector<std::string_view>* only);
   std::vector<Source> sources(const std::vector<std::string_view>* only);
   std::vector<const Handler*> resolve(Batch& messages) const;

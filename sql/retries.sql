@@ -189,18 +189,21 @@ DROP TABLE sent;
 SELECT mq_clear_all();
 TRUNCATE mq_failures;
 
--- Timeouts: of the handler, or mq.handler_timeout. A handler that catches what cancels it is failed all the same.
+-- Timeouts: of the handler, or mq.handler_timeout. A handler that catches what cancels it is failed all the same, and
+-- if it goes on it is stopped once more.
 CREATE FUNCTION handle_slowly(payload jsonb) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
   INSERT INTO effects (what) VALUES ('slow');
   PERFORM pg_sleep(60);
 EXCEPTION WHEN query_canceled THEN
   IF payload IS NULL THEN RAISE; END IF;
+  IF payload = '"again"' THEN PERFORM pg_sleep(60); END IF;
 END $$;
 SELECT mq_register_handler('slow', 'handle_slowly(jsonb)', timeout => '200 ms');
 SELECT mq_register_handler('slow by setting', 'handle_slowly(jsonb)');
 SET mq.handler_timeout = '100 ms';
 SELECT mq_send('slow', retries => 0) IS NOT NULL AND mq_send('slow', '"catch"', retries => 0) IS NOT NULL
+   AND mq_send('slow', '"again"', retries => 0) IS NOT NULL
    AND mq_send('slow by setting', retries => 0) IS NOT NULL AND mq_send('work', '{}', 'fast') IS NOT NULL AS sent;
 CALL mq_run();
 RESET mq.handler_timeout;
@@ -279,7 +282,7 @@ END $$;
 SELECT mq_register_handler('errors', 'handle_errors(jsonb)');
 SELECT mq_send('errors', to_jsonb(statement), retries => 0) IS NOT NULL AS sent
   FROM unnest(ARRAY['SELECT 1/0', 'COMMIT', 'ROLLBACK', 'SELECT missing()', 'SET TRANSACTION ISOLATION LEVEL SERIALIZABLE',
-                    'VACUUM', 'SELECT 1']) AS statement;
+                    'VACUUM', 'SELECT mq_poll(NULL, 10)', 'SELECT 1']) AS statement;
 CALL mq_run();
 SELECT payload_json, sqlstate, reason FROM mq_dead ORDER BY payload_json;
 TRUNCATE mq_failures, mq_dead;

@@ -194,7 +194,23 @@ SELECT wait_until('EXISTS (SELECT FROM asleep)');
 SELECT state, shows_channel, pg_cancel_backend(pid) AS cancelled FROM asleep;
 SELECT wait_until('EXISTS (SELECT FROM mq_dead)');
 SELECT reason, sqlstate, attempts FROM mq_dead;
+TRUNCATE mq_dead;
+-- A handler that catches every cancellation is ended by its timeout all the same, at the cost of its worker.
+CREATE FUNCTION handle_stubbornly(jsonb) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  LOOP
+    BEGIN
+      PERFORM pg_sleep(3600);
+    EXCEPTION WHEN query_canceled THEN NULL;
+    END;
+  END LOOP;
+END $$;
+SELECT mq_register_handler('slow', 'handle_stubbornly(jsonb)', timeout => '100 ms');
+SELECT mq_send('slow', retries => 0) IS NOT NULL AS sent;
+SELECT wait_until('EXISTS (SELECT FROM mq_dead)');
+SELECT reason, sqlstate, attempts FROM mq_dead;
 SELECT mq_unregister_handler('slow');
+DROP FUNCTION handle_stubbornly(jsonb);
 SELECT mq_send('work', NULL, 'unharmed') IS NOT NULL AS sent;
 SELECT wait_until($$EXISTS (SELECT FROM handled WHERE what = 'unharmed')$$);
 CREATE TEMP TABLE gone AS SELECT pid, pg_terminate_backend(pid) AS ended FROM workers;

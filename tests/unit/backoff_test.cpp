@@ -37,8 +37,7 @@ TEST(Backoff, DoublesWithEachAttemptUpToTheCeilingAndStaysThere) {
     seconds.push_back(backoff / kSecond);
     backoff = doubled_backoff(backoff, ceiling);
   }
-  EXPECT_EQ(seconds, (std::vector<Micros>{1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 3600,
-                                          3600, 3600}));
+  EXPECT_EQ(seconds, (std::vector<Micros>{1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 3600, 3600, 3600}));
 }
 
 TEST(Backoff, OfZeroStaysZero) {
@@ -88,14 +87,13 @@ void check_properties(Micros backoff, Micros ceiling, double dice) {
 
 TEST(Backoff, HoldsItsPropertiesForExtremeValues) {
   std::vector<Micros> edges;
-  for (const Micros middle : {Micros{0}, kSecond, kLeaseCeiling, kBackoffCeiling / 2,
-                              kBackoffCeiling, kMost / 2, kMost - 1, kLeast / 2, kLeast + 1})
+  for (const Micros middle : {Micros{0}, kSecond, kLeaseCeiling, kBackoffCeiling / 2, kBackoffCeiling, kMost / 2,
+                              kMost - 1, kLeast / 2, kLeast + 1})
     for (const Micros step : {-1, 0, 1}) edges.push_back(middle + step);
   for (const Micros backoff : edges)
     for (const Micros ceiling : edges)
       for (const double dice : {0.0, 0x1p-1074, 0.5, kAlmostOne, 1.0})
-        ASSERT_NO_FATAL_FAILURE(check_properties(backoff, ceiling, dice))
-            << backoff << " " << ceiling << " " << dice;
+        ASSERT_NO_FATAL_FAILURE(check_properties(backoff, ceiling, dice)) << backoff << " " << ceiling << " " << dice;
 }
 
 TEST(Backoff, HoldsItsPropertiesForRandomBits) {
@@ -106,8 +104,7 @@ TEST(Backoff, HoldsItsPropertiesForRandomBits) {
     const Micros backoff = bits();
     const Micros ceiling = bits();
     const double dice = static_cast<double>(random() >> 11) * 0x1p-53;
-    ASSERT_NO_FATAL_FAILURE(check_properties(backoff, ceiling, dice))
-        << backoff << " " << ceiling << " " << dice;
+    ASSERT_NO_FATAL_FAILURE(check_properties(backoff, ceiling, dice)) << backoff << " " << ceiling << " " << dice;
   }
 }
 

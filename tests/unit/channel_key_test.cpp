@@ -41,8 +41,7 @@ TEST(ChannelKey, CountsEveryByte) {
 
 TEST(ChannelKey, SpreadsTenantsOfOneName) {
   std::set<std::int64_t> keys;
-  for (int tenant = 0; tenant < 10'000; ++tenant)
-    keys.insert(channel_key("orders", std::to_string(tenant)));
+  for (int tenant = 0; tenant < 10'000; ++tenant) keys.insert(channel_key("orders", std::to_string(tenant)));
   EXPECT_EQ(keys.size(), 10'000U);
   EXPECT_LT(*keys.begin(), std::numeric_limits<std::int64_t>::min() / 100 * 99);
   EXPECT_GT(*keys.rbegin(), std::numeric_limits<std::int64_t>::max() / 100 * 99);

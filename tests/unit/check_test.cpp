@@ -49,8 +49,7 @@ TEST(Check, ShowsAShortValueInFull) {
 
 TEST(Check, CutsALongValue) {
   const std::string value(65, 'x');
-  EXPECT_EQ(error_of([&] { fail("f", value, "r"); }).message,
-            "invalid f: \"" + value.substr(0, 64) + "...\"");
+  EXPECT_EQ(error_of([&] { fail("f", value, "r"); }).message, "invalid f: \"" + value.substr(0, 64) + "...\"");
 }
 
 TEST(Check, CutsALongValueBetweenCharacters) {
@@ -106,8 +105,7 @@ TEST(Check, BoundsDurations) {
 
 TEST(Check, WantsSomeDurationsGreaterThanZero) {
   EXPECT_NO_THROW(positive("timeout", "1 us", 1));
-  EXPECT_EQ(error_of([] { positive("timeout", "0", 0); }).detail,
-            "timeout must be greater than zero.");
+  EXPECT_EQ(error_of([] { positive("timeout", "0", 0); }).detail, "timeout must be greater than zero.");
   EXPECT_THROW(positive("timeout", "", kLeast), Error);
   EXPECT_THROW(positive("timeout", "", kLongest + 1), Error);
 }
@@ -115,10 +113,8 @@ TEST(Check, WantsSomeDurationsGreaterThanZero) {
 TEST(Check, BoundsCountsOnBothSides) {
   EXPECT_NO_THROW(count("batch_size", 1, 1, 100));
   EXPECT_NO_THROW(count("batch_size", 100, 1, 100));
-  EXPECT_EQ(error_of([] { count("batch_size", 0, 1, 100); }).detail,
-            "batch_size must be between 1 and 100.");
-  EXPECT_EQ(error_of([] { count("batch_size", 101, 1, 100); }).message,
-            "invalid batch_size: \"101\"");
+  EXPECT_EQ(error_of([] { count("batch_size", 0, 1, 100); }).detail, "batch_size must be between 1 and 100.");
+  EXPECT_EQ(error_of([] { count("batch_size", 101, 1, 100); }).message, "invalid batch_size: \"101\"");
   EXPECT_NO_THROW(count("max_messages", kMost, 0, kMost));
 }
 

@@ -25,9 +25,8 @@ Places places(const Batch& batch) {
 }
 
 int count_of(const Batch& batch, std::string_view channel_name) {
-  return static_cast<int>(std::count_if(batch.begin(), batch.end(), [&](const Claimed& message) {
-    return message.channel_name == channel_name;
-  }));
+  return static_cast<int>(std::count_if(batch.begin(), batch.end(),
+                                        [&](const Claimed& message) { return message.channel_name == channel_name; }));
 }
 
 class ClaimTest : public testing::Test {
@@ -140,8 +139,7 @@ TEST_F(ClaimTest, ClaimsOfOneTakeTheOldestAndADrawnOneByTurns) {
 
 TEST_F(ClaimTest, ThatDrawsOnlyTheOldestIsFilledFromTheRest) {
   table.send(100, {});
-  for (int limit = 1; limit <= 20; ++limit)
-    EXPECT_EQ(claim(limit).messages.size(), static_cast<std::size_t>(limit));
+  for (int limit = 1; limit <= 20; ++limit) EXPECT_EQ(claim(limit).messages.size(), static_cast<std::size_t>(limit));
 }
 
 TEST_F(ClaimTest, DrawThatFoundNothingNewIsSparedForAFewClaims) {

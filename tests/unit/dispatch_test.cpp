@@ -46,8 +46,7 @@ class DispatchTest : public testing::Test {
 
   // Sends the messages, and dispatches all that is in the table to `handler`. What came of each, by
   // place.
-  std::string run(const std::vector<Message>& messages, const Handler* handler,
-                  Micros slice = kLong) {
+  std::string run(const std::vector<Message>& messages, const Handler* handler, Micros slice = kLong) {
     for (const Message& message : messages) table.send(message);
     claimed.clear();
     session.transaction.begin();
@@ -55,8 +54,7 @@ class DispatchTest : public testing::Test {
     Batch heads = claimed;
     std::erase_if(heads, [](const Claimed& message) { return !message.ordered; });
     if (!heads.empty()) session.queue.runs(heads, clock.now(), 10'000, claimed);
-    std::sort(claimed.begin(), claimed.end(),
-              [](const auto& a, const auto& b) { return a.place < b.place; });
+    std::sort(claimed.begin(), claimed.end(), [](const auto& a, const auto& b) { return a.place < b.place; });
     return run_again(std::vector<const Handler*>(claimed.size(), handler), slice);
   }
 
@@ -151,8 +149,7 @@ TEST_F(DispatchTest, EveryFailureHasItsOwnErrorAndDuration) {
 TEST_F(DispatchTest, MessageThatNoHandlerTakesFailsAndNothingIsCalled) {
   EXPECT_EQ(run({{.name = "unknown"}}, nullptr), "F");
   EXPECT_EQ(failures[0].error.sqlstate, "42883");
-  EXPECT_EQ(failures[0].error.message,
-            "no handler of channel \"c\" matches message name \"unknown\"");
+  EXPECT_EQ(failures[0].error.message, "no handler of channel \"c\" matches message name \"unknown\"");
   EXPECT_TRUE(session.caller.calls.empty());
 }
 
@@ -240,8 +237,7 @@ TEST_F(DispatchTest, HalvingFindsEveryCulprit) {
 }
 
 TEST_F(DispatchTest, BatchThatFailsOnlyAsAWholeIsHandledSingly) {
-  EXPECT_EQ(run(std::vector<Message>(7, {.script = {.fails_in_company = true}}), &batch),
-            "HHHHHHH");
+  EXPECT_EQ(run(std::vector<Message>(7, {.script = {.fails_in_company = true}}), &batch), "HHHHHHH");
 }
 
 TEST_F(DispatchTest, BatchOfAnOrderedChannelEndsAtTheCulprit) {
@@ -293,8 +289,7 @@ TEST_F(DispatchTest, WishOfARunThatWasUndoneIsForgotten) {
 TEST_F(DispatchTest, NothingRunsBehindASnoozedMessageOfItsOrderedChannel) {
   const Message good{.ordered = true};
   const Message snoozing{.ordered = true, .script = {.snoozes = kAlways}};
-  EXPECT_EQ(run({good, snoozing, good, kGood, good, {.channel_args = "x", .ordered = true}}, &json),
-            "HSUHUH");
+  EXPECT_EQ(run({good, snoozing, good, kGood, good, {.channel_args = "x", .ordered = true}}, &json), "HSUHUH");
   start_over();
   EXPECT_EQ(run({kSnoozing, kGood, good}, &json), "SHH");
 }
@@ -383,9 +378,7 @@ TEST_F(DispatchTest, ChargesTheGuiltyAndHandlesTheOthersAtRandom) {
   for (std::uint64_t seed = 1; seed <= 500; ++seed) {
     SCOPED_TRACE(seed);
     std::mt19937_64 random(seed);
-    const auto below = [&](int end) {
-      return static_cast<int>(random() % static_cast<std::uint64_t>(end));
-    };
+    const auto below = [&](int end) { return static_cast<int>(random() % static_cast<std::uint64_t>(end)); };
     start_over();
     std::vector<Message> messages;
     for (int i = below(40); i >= 0; --i) {

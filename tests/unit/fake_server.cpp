@@ -39,8 +39,7 @@ void FakeTransaction::commit() {
   EXPECT_EQ(written, settled_effects_) << "effects do not commit together with their messages' end";
   for (const auto& change : changes_) change();
   for (const Uuid& id : effects)
-    (table_.find(id) != nullptr || table_.died(id) > 0 ? table_.kept : table_.effects)
-        .push_back(id);
+    (table_.find(id) != nullptr || table_.died(id) > 0 ? table_.kept : table_.effects).push_back(id);
   end(true);
 }
 
@@ -49,8 +48,7 @@ void FakeTransaction::rollback() {
 }
 
 void FakeTransaction::end(bool committed) {
-  if (claimed_ > 0)
-    history.push_back({released, claimed_, effects.size(), clock_.time - began_at_, committed});
+  if (claimed_ > 0) history.push_back({released, claimed_, effects.size(), clock_.time - began_at_, committed});
   open_ = settled_ = false;
   released = 0;
   claimed_ = 0;
@@ -121,15 +119,14 @@ void FakeTransaction::settle(const Settlement& settlement) {
     });
   }
   for (const Retry& retry : settlement.retries)
-    changes_.emplace_back(
-        [this, id = take(*retry.message), at = retry.attempt_at, backoff = retry.retry_backoff] {
-          Row* row = table_.find(id);
-          row->attempt_at = at;
-          row->retry_backoff = backoff;
-          ++row->attempts;
-          --row->attempts_left;
-          EXPECT_GE(row->attempts_left, 1) << "to be retried without an attempt left";
-        });
+    changes_.emplace_back([this, id = take(*retry.message), at = retry.attempt_at, backoff = retry.retry_backoff] {
+      Row* row = table_.find(id);
+      row->attempt_at = at;
+      row->retry_backoff = backoff;
+      ++row->attempts;
+      --row->attempts_left;
+      EXPECT_GE(row->attempts_left, 1) << "to be retried without an attempt left";
+    });
   for (const Snooze& snooze : settlement.snoozes) {
     const Uuid id = take(*snooze.message);
     settled_effects_.insert(id);
@@ -144,8 +141,7 @@ void FakeTransaction::settle(const Settlement& settlement) {
     changes_.emplace_back([this, id, burial] {
       Row* row = table_.find(id);
       const std::string sqlstate = burial.error ? burial.error->sqlstate : "";
-      table_.dead.push_back(
-          {id, burial.reason, sqlstate, row->attempts + (burial.charged ? 1 : 0)});
+      table_.dead.push_back({id, burial.reason, sqlstate, row->attempts + (burial.charged ? 1 : 0)});
       if (burial.block && row->ordered)
         row->blocks = true;
       else
@@ -164,8 +160,8 @@ void FakeTransaction::settle(const Settlement& settlement) {
 std::vector<const Row*> FakeQueue::due_heads(std::string_view channel_name, Micros now) const {
   std::vector<const Row*> due;
   for (const auto& [place, row] : table_.rows)
-    if (row.channel_name == channel_name && row.attempt_at <= now && !row.blocks &&
-        table_.is_head(row) && !table_.is_locked_by_another(row, transaction_))
+    if (row.channel_name == channel_name && row.attempt_at <= now && !row.blocks && table_.is_head(row) &&
+        !table_.is_locked_by_another(row, transaction_))
       due.push_back(&row);
   std::sort(due.begin(), due.end(), due_before);
   return due;
@@ -190,8 +186,8 @@ void FakeQueue::append(const Row& found, Batch& batch) {
   batch.push_back(message);
 }
 
-void FakeQueue::oldest(std::string_view channel_name, Micros now, std::optional<Position> after,
-                       int limit, Batch& batch) {
+void FakeQueue::oldest(std::string_view channel_name, Micros now, std::optional<Position> after, int limit,
+                       Batch& batch) {
   if (!claim_errors.empty()) {
     const Error error = claim_errors.front();
     claim_errors.pop_front();
@@ -199,15 +195,13 @@ void FakeQueue::oldest(std::string_view channel_name, Micros now, std::optional<
   }
   EXPECT_GT(limit, 0);
   for (const Row* row : due_heads(channel_name, now)) {
-    if (after && std::tie(row->attempt_at, row->place) <= std::tie(after->attempt_at, after->place))
-      continue;
+    if (after && std::tie(row->attempt_at, row->place) <= std::tie(after->attempt_at, after->place)) continue;
     if (limit-- == 0) break;
     append(*row, batch);
   }
 }
 
-void FakeQueue::fair(std::string_view channel_name, Micros now, std::int64_t start, int limit,
-                     Batch& batch) {
+void FakeQueue::fair(std::string_view channel_name, Micros now, std::int64_t start, int limit, Batch& batch) {
   EXPECT_GT(limit, 0);
   ++draws;
   std::map<std::int64_t, const Row*> firsts;
@@ -222,15 +216,24 @@ void FakeQueue::fair(std::string_view channel_name, Micros now, std::int64_t sta
 void FakeQueue::runs(std::span<const Claimed> heads, Micros now, int limit, Batch& batch) {
   EXPECT_GT(limit, 0);
   for (const Claimed& head : heads) {
-    const auto& channel =
-        table_.ordered.at({std::string(head.channel_name), std::string(head.channel_args)});
+    const auto& channel = table_.ordered.at({std::string(head.channel_name), std::string(head.channel_args)});
     auto place = channel.upper_bound(head.place);
     for (int i = 0; i < limit && place != channel.end(); ++i, ++place) {
       const Row& row = table_.rows.at(*place);
-      if (row.attempt_at > now || row.blocks || table_.is_locked_by_another(row, transaction_))
-        break;
+      if (row.attempt_at > now || row.blocks || table_.is_locked_by_another(row, transaction_)) break;
       append(row, batch);
     }
+  }
+}
+
+void FakeQueue::named(std::span<const Uuid> ids, Batch& batch, std::vector<int>& crashes) {
+  for (const Uuid& id : ids) {
+    const Row* row = table_.find(id);
+    if (row == nullptr || table_.is_locked_by_another(*row, transaction_)) continue;
+    append(*row, batch);
+    crashes.push_back(static_cast<int>(
+        std::count_if(table_.failures.begin(), table_.failures.end(),
+                      [&](const FailedAttempt& failed) { return failed.id == id && failed.sqlstate == "57P02"; })));
   }
 }
 
@@ -253,8 +256,7 @@ void FakeQueue::settle(const Settlement& settlement) {
 void FakeHandlers::call(const Handler& handler, std::span<const Claimed* const> messages) {
   EXPECT_TRUE(transaction_.has_savepoint()) << "a handler is called outside a savepoint";
   EXPECT_FALSE(messages.empty());
-  EXPECT_TRUE(handler.shape == Shape::kBatch || messages.size() == 1)
-      << "several messages for a handler of one";
+  EXPECT_TRUE(handler.shape == Shape::kBatch || messages.size() == 1) << "several messages for a handler of one";
   functions.push_back(handler.function);
   std::vector<Uuid>& call = calls.emplace_back();
   for (const Claimed* message : messages) call.push_back(message->id);
@@ -263,8 +265,7 @@ void FakeHandlers::call(const Handler& handler, std::span<const Claimed* const> 
   // What a failing handler has written before is there to be undone.
   std::optional<Error> error;
   std::set<Uuid> done;
-  if (std::any_of(messages.begin(), messages.end(),
-                  [](const Claimed* message) { return message->ordered; }))
+  if (std::any_of(messages.begin(), messages.end(), [](const Claimed* message) { return message->ordered; }))
     done = transaction_.done();
   wishes_.clear();
   for (const Claimed* message : messages) {
@@ -279,16 +280,14 @@ void FakeHandlers::call(const Handler& handler, std::span<const Claimed* const> 
     const bool discards = !snoozes && script.discards;
     if (snoozes) wishes_.push_back({Wish::kSnooze, row->id, kSnooze, ""});
     if (discards) wishes_.push_back({Wish::kDiscard, row->id, 0, "the script says so"});
-    transaction_.add_effect(row->id,
-                            {.refused_at_commit = row->attempts < script.failures_at_commit,
-                             .stops_channel = snoozes || (discards && handler.block_on_dead)});
+    transaction_.add_effect(row->id, {.refused_at_commit = row->attempts < script.failures_at_commit,
+                                      .stops_channel = snoozes || (discards && handler.block_on_dead)});
     done.insert(row->id);
     int& conflicts = table_.conflicts[row->id];
     if (conflicts < script.conflicts) {
       ++conflicts;
       error = Error("40001", "could not serialize access");
-    } else if (!error && (row->attempts < script.failures ||
-                          (script.fails_in_company && messages.size() > 1) ||
+    } else if (!error && (row->attempts < script.failures || (script.fails_in_company && messages.size() > 1) ||
                           (script.flaky > 0 && clock_.dice() < script.flaky))) {
       error = Error(script.sqlstate, "the script says so");
     }
@@ -297,16 +296,14 @@ void FakeHandlers::call(const Handler& handler, std::span<const Claimed* const> 
 }
 
 int FakeHandlers::calls_of(const Uuid& id) const {
-  return static_cast<int>(
-      std::count_if(calls.begin(), calls.end(), [&](const std::vector<Uuid>& call) {
-        return std::find(call.begin(), call.end(), id) != call.end();
-      }));
+  return static_cast<int>(std::count_if(calls.begin(), calls.end(), [&](const std::vector<Uuid>& call) {
+    return std::find(call.begin(), call.end(), id) != call.end();
+  }));
 }
 
 // --- FakeHost ---
 
-Handler& FakeHost::add_handler(const std::string& channel_name, Shape shape,
-                               std::optional<std::string> message_name) {
+Handler& FakeHost::add_handler(const std::string& channel_name, Shape shape, std::optional<std::string> message_name) {
   Handler& handler = handlers.emplace_back();
   handler.channel_name = channel_name;
   handler.message_name = std::move(message_name);

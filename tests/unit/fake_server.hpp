@@ -149,7 +149,8 @@ class FakeTransaction final : public Transaction {
   void rollback_to_savepoint() override;
 
   // For the ports beside it.
-  const Row& lock(const Row& row);  // a copy that lives as long as the transaction
+  const Row& lock(const Row& row);  // a copy that lives until the next claim or the end
+  void forget_copies() { copies_.clear(); }
   struct EffectOptions {
     bool refused_at_commit = false;
     bool stops_channel = false;
@@ -192,14 +193,14 @@ class FakeTransaction final : public Transaction {
 
 class FakeQueue final : public ClaimSource, public Settler {
  public:
-  FakeQueue(Table& table, FakeTransaction& transaction)
-      : table_(table), transaction_(transaction) {}
+  FakeQueue(Table& table, FakeTransaction& transaction) : table_(table), transaction_(transaction) {}
 
+  void begin() override { transaction_.forget_copies(); }
   void oldest(std::string_view channel_name, Micros now, std::optional<Position> after, int limit,
               Batch& batch) override;
-  void fair(std::string_view channel_name, Micros now, std::int64_t start, int limit,
-            Batch& batch) override;
+  void fair(std::string_view channel_name, Micros now, std::int64_t start, int limit, Batch& batch) override;
   void runs(std::span<const Claimed> heads, Micros now, int limit, Batch& batch) override;
+  void named(std::span<const Uuid> ids, Batch& batch, std::vector<int>& crashes) override;
   bool take_place(std::string_view channel_name, int most) override;
   void settle(const Settlement& settlement) override;
 
@@ -244,9 +245,8 @@ class FakeHost final : public Host {
   FakeHost(Table& table, FakeClock& clock) : table_(table), clock_(clock) {}
 
   bool refresh(Registry& registry) override;
-  std::optional<Micros> next_due(const Registry& registry) override {
-    return table_.next_due(registry);
-  }
+  std::vector<Casualty> casualties() override { return std::exchange(ended_calls, {}); }
+  std::optional<Micros> next_due(const Registry& registry) override { return table_.next_due(registry); }
   bool sweep() override;
   bool wait(Micros most) override;
   bool should_leave(Micros idle_for) override { return idle_for >= leave_when_idle_for; }
@@ -270,6 +270,7 @@ class FakeHost final : public Host {
   int patience = 100'000;           // waits; the test has failed when they are over
   std::function<bool()> wants_end;  // asked in each wait; by default: nothing is due at any time
   std::function<bool()> on_sweep;
+  std::vector<Casualty> ended_calls;
 
   int sweeps = 0;
   std::vector<Micros> waits;

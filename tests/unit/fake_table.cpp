@@ -26,8 +26,7 @@ Uuid Table::send(const Message& message) {
   static_cast<Message&>(row) = message;
   row.place = ++last_place_;
   row.id.bytes[0] = 1;
-  for (int i = 0; i < 8; ++i)
-    row.id.bytes[15 - i] = static_cast<std::uint8_t>(row.place >> (8 * i));
+  for (int i = 0; i < 8; ++i) row.id.bytes[15 - i] = static_cast<std::uint8_t>(row.place >> (8 * i));
   row.channel_key = hash_collides ? 7 : channel_key(row.channel_name, row.channel_args);
   row.attempt_at = clock_.time + row.delay;
   row.attempts_left = row.retries + 1;
@@ -94,14 +93,12 @@ int Table::handled(const Uuid& id) const {
 }
 
 int Table::died(const Uuid& id) const {
-  return static_cast<int>(
-      std::count_if(dead.begin(), dead.end(), [&](const Dead& letter) { return letter.id == id; }));
+  return static_cast<int>(std::count_if(dead.begin(), dead.end(), [&](const Dead& letter) { return letter.id == id; }));
 }
 
 int Table::failed(const Uuid& id) const {
   return static_cast<int>(
-      std::count_if(failures.begin(), failures.end(),
-                    [&](const FailedAttempt& attempt) { return attempt.id == id; }));
+      std::count_if(failures.begin(), failures.end(), [&](const FailedAttempt& attempt) { return attempt.id == id; }));
 }
 
 }  // namespace mq::fake

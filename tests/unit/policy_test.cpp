@@ -123,6 +123,50 @@ TEST_F(PolicyTest, AttemptsChangedByHandEndAmongTheDead) {
   EXPECT_EQ(settlement.burials.size(), 1U);
 }
 
+TEST_F(PolicyTest, FirstCrashOfTheServerIsAFailedAttempt) {
+  settle_casualty(message, false, 0, &handler, kNow, 0.0, settlement);
+  ASSERT_EQ(settlement.failures.size(), 1U);
+  EXPECT_EQ(settlement.failures[0].error.sqlstate, "57P02");
+  ASSERT_EQ(settlement.retries.size(), 1U);
+  EXPECT_EQ(settlement.retries[0].attempt_at, kNow + kSecond);
+  EXPECT_TRUE(settlement.burials.empty());
+}
+
+TEST_F(PolicyTest, SecondCrashOfTheServerIsTheLast) {
+  for (const bool block : {false, true}) {
+    handler.block_on_dead = block;
+    settlement = {};
+    settle_casualty(message, false, 1, &handler, kNow, 0.0, settlement);
+    EXPECT_EQ(settlement.failures.size(), 1U);
+    EXPECT_TRUE(settlement.retries.empty());
+    ASSERT_EQ(settlement.burials.size(), 1U);
+    EXPECT_EQ(settlement.burials[0].reason, "crashed");
+    EXPECT_EQ(settlement.burials[0].error->sqlstate, "57P02");
+    EXPECT_EQ(settlement.burials[0].block, block);
+    EXPECT_TRUE(settlement.burials[0].charged);
+  }
+}
+
+TEST_F(PolicyTest, CrashOnTheLastAttemptExhaustsTheMessage) {
+  message.attempts_left = 1;
+  settle_casualty(message, false, 0, nullptr, kNow, 0.0, settlement);
+  ASSERT_EQ(settlement.burials.size(), 1U);
+  EXPECT_EQ(settlement.burials[0].reason, "exhausted");
+}
+
+TEST_F(PolicyTest, CrashWithoutAHandlerDoesNotBlock) {
+  settle_casualty(message, false, 1, nullptr, kNow, 0.0, settlement);
+  EXPECT_FALSE(settlement.burials.at(0).block);
+}
+
+TEST_F(PolicyTest, HandlerThatIgnoredItsTimeLimitHasNotCrashedTheServer) {
+  settle_casualty(message, true, 5, &handler, kNow, 0.0, settlement);
+  ASSERT_EQ(settlement.failures.size(), 1U);
+  EXPECT_EQ(settlement.failures[0].error.sqlstate, "57014");
+  EXPECT_EQ(settlement.retries.size(), 1U);
+  EXPECT_TRUE(settlement.burials.empty());
+}
+
 TEST_F(PolicyTest, SnoozedMessageComesAgainAfterItsDelayUncharged) {
   settle_wish(message, {Wish::kSnooze, message.id, 7 * kSecond, ""}, handler, kNow, settlement);
   ASSERT_EQ(settlement.snoozes.size(), 1U);
@@ -137,8 +181,7 @@ TEST_F(PolicyTest, DiscardedMessageIsDeadForTheReasonGiven) {
   for (const bool block : {false, true}) {
     handler.block_on_dead = block;
     settlement = {};
-    settle_wish(message, {Wish::kDiscard, message.id, 0, "out of stock"}, handler, kNow,
-                settlement);
+    settle_wish(message, {Wish::kDiscard, message.id, 0, "out of stock"}, handler, kNow, settlement);
     ASSERT_EQ(settlement.burials.size(), 1U);
     EXPECT_EQ(settlement.burials[0].message, &message);
     EXPECT_EQ(settlement.burials[0].reason, "discarded");

@@ -48,15 +48,12 @@ TEST(Pool, OfAnotherDatabaseNeitherCountsNorStarts) {
 }
 
 TEST(Pool, WithFewestWorkersComesFirst) {
-  EXPECT_EQ(
-      pool_to_start({pool(10, 1, true, 1), pool(11, 0, false, 900 * kSecond)}, kDatabase, 4, kNow),
-      1U);
+  EXPECT_EQ(pool_to_start({pool(10, 1, true, 1), pool(11, 0, false, 900 * kSecond)}, kDatabase, 4, kNow), 1U);
   EXPECT_EQ(pool_to_start({pool(10, 2, true), pool(11, 1, true)}, kDatabase, 4, kNow), 1U);
 }
 
 TEST(Pool, ThatWaitedLongestComesFirstAmongEquals) {
-  EXPECT_EQ(pool_to_start({pool(10, 0, false, 30), pool(11, 0, false, 10), pool(12, 0, false, 20)},
-                          kDatabase, 1, kNow),
+  EXPECT_EQ(pool_to_start({pool(10, 0, false, 30), pool(11, 0, false, 10), pool(12, 0, false, 20)}, kDatabase, 1, kNow),
             1U);
 }
 

@@ -7,8 +7,7 @@
 namespace mq {
 namespace {
 
-Handler handler(const std::string& channel_name, std::optional<std::string> message_name,
-                const std::string& function) {
+Handler handler(const std::string& channel_name, std::optional<std::string> message_name, const std::string& function) {
   Handler result;
   result.channel_name = channel_name;
   result.message_name = std::move(message_name);

@@ -111,15 +111,13 @@ class Simulation : public testing::TestWithParam<std::uint64_t> {
   }
 
   void check_message(const Uuid& id, const Message& message) {
-    const int expired =
-        static_cast<int>(std::count(table.expired.begin(), table.expired.end(), id));
+    const int expired = static_cast<int>(std::count(table.expired.begin(), table.expired.end(), id));
     const int ends = table.handled(id) + table.died(id) + expired;
     if (table.find(id) != nullptr) {
       EXPECT_TRUE(is_blocked(message)) << "left behind";
       EXPECT_EQ(ends, table.find(id)->blocks ? 1 : 0);
     } else {
-      EXPECT_EQ(ends, 1) << "handled " << table.handled(id) << ", died " << table.died(id)
-                         << ", expired " << expired;
+      EXPECT_EQ(ends, 1) << "handled " << table.handled(id) << ", died " << table.died(id) << ", expired " << expired;
     }
     if (expired > 0) {
       EXPECT_TRUE(message.uncommitted);
@@ -151,9 +149,8 @@ class Simulation : public testing::TestWithParam<std::uint64_t> {
 
   bool is_predictable(const Message& message) const {
     const Script& script = message.script;
-    return !refuses_commits && message.name != "nobody's" && !message.uncommitted &&
-           message.has_payload && script.conflicts == 0 && script.failures_at_commit == 0 &&
-           script.flaky == 0;
+    return !refuses_commits && message.name != "nobody's" && !message.uncommitted && message.has_payload &&
+           script.conflicts == 0 && script.failures_at_commit == 0 && script.flaky == 0;
   }
 
   void check() {
@@ -171,8 +168,7 @@ class Simulation : public testing::TestWithParam<std::uint64_t> {
     }
     for (const Session* one : {&session, &rival}) {
       EXPECT_FALSE(one->transaction.is_open());
-      for (const auto& record : one->transaction.history)
-        EXPECT_LE(record.released, kMostSavepoints);
+      for (const auto& record : one->transaction.history) EXPECT_LE(record.released, kMostSavepoints);
     }
     EXPECT_TRUE(table.locks.empty());
   }
@@ -195,11 +191,9 @@ TEST_P(Simulation, EachMessageEndsOnceInItsOrder) {
 
 TEST_P(Simulation, EachMessageEndsOnceInItsOrderThoughTheServerFails) {
   send_all();
-  for (int i = below(4); i > 0; --i)
-    session.queue.claim_errors.emplace_back("53200", "out of memory");
+  for (int i = below(4); i > 0; --i) session.queue.claim_errors.emplace_back("53200", "out of memory");
   for (int i = below(4); i > 0; --i) session.queue.settle_errors.emplace_back("53100", "disk full");
-  for (int i = below(4); i > 0; --i)
-    session.transaction.refusals.emplace_back("53100", "disk full");
+  for (int i = below(4); i > 0; --i) session.transaction.refusals.emplace_back("53100", "disk full");
   refuses_commits = !session.transaction.refusals.empty();
   run_to_the_end();
   check();

@@ -20,8 +20,7 @@ Random filled(std::uint8_t byte) {
 // The example of RFC 9562, appendix A.6.
 TEST(UuidV7, IsThatOfTheStandard) {
   const Random random{0x0c, 0xc3, 0x18, 0xc4, 0xdc, 0x0c, 0x0c, 0x07, 0x39, 0x8f};
-  const Uuid expected{{0x01, 0x7f, 0x22, 0xe2, 0x79, 0xb0, 0x7c, 0xc3, 0x98, 0xc4, 0xdc, 0x0c, 0x0c,
-                       0x07, 0x39, 0x8f}};
+  const Uuid expected{{0x01, 0x7f, 0x22, 0xe2, 0x79, 0xb0, 0x7c, 0xc3, 0x98, 0xc4, 0xdc, 0x0c, 0x0c, 0x07, 0x39, 0x8f}};
   EXPECT_EQ(uuid_v7(0x017f22e279b0, random), expected);
 }
 
@@ -37,8 +36,7 @@ TEST(UuidV7, KeepsSeventyFourRandomBits) {
   const Uuid zeros = uuid_v7(0, filled(0x00));
   const Uuid ones = uuid_v7(0, filled(0xff));
   int differing = 0;
-  for (std::size_t i = 0; i < 16; ++i)
-    differing += __builtin_popcount(zeros.bytes[i] ^ ones.bytes[i]);
+  for (std::size_t i = 0; i < 16; ++i) differing += __builtin_popcount(zeros.bytes[i] ^ ones.bytes[i]);
   EXPECT_EQ(differing, 74);
 }
 

@@ -22,8 +22,7 @@ TEST_F(WorkerTest, SleepsNoLongerThanThePollInterval) {
   add_handler("c");
   table.send({.delay = 17 * kSecond});
   worker.run();
-  EXPECT_EQ(host.waits,
-            (std::vector<Micros>{5 * kSecond, 5 * kSecond, 5 * kSecond, 2 * kSecond, 0}));
+  EXPECT_EQ(host.waits, (std::vector<Micros>{5 * kSecond, 5 * kSecond, 5 * kSecond, 2 * kSecond, 0}));
 }
 
 TEST_F(WorkerTest, SleepsThePollIntervalWhenThereIsNothing) {
@@ -184,6 +183,66 @@ TEST_F(WorkerTest, EndsWhenThereIsNothingToWorkForAnyMore) {
   EXPECT_TRUE(host.waits.empty());
   EXPECT_TRUE(caller.calls.empty());
   EXPECT_FALSE(transaction.is_open());
+}
+
+// --- Casualties ---
+
+TEST_F(WorkerTest, MessageThatBroughtTheServerDownIsChargedAndDeadTheSecondTime) {
+  add_handler("c");
+  const Uuid id = table.send({});
+  host.ended_calls = {{.message = id}};
+  host.wants_end = [] { return true; };  // down again, before it is due
+  worker.run();
+  EXPECT_EQ(table.failed(id), 1);
+  EXPECT_TRUE(table.dead.empty());
+  EXPECT_TRUE(caller.calls.empty());
+  host.ended_calls = {{.message = id}};
+  Worker(session.ports()).run();
+  ASSERT_EQ(table.dead.size(), 1U);
+  EXPECT_EQ(table.dead[0].reason, "crashed");
+  EXPECT_EQ(table.dead[0].attempts, 2);
+  EXPECT_TRUE(caller.calls.empty());
+}
+
+TEST_F(WorkerTest, ChargesEachCasualtyForWhatItDid) {
+  add_handler("c").max_backoff = 20 * kSecond;
+  add_handler("o").block_on_dead = true;
+  const Uuid crashed = table.send({.retry_backoff = 100 * kSecond});
+  const Uuid gone = table.send({});
+  const Uuid overran = table.send({.channel_name = "o", .ordered = true, .retries = 0});
+  table.erase(gone);
+  host.ended_calls = {{.message = overran, .overran = true}, {.message = gone}, {.message = crashed}};
+  const Micros start = clock.time;
+  worker.run();
+  ASSERT_EQ(table.failures.size(), 2U);
+  EXPECT_EQ(table.failures[0].id, overran);
+  EXPECT_EQ(table.failures[0].sqlstate, "57014");
+  EXPECT_EQ(table.failures[1].id, crashed);
+  EXPECT_EQ(table.failures[1].sqlstate, "57P02");
+  EXPECT_EQ(table.handled(crashed), 1);
+  EXPECT_LE(clock.time - start, 22 * kSecond);
+  EXPECT_EQ(table.died(overran), 1);
+  EXPECT_TRUE(table.find(overran)->blocks);
+}
+
+TEST_F(WorkerTest, MessagesOfABatchThatBroughtTheServerDownRunAloneUncharged) {
+  add_handler("c", Shape::kBatch);
+  const std::vector<Uuid> sent = table.send(100, {});
+  host.ended_calls = {{.message = sent[0], .messages = 20}};
+  worker.run();
+  expect_handled(sent);
+  for (std::size_t i = 0; i < 20; ++i) EXPECT_EQ(history[i].claimed, 1U);
+  EXPECT_GT(history[20].claimed, 1U);
+}
+
+TEST_F(WorkerTest, GoesOnThoughACasualtyCannotBeCharged) {
+  add_handler("c");
+  const Uuid id = table.send({});
+  host.ended_calls = {{.message = id}};
+  session.queue.settle_errors.emplace_back("53100", "disk full");
+  worker.run();
+  EXPECT_EQ(host.warnings.size(), 1U);
+  EXPECT_EQ(table.handled(id), 1);
 }
 
 // --- Trouble ---

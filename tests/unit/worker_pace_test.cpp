@@ -33,8 +33,7 @@ TEST_F(WorkerTest, FitsTheCallsOfABatchHandlerIntoASlice) {
   table.send(300, {.script = {.cost = 30 * kMillisecond}});
   run_until_empty();
   ASSERT_GT(history.size(), 3U);
-  for (std::size_t i = 1; i < history.size(); ++i)
-    EXPECT_LE(history[i].took, kSlice + 30 * kMillisecond);
+  for (std::size_t i = 1; i < history.size(); ++i) EXPECT_LE(history[i].took, kSlice + 30 * kMillisecond);
 }
 
 TEST_F(WorkerTest, MakesLargeBatchesOfFastMessages) {
@@ -78,13 +77,15 @@ TEST_F(WorkerTest, HandlerGetsNoMoreThanItsBatchSize) {
 }
 
 TEST_F(WorkerTest, BatchSizeHoldsForEachHandlerOfAChannel) {
-  add_handler("c", Shape::kBatch).batch_size = 100;
-  add_handler("c", Shape::kBatch, "one by one").batch_size = 1;
-  for (int i = 0; i < 20; ++i) {
-    table.send({.ordered = true});
-    table.send({.name = "one by one", .ordered = true});
+  for (const char* name : {"c", ""}) {
+    add_handler(name, Shape::kBatch).batch_size = 100;
+    add_handler(name, Shape::kBatch, "one by one").batch_size = 1;
+    for (int i = 0; i < 20; ++i) {
+      table.send({.channel_name = name, .ordered = true});
+      table.send({.channel_name = name, .name = "one by one", .ordered = true});
+    }
+    EXPECT_EQ(run_until_empty(), 40);
   }
-  EXPECT_EQ(run_until_empty(), 40);
   for (const auto& record : history) EXPECT_LE(record.handled, 3U);
 }
 
@@ -126,8 +127,8 @@ TEST_F(WorkerTest, FailureThatTakesLongerThanASliceIsCharged) {
     const std::string name = shape == Shape::kJson ? "single" : "batch";
     add_handler(name, shape);
     std::vector<Uuid> good = table.send(5, {.channel_name = name});
-    const Uuid bad = table.send(
-        {.channel_name = name, .retries = 2, .script = {.failures = kAlways, .cost = 2 * kSecond}});
+    const Uuid bad =
+        table.send({.channel_name = name, .retries = 2, .script = {.failures = kAlways, .cost = 2 * kSecond}});
     for (const Uuid& id : table.send(5, {.channel_name = name})) good.push_back(id);
     worker.run();
     expect_handled(good);
@@ -140,8 +141,7 @@ TEST_F(WorkerTest, QueueOfSlowFailuresComesToItsEnd) {
   add_handler("c");
   add_handler("b", Shape::kBatch);
   table.send(30, {.retries = 1, .script = {.failures = kAlways, .cost = kSecond}});
-  table.send(30,
-             {.channel_name = "b", .retries = 1, .script = {.failures = kAlways, .cost = kSecond}});
+  table.send(30, {.channel_name = "b", .retries = 1, .script = {.failures = kAlways, .cost = kSecond}});
   worker.run();
   EXPECT_EQ(table.dead.size(), 60U);
   EXPECT_EQ(table.failures.size(), 120U);

@@ -87,8 +87,7 @@ TEST_F(WorkerTest, FailedMessageIsTriedAgainAfterItsBackoff) {
 
 TEST_F(WorkerTest, MessageIsDeadAfterOneAttemptMoreThanRetries) {
   add_handler("c");
-  for (int retries = 0; retries < 4; ++retries)
-    table.send({.retries = retries, .script = {.failures = kAlways}});
+  for (int retries = 0; retries < 4; ++retries) table.send({.retries = retries, .script = {.failures = kAlways}});
   const std::vector<Uuid> good = table.send(50, {});
   worker.run();
   ASSERT_EQ(table.dead.size(), 4U);
@@ -120,8 +119,7 @@ TEST_F(WorkerTest, OrderedChannelSkipsItsDeadOrWaitsForSomebodyToDecide) {
   add_handler("c");
   add_handler("b").block_on_dead = true;
   for (const char* name : {"c", "b"}) {
-    table.send(
-        {.channel_name = name, .ordered = true, .retries = 1, .script = {.failures = kAlways}});
+    table.send({.channel_name = name, .ordered = true, .retries = 1, .script = {.failures = kAlways}});
     table.send({.channel_name = name, .ordered = true});
   }
   worker.run();
@@ -200,8 +198,7 @@ TEST_F(WorkerTest, FailureAtCommitIsChargedToTheMessageThatCausedIt) {
     const std::string name = shape == Shape::kJson ? "single" : "batch";
     add_handler(name, shape);
     std::vector<Uuid> good = table.send(10, {.channel_name = name});
-    const Uuid bad =
-        table.send({.channel_name = name, .retries = 2, .script = {.failures_at_commit = kAlways}});
+    const Uuid bad = table.send({.channel_name = name, .retries = 2, .script = {.failures_at_commit = kAlways}});
     for (const Uuid& id : table.send(10, {.channel_name = name})) good.push_back(id);
     worker.run();
     expect_handled(good);
