@@ -257,10 +257,10 @@ std::vector<Source> Worker::sources(const std::vector<std::string_view>* only) {
 std::vector<const Handler*> Worker::resolve(Batch& messages) const {
   std::vector<const Handler*> handlers;
   std::unordered_map<const Handler*, int> counts;
-  std::string_view full;  // a channel name whose messages wait for the next batch; they stand together
+  std::optional<std::string_view> full;  // a channel name whose messages wait for the next batch; they stand together
   std::size_t kept = 0;
   for (const Claimed& message : messages) {
-    if (!full.empty() && message.channel_name == full) continue;
+    if (full == message.channel_name) continue;
     const Channel* channel = registry_.find(message.channel_name);
     const Handler* handler = channel != nullptr ? channel->find(message.name) : nullptr;
     if (handler != nullptr && ++counts[handler] > handler->batch_size) {
