@@ -27,7 +27,7 @@ sub served {
 	my ($db, $what, $seconds) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	$node->safe_psql($db, qq{TRUNCATE handled; SELECT mq_send('c', name => 'test')});
-	within($seconds // 5, $node, $db, 'SELECT count(*) FROM handled', 1, $what);
+	within($seconds // 5, $node, $db, q{SELECT count(*) FROM handled WHERE name = 'test'}, 1, $what);
 }
 
 # --- DROP EXTENSION -------------------------------------------------------------------------

@@ -30,9 +30,15 @@ void check_claim(const Claim& taken, const std::vector<Source>& sources, int lim
   ASSERT_LE(taken.messages.size(), static_cast<std::size_t>(limit));
   for (const Source& source : sources) ASSERT_LE(count_of(taken.messages, source.channel_name), source.most);
 
-  // Of an ordered channel the head and what follows it, without a gap.
+  // Names together; of an ordered channel the head and what follows it, without a gap.
+  std::set<std::string_view> names;
+  std::string_view name;
   std::map<Table::ChannelId, std::set<std::int64_t>::const_iterator> next;
   for (const Claimed& message : taken.messages) {
+    if (names.empty() || message.channel_name != name) {
+      name = message.channel_name;
+      ASSERT_TRUE(names.insert(name).second) << name;
+    }
     ASSERT_TRUE(!message.uncommitted && message.has_payload && message.attempts_left > 0);
     if (!message.ordered) continue;
     const Table::ChannelId channel{std::string(message.channel_name), std::string(message.channel_args)};

@@ -32,7 +32,8 @@ void FakeTransaction::commit() {
     throw refusal;
   }
   for (const Uuid& id : effects)
-    if (options_[id].refused_at_commit) throw Error("23503", "a deferred constraint is violated");
+    if (const std::string& sqlstate = options_[id].refused_at_commit; !sqlstate.empty())
+      throw Error(sqlstate, "a deferred constraint is violated");
 
   const std::set<Uuid> written(effects.begin(), effects.end());
   EXPECT_EQ(written.size(), effects.size()) << "effects of a message twice in a transaction";
@@ -280,8 +281,9 @@ void FakeHandlers::call(const Handler& handler, std::span<const Claimed* const> 
     const bool discards = !snoozes && script.discards;
     if (snoozes) wishes_.push_back({Wish::kSnooze, row->id, kSnooze, ""});
     if (discards) wishes_.push_back({Wish::kDiscard, row->id, 0, "the script says so"});
-    transaction_.add_effect(row->id, {.refused_at_commit = row->attempts < script.failures_at_commit,
-                                      .stops_channel = snoozes || (discards && handler.block_on_dead)});
+    transaction_.add_effect(
+        row->id, {.refused_at_commit = row->attempts < script.failures_at_commit ? script.sqlstate_at_commit : "",
+                  .stops_channel = snoozes || (discards && handler.block_on_dead)});
     done.insert(row->id);
     int& conflicts = table_.conflicts[row->id];
     if (conflicts < script.conflicts) {

@@ -40,6 +40,7 @@ struct Script {
   double flaky = 0;               // chance that a call fails, whatever was before
   Micros cost = 0;
   std::string sqlstate = "P0001";  // of its failures
+  std::string sqlstate_at_commit = "23503";
 };
 
 struct Message {
@@ -152,7 +153,7 @@ class FakeTransaction final : public Transaction {
   const Row& lock(const Row& row);  // a copy that lives until the next claim or the end
   void forget_copies() { copies_.clear(); }
   struct EffectOptions {
-    bool refused_at_commit = false;
+    std::string refused_at_commit = {};  // with this sqlstate
     bool stops_channel = false;
   };
   void add_effect(const Uuid& id, const EffectOptions& options);

@@ -279,15 +279,18 @@ TEST_F(WorkerTest, ErrorsWithoutEndDoNotMakeItSpin) {
   EXPECT_LE(host.warnings.size(), 60U);
 }
 
-TEST_F(WorkerTest, DiskThatIsFullAtCommitDoesNotMakeItSpin) {
+TEST_F(WorkerTest, CommitThatFailsWithoutEndDoesNotMakeItSpin) {
   add_handler("c");
-  table.send({.has_payload = false});
-  transaction.refusals.assign(100'000, Error("53100", "disk full"));
-  const Micros end = clock.time + 60 * kSecond;
-  host.wants_end = [&] { return clock.time >= end; };
-  host.patience = 1000;
-  worker.run();
-  EXPECT_GE(host.warnings.size(), 1U);
+  for (const char* sqlstate : {"53100", "23503"}) {
+    SCOPED_TRACE(sqlstate);
+    table.send({.has_payload = false});
+    transaction.refusals.assign(100'000, Error(sqlstate, "no commit today"));
+    host.warnings.clear();
+    host.wants_end = [this, end = clock.time + 60 * kSecond] { return clock.time >= end; };
+    host.patience = 1000;
+    worker.run();
+    EXPECT_GE(host.warnings.size(), 1U);
+  }
 }
 
 TEST_F(WorkerTest, ErrorBecauseTheExtensionIsGoneEndsIt) {

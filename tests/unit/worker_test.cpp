@@ -210,6 +210,23 @@ TEST_F(WorkerTest, FailureAtCommitIsChargedToTheMessageThatCausedIt) {
   }
 }
 
+TEST_F(WorkerTest, FailureAtCommitOfWhateverClassComesToAnEnd) {
+  add_handler("c");
+  host.patience = 10'000;
+  for (const char* sqlstate : {"23503", "40001", "53200", "57014", "XX000"}) {
+    SCOPED_TRACE(sqlstate);
+    std::vector<Uuid> good = table.send(5, {});
+    const Uuid bad =
+        table.send({.retries = 1, .script = {.failures_at_commit = kAlways, .sqlstate_at_commit = sqlstate}});
+    for (const Uuid& id : table.send(5, {})) good.push_back(id);
+    worker.run();
+    for (const Uuid& id : good) EXPECT_EQ(table.handled(id), 1);
+    EXPECT_EQ(table.failed(bad), 2);
+    EXPECT_EQ(table.died(bad), 1);
+    table.clear();
+  }
+}
+
 TEST_F(WorkerTest, FailureAtCommitHoldsAnOrderedChannelBack) {
   add_handler("c");
   std::vector<Uuid> sent = table.send(3, {.ordered = true});
