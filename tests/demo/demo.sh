@@ -95,7 +95,7 @@ The server is still running. Connect to it with
 
   $PG_BIN/psql -h $WORK/socket -p $PG_PORT -U postgres demo
 
-and try: SELECT * FROM mq_stats; SELECT mq_redrive();
+and try: SELECT * FROM mq_workers; SELECT * FROM mq_health(); SELECT mq_redrive();
 Its log is $WORK/log/demo-server.log. Stop and remove it with: make demo-stop
 EOF
 else
