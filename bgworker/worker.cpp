@@ -17,7 +17,7 @@ constexpr int kFirstPace = 64;
 constexpr Micros kLockedWait = kSecond / 10;
 constexpr Micros kAfterTrouble = kSecond;  // wait after a batch that could not be settled
 
-// Of the server, not of the message: resources, an operator, the system, a bug.
+// Of the server rather than of the message: resources, an operator, the system, a bug. Worth a wait, not an attempt.
 bool is_trouble(const Error& error) {
   const std::string_view state_class = std::string_view(error.sqlstate).substr(0, 2);
   for (const std::string_view trouble : {"53", "57", "58", "F0", "XX"})
@@ -214,14 +214,16 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
     // A deferred constraint, as a rule. Rolled back: the batch runs again a message a transaction, and one
     // that is alone in its transaction is charged.
     ports_.transaction.rollback();
-    if (is_trouble(error)) throw;
-    if (error.is_conflict() && single && conflict_again(alone.message.id)) {
-      result.handled = 0;
-      return result;
-    }
+    const bool trouble = is_trouble(error);
+    if (claim.messages.empty()) throw;
+    result.handled = 0;
     if (!single) {
       one_by_one_ = static_cast<int>(claim.messages.size());
-      result.handled = 0;
+      if (trouble) throw;
+      return result;
+    }
+    if ((trouble || error.is_conflict()) && conflict_again(alone.message.id)) {
+      if (trouble) throw;
       return result;
     }
     Settlement charge;

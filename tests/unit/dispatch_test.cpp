@@ -303,11 +303,22 @@ TEST_F(DispatchTest, DiscardedMessageStopsItsOrderedChannelWhereTheDeadBlock) {
   EXPECT_EQ(run({discarding, good, kGood}, &json), "DUH");
 }
 
-TEST_F(DispatchTest, BatchThatSnoozesOneOfAnOrderedChannelLeavesNoEffectsOfMessagesThatStay) {
-  const Message good{.ordered = true};
-  const Message snoozing{.ordered = true, .script = {.snoozes = kAlways}};
-  run({good, snoozing, good}, &batch);
-  EXPECT_EQ(outcomes[1], Outcome::kSnoozed);
+TEST_F(DispatchTest, BatchEndsAtAMessageThatStopsItsOrderedChannel) {
+  const Message good{.channel_args = "x", .ordered = true};
+  const Message snoozing{.channel_args = "x", .ordered = true, .script = {.snoozes = kAlways}};
+  const Message discarding{.channel_args = "x", .ordered = true, .script = {.discards = true}};
+  EXPECT_EQ(run({good, good, snoozing, good, kGood, good, kSnoozing, kGood}, &batch), "HHSUHUSH");
+  start_over();
+  EXPECT_EQ(run({good, discarding, good}, &batch), "HDH");
+  start_over();
+  batch.block_on_dead = true;
+  EXPECT_EQ(run({good, discarding, good}, &batch), "HDU");
+}
+
+TEST_F(DispatchTest, BatchIsCutWhateverTheSlice) {
+  const Message good{.ordered = true, .script = {.cost = kSecond}};
+  const Message snoozing{.ordered = true, .script = {.snoozes = kAlways, .cost = kSecond}};
+  EXPECT_EQ(run({good, snoozing, good}, &batch, kMillisecond), "HSU");
 }
 
 // --- Savepoints and time ---

@@ -77,11 +77,8 @@ class Simulation : public testing::TestWithParam<std::uint64_t> {
                       .retry_backoff = below(3) * kSecond,
                       .delay = chance(80) ? 0 : below(20) * kSecond,
                       .script = random_script()};
-      // A batch that comes back to its handler in part is no longer in order; singly it has to be.
-      if (message.channel_name == "single" || !message.ordered) {
-        if (chance(5)) message.script.snoozes = 1 + below(3);
-        if (chance(5)) message.script.discards = true;
-      }
+      if (chance(5)) message.script.snoozes = 1 + below(3);
+      if (chance(5)) message.script.discards = true;
       if (chance(2)) message.uncommitted = true;
       if (chance(2)) message.has_payload = false;
       if (chance(2)) message.retries = -1;
