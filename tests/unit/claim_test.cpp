@@ -124,17 +124,16 @@ TEST_F(ClaimTest, SmallChannelsAreServedLongBeforeAFloodIsOver) {
 }
 
 TEST_F(ClaimTest, ClaimsOfOneTakeTheOldestAndADrawnOneByTurns) {
-  table.send(50, {.channel_args = "big"});
-  table.send({.channel_args = "small"});
+  for (int tenant = 0; tenant < 50; ++tenant) table.send({.channel_args = std::to_string(tenant)});
   std::map<std::int64_t, int> taken;
   for (int i = 0; i < 400; ++i) {
     const Claim one = claim(1);
     ASSERT_EQ(one.messages.size(), 1U);
     ++taken[one.messages[0].place];
   }
-  EXPECT_EQ(taken.size(), 2U);
-  EXPECT_GE(taken[1], 200 - 50);
-  EXPECT_GE(taken[51], 20);
+  EXPECT_GE(taken[1], 150);
+  EXPECT_LE(taken[1], 250);
+  EXPECT_GE(taken.size(), 25U);
 }
 
 TEST_F(ClaimTest, ThatDrawsOnlyTheOldestIsFilledFromTheRest) {

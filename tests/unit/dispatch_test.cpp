@@ -1,108 +1,15 @@
+// What becomes of the messages of a batch, and of their effects.
 #include "dispatch.hpp"
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
-#include <map>
-#include <random>
-#include <set>
 #include <string>
 #include <vector>
 
-#include "fake_server.hpp"
+#include "dispatch_fixture.hpp"
 
 namespace mq {
 namespace {
-
-using fake::FakeClock;
-using fake::kAlways;
-using fake::kMillisecond;
-using fake::Message;
-using fake::Script;
-using fake::Session;
-using fake::Table;
-
-constexpr Micros kLong = 3600 * kSecond;
-
-// U untouched, H handled, F failed, S snoozed, D discarded, C conflict.
-std::string shown(const std::vector<Outcome>& outcomes) {
-  std::string text;
-  for (const Outcome outcome : outcomes) text += "UHFSDC"[static_cast<int>(outcome)];
-  return text;
-}
-
-class DispatchTest : public testing::Test {
- protected:
-  DispatchTest() {
-    json.channel_name = batch.channel_name = "c";
-    batch.shape = Shape::kBatch;
-  }
-
-  void start_over() {
-    session.transaction.rollback();
-    session.caller.calls.clear();
-    table.clear();
-  }
-
-  // Sends the messages, and dispatches all that is in the table to `handler`. What came of each, by
-  // place.
-  std::string run(const std::vector<Message>& messages, const Handler* handler, Micros slice = kLong) {
-    for (const Message& message : messages) table.send(message);
-    claimed.clear();
-    session.transaction.begin();
-    session.queue.oldest("c", clock.now(), std::nullopt, 10'000, claimed);
-    Batch heads = claimed;
-    std::erase_if(heads, [](const Claimed& message) { return !message.ordered; });
-    if (!heads.empty()) session.queue.runs(heads, clock.now(), 10'000, claimed);
-    std::sort(claimed.begin(), claimed.end(), [](const auto& a, const auto& b) { return a.place < b.place; });
-    return run_again(std::vector<const Handler*>(claimed.size(), handler), slice);
-  }
-
-  std::string run_again(const std::vector<const Handler*>& handlers, Micros slice = kLong) {
-    Dispatcher dispatcher(session.transaction, session.caller, clock, {clock.now() + slice});
-    dispatcher.run(claimed, handlers);
-    failures = dispatcher.failures();
-    outcomes = dispatcher.outcomes();
-    wishes = dispatcher.wishes();
-    check();
-    return shown(outcomes);
-  }
-
-  // Whatever happens: effects are those of the messages that ran to their end, in their order; each
-  // failure and each wish has its outcome.
-  void check() const {
-    std::vector<Uuid> ran;
-    std::size_t failed = 0;
-    for (std::size_t i = 0; i < claimed.size(); ++i) {
-      const bool wished = outcomes[i] == Outcome::kSnoozed || outcomes[i] == Outcome::kDiscarded;
-      if (wished || outcomes[i] == Outcome::kHandled) ran.push_back(claimed[i].id);
-      EXPECT_EQ(wishes.contains(i), wished) << i;
-      if (outcomes[i] == Outcome::kFailed || outcomes[i] == Outcome::kConflict) ++failed;
-    }
-    EXPECT_EQ(session.transaction.effects, ran);
-    EXPECT_EQ(failures.size(), failed);
-    EXPECT_FALSE(session.transaction.has_savepoint());
-    EXPECT_LE(session.transaction.released, kMostSavepoints);
-  }
-
-  int calls(std::size_t i) const { return session.caller.calls_of(claimed[i].id); }
-
-  FakeClock clock;
-  Table table{clock};
-  Session session{table, clock};
-  Handler json;
-  Handler batch;
-  Batch claimed;
-  std::vector<Outcome> outcomes;
-  std::vector<Failure> failures;
-  std::map<std::size_t, Wish> wishes;
-};
-
-const Message kGood;
-const Message kBad{.script = {.failures = kAlways}};
-const Message kConflicting{.script = {.conflicts = kAlways}};
-const Message kSnoozing{.script = {.snoozes = kAlways}};
-const Message kDiscarding{.script = {.discards = true}};
 
 TEST_F(DispatchTest, CleanBatchCostsOneSavepointAndOneCallEach) {
   EXPECT_EQ(run({kGood, kGood, kGood, kGood}, &json), "HHHH");
@@ -153,10 +60,15 @@ TEST_F(DispatchTest, MessageThatNoHandlerTakesFailsAndNothingIsCalled) {
   EXPECT_TRUE(session.caller.calls.empty());
 }
 
-TEST_F(DispatchTest, RunAgainKnowsNothingOfTheRunBefore) {
-  run({kBad, kGood}, &json);
-  start_over();
-  EXPECT_EQ(run({kGood, kGood, kGood}, &json), "HHH");
+TEST_F(DispatchTest, FailureIsChargedWithItsOwnErrorThoughAnotherFailsAsItRunsAgain) {
+  table.send({.script = {.sqlstate = "23505"}});
+  table.send({.script = {.failures = kAlways, .sqlstate = "22012"}});
+  session.caller.during = [&] {  // the first works once, and never again
+    if (session.caller.calls.size() == 2) table.rows.begin()->second.script.failures = kAlways;
+  };
+  EXPECT_EQ(run({}, &json), "FF");
+  EXPECT_EQ(failures[0].error.sqlstate, "23505");
+  EXPECT_EQ(failures[1].error.sqlstate, "22012");
 }
 
 // --- Ordered channels ---
@@ -174,6 +86,10 @@ TEST_F(DispatchTest, OtherChannelsGoOnThoughTheyShareTheKey) {
   const Message behind{.channel_args = "x", .ordered = true};
   const Message other{.channel_args = "y", .ordered = true};
   EXPECT_EQ(run({bad, other, behind, other, {.channel_args = "x"}}, &json), "FHUHH");
+}
+
+TEST_F(DispatchTest, UnorderedMessageHoldsNothingBack) {
+  EXPECT_EQ(run({kBad, {.ordered = true}}, &json), "FH");
 }
 
 TEST_F(DispatchTest, NothingIsChargedBehindAMessageThatFailsOnlyWhenItRunsAgain) {
@@ -319,95 +235,6 @@ TEST_F(DispatchTest, BatchIsCutWhateverTheSlice) {
   const Message good{.ordered = true, .script = {.cost = kSecond}};
   const Message snoozing{.ordered = true, .script = {.snoozes = kAlways, .cost = kSecond}};
   EXPECT_EQ(run({good, snoozing, good}, &batch, kMillisecond), "HSU");
-}
-
-// --- Savepoints and time ---
-
-TEST_F(DispatchTest, NeverUsesMoreSavepointsThanTheServerCaches) {
-  std::vector<Message> messages;
-  for (int i = 0; i < 250; ++i) messages.insert(messages.end(), {kGood, kBad});
-  for (const Handler* handler : {&json, &batch}) {
-    start_over();
-    const std::string result = run(messages, handler);
-    EXPECT_EQ(session.transaction.released, kMostSavepoints);
-    EXPECT_EQ(result.substr(0, 100).find('U'), std::string::npos);
-    EXPECT_EQ(result.back(), 'U');
-  }
-}
-
-TEST_F(DispatchTest, PiecesGrowAgainBehindAFailure) {
-  std::vector<Message> messages(1000, kGood);
-  messages[0] = kBad;
-  messages[500] = kBad;
-  run(messages, &json);
-  EXPECT_EQ(std::count(outcomes.begin(), outcomes.end(), Outcome::kHandled), 998);
-  EXPECT_LE(session.transaction.released, 16);
-}
-
-TEST_F(DispatchTest, PiecesShrinkWhereFailuresAreMany) {
-  std::vector<Message> messages;
-  for (int i = 0; i < 20; ++i) messages.insert(messages.end(), {kGood, kGood, kBad});
-  run(messages, &json);
-  for (std::size_t i = 0; i < messages.size(); ++i) EXPECT_LE(calls(i), 2);
-}
-
-TEST_F(DispatchTest, EndsWhenItsSliceIsOver) {
-  const std::vector<Message> messages(100, {.script = {.cost = 10 * kMillisecond}});
-  run(messages, &json, 95 * kMillisecond);
-  EXPECT_EQ(shown(outcomes), std::string(10, 'H') + std::string(90, 'U'));
-}
-
-TEST_F(DispatchTest, RunsSomethingHoweverShortItsSlice) {
-  EXPECT_EQ(run({kGood, kGood}, &json, -kSecond), "HU");
-  start_over();
-  EXPECT_EQ(run({kBad, kGood}, &json, -kSecond), "FU");
-}
-
-TEST_F(DispatchTest, FailureThatComesAfterTheSliceIsChargedAllTheSame) {
-  const Message slow_bad{.script = {.failures = kAlways, .cost = kSecond}};
-  EXPECT_EQ(run({kGood, kGood, slow_bad, kGood}, &json, 100 * kMillisecond), "HHFU");
-  start_over();
-  EXPECT_EQ(run({kGood, kGood, slow_bad, kGood}, &batch, 100 * kMillisecond), "HHFH");
-}
-
-TEST_F(DispatchTest, ComesToAnEndBetweenMessagesWhenItIsToHurry) {
-  session.caller.hurry_after = 3;
-  EXPECT_EQ(run(std::vector<Message>(6, kGood), &json), "HHHUUU");
-}
-
-TEST_F(DispatchTest, HurryEndsTheSearchForACulprit) {
-  session.caller.hurry_after = 2;
-  std::vector<Message> messages(16, kGood);
-  messages[15] = kBad;
-  run(messages, &batch);
-  EXPECT_EQ(session.caller.calls.size(), 2U);
-}
-
-// --- All of it, at random ---
-
-TEST_F(DispatchTest, ChargesTheGuiltyAndHandlesTheOthersAtRandom) {
-  for (std::uint64_t seed = 1; seed <= 500; ++seed) {
-    SCOPED_TRACE(seed);
-    std::mt19937_64 random(seed);
-    const auto below = [&](int end) { return static_cast<int>(random() % static_cast<std::uint64_t>(end)); };
-    start_over();
-    std::vector<Message> messages;
-    for (int i = below(40); i >= 0; --i) {
-      const int channel = below(5);
-      messages.push_back({.channel_args = std::to_string(channel),
-                          .ordered = channel < 3,
-                          .script = {.failures = below(5) == 0 ? kAlways : 0}});
-    }
-    run(messages, below(2) == 0 ? &json : &batch);
-    std::set<std::string> failed;  // ordered channels
-    for (std::size_t i = 0; i < messages.size(); ++i) {
-      const Message& message = messages[i];
-      Outcome expected = message.script.failures > 0 ? Outcome::kFailed : Outcome::kHandled;
-      if (message.ordered && failed.contains(message.channel_args)) expected = Outcome::kUntouched;
-      ASSERT_EQ(outcomes[i], expected) << i;
-      if (message.ordered && expected == Outcome::kFailed) failed.insert(message.channel_args);
-    }
-  }
 }
 
 }  // namespace

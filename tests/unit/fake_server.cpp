@@ -149,11 +149,17 @@ void FakeTransaction::settle(const Settlement& settlement) {
         table_.erase(id);
     });
   }
-  for (const Failure& failure : settlement.failures)
-    changes_.emplace_back([this, id = failure.message->id, attempt = failure.message->attempts + 1,
-                           sqlstate = failure.error.sqlstate, duration = failure.duration] {
-      table_.failures.push_back({id, attempt, sqlstate, duration});
-    });
+  for (const Failure& failure : settlement.failures) {
+    const Claimed& message = *failure.message;
+    const FailedAttempt failed{message.id,
+                               std::string(message.channel_name),
+                               std::string(message.channel_args),
+                               std::string(message.name),
+                               message.attempts + 1,
+                               failure.error.sqlstate,
+                               failure.duration};
+    changes_.emplace_back([this, failed] { table_.failures.push_back(failed); });
+  }
 }
 
 // --- FakeQueue ---

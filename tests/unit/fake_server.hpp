@@ -75,6 +75,9 @@ struct Dead {
 
 struct FailedAttempt {
   Uuid id;
+  std::string channel_name;
+  std::string channel_args;
+  std::string name;
   int attempt = 0;
   std::string sqlstate;
   Micros duration = 0;

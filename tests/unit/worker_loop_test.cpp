@@ -180,6 +180,7 @@ TEST_F(WorkerTest, EndsWhenThereIsNothingToWorkForAnyMore) {
   host.installed_for = 0;
   worker.run();
   EXPECT_EQ(run_until_empty(), 0);
+  EXPECT_EQ(host.sweeps, 0);
   EXPECT_TRUE(host.waits.empty());
   EXPECT_TRUE(caller.calls.empty());
   EXPECT_FALSE(transaction.is_open());
@@ -233,6 +234,13 @@ TEST_F(WorkerTest, MessagesOfABatchThatBroughtTheServerDownRunAloneUncharged) {
   expect_handled(sent);
   for (std::size_t i = 0; i < 20; ++i) EXPECT_EQ(history[i].claimed, 1U);
   EXPECT_GT(history[20].claimed, 1U);
+}
+
+TEST_F(WorkerTest, LeavesCasualtiesToAnotherWhenItIsAboutToLeave) {
+  host.installed_for = 0;
+  host.ended_calls = {{.message = table.send({})}};
+  worker.run();
+  EXPECT_EQ(host.ended_calls.size(), 1U);
 }
 
 TEST_F(WorkerTest, GoesOnThoughACasualtyCannotBeCharged) {
@@ -297,8 +305,9 @@ TEST_F(WorkerTest, ErrorBecauseTheExtensionIsGoneEndsIt) {
   add_handler("c");
   table.send({});
   session.queue.claim_errors.emplace_back("42P01", "relation does not exist");
-  host.installed_for = 1;
+  host.installed_for = 2;  // at its start, and as the batch begins
   worker.run();
+  EXPECT_TRUE(session.queue.claim_errors.empty());
   EXPECT_TRUE(host.warnings.empty());
   EXPECT_TRUE(host.waits.empty());
   EXPECT_FALSE(transaction.is_open());

@@ -23,6 +23,7 @@ TEST_F(WorkerTest, StopsAtTheNumberThatItWasGiven) {
   add_handler("c");
   const std::vector<Uuid> sent = table.send(100, {});
   EXPECT_EQ(run_until_empty(0), 0);
+  EXPECT_EQ(host.sweeps, 0);
   EXPECT_EQ(run_until_empty(1), 1);
   EXPECT_EQ(run_until_empty(69), 69);
   EXPECT_EQ(table.rows.size(), 30U);
@@ -237,12 +238,15 @@ TEST_F(WorkerTest, FailureAtCommitHoldsAnOrderedChannelBack) {
   EXPECT_EQ(table.failures.size(), 2U);
 }
 
-TEST_F(WorkerTest, FailureAtCommitCountsTheTimeOfItsHandler) {
+TEST_F(WorkerTest, FailureAtCommitIsRecordedAsAnyOther) {
   add_handler("c");
-  table.send({.script = {.failures_at_commit = 1, .cost = 70 * kMillisecond}});
+  table.send({.channel_args = "x", .script = {.failures_at_commit = 1, .cost = 70 * kMillisecond}});
   worker.run();
   ASSERT_EQ(table.failures.size(), 1U);
   EXPECT_EQ(table.failures[0].duration, 70 * kMillisecond);
+  EXPECT_EQ(table.failures[0].channel_name, "c");
+  EXPECT_EQ(table.failures[0].channel_args, "x");
+  EXPECT_EQ(table.failures[0].name, "n");
 }
 
 TEST_F(WorkerTest, GoesBackToBatchesWhenAFailureAtCommitIsFound) {
@@ -271,6 +275,20 @@ TEST_F(WorkerTest, ConflictAtCommitWithoutEndIsCharged) {
   worker.run();
   EXPECT_EQ(table.failed(id), 1);
   EXPECT_EQ(table.handled(id), 1);
+}
+
+TEST_F(WorkerTest, TroubleAtCommitIsWaitedOutUncharged) {
+  add_handler("c");
+  for (const int count : {1, 10}) {
+    const std::vector<Uuid> sent = table.send(count, {});
+    host.warnings.clear();
+    transaction.refusals.assign(5, Error("53100", "disk full"));
+    const Micros start = clock.time;
+    worker.run();
+    expect_handled(sent);
+    EXPECT_EQ(host.warnings.size(), 5U);
+    EXPECT_GE(clock.time - start, 5 * kSecond);
+  }
 }
 
 TEST_F(WorkerTest, ConflictAtCommitOfABatchIsNotCharged) {

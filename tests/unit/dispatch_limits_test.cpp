@@ -1,0 +1,104 @@
+// How far a dispatcher goes in one transaction, and what holds whatever happens.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "dispatch.hpp"
+#include "dispatch_fixture.hpp"
+
+namespace mq {
+namespace {
+
+TEST_F(DispatchTest, NeverUsesMoreSavepointsThanTheServerCaches) {
+  std::vector<Message> messages;
+  for (int i = 0; i < 250; ++i) messages.insert(messages.end(), {kGood, kBad});
+  for (const Handler* handler : {&json, &batch}) {
+    start_over();
+    const std::string result = run(messages, handler);
+    EXPECT_EQ(session.transaction.released, kMostSavepoints);
+    EXPECT_EQ(result.substr(0, 100).find('U'), std::string::npos);
+    EXPECT_EQ(result.back(), 'U');
+  }
+}
+
+TEST_F(DispatchTest, PiecesGrowAgainBehindAFailure) {
+  std::vector<Message> messages(1000, kGood);
+  std::fill(messages.begin(), messages.begin() + 10, kBad);
+  run(messages, &json);
+  EXPECT_EQ(std::count(outcomes.begin(), outcomes.end(), Outcome::kHandled), 990);
+  EXPECT_LE(session.transaction.released, 16);
+}
+
+TEST_F(DispatchTest, PiecesShrinkWhereFailuresAreManySoThatLittleRunsTwice) {
+  std::vector<Message> messages;
+  for (int i = 0; i < 20; ++i) messages.insert(messages.end(), {kGood, kGood, kBad});
+  run(messages, &json);
+  for (std::size_t i = 0; i < messages.size(); ++i) EXPECT_LE(calls(i), 2);
+  EXPECT_LE(session.caller.calls.size(), 85U);  // of 60 messages; each good one twice would be 100
+}
+
+TEST_F(DispatchTest, EndsWhenItsSliceIsOver) {
+  const std::vector<Message> messages(100, {.script = {.cost = 10 * kMillisecond}});
+  run(messages, &json, 95 * kMillisecond);
+  EXPECT_EQ(shown(outcomes), std::string(10, 'H') + std::string(90, 'U'));
+}
+
+TEST_F(DispatchTest, RunsSomethingHoweverShortItsSlice) {
+  EXPECT_EQ(run({kGood, kGood}, &json, -kSecond), "HU");
+  start_over();
+  EXPECT_EQ(run({kBad, kGood}, &json, -kSecond), "FU");
+}
+
+TEST_F(DispatchTest, FailureThatComesAfterTheSliceIsChargedAllTheSame) {
+  const Message slow_bad{.script = {.failures = kAlways, .cost = kSecond}};
+  EXPECT_EQ(run({kGood, kGood, slow_bad, kGood}, &json, 100 * kMillisecond), "HHFU");
+  start_over();
+  EXPECT_EQ(run({kGood, kGood, slow_bad, kGood}, &batch, 100 * kMillisecond), "HHFH");
+}
+
+TEST_F(DispatchTest, ComesToAnEndBetweenMessagesWhenItIsToHurry) {
+  session.caller.hurry_after = 3;
+  EXPECT_EQ(run(std::vector<Message>(6, kGood), &json), "HHHUUU");
+}
+
+TEST_F(DispatchTest, HurryEndsTheSearchForACulprit) {
+  session.caller.hurry_after = 2;
+  std::vector<Message> messages(16, kGood);
+  messages[15] = kBad;
+  run(messages, &batch);
+  EXPECT_EQ(session.caller.calls.size(), 2U);
+}
+
+// --- All of it, at random ---
+
+TEST_F(DispatchTest, ChargesTheGuiltyAndHandlesTheOthersAtRandom) {
+  for (std::uint64_t seed = 1; seed <= 500; ++seed) {
+    SCOPED_TRACE(seed);
+    std::mt19937_64 random(seed);
+    const auto below = [&](int end) { return static_cast<int>(random() % static_cast<std::uint64_t>(end)); };
+    start_over();
+    std::vector<Message> messages;
+    for (int i = below(40); i >= 0; --i) {
+      const int channel = below(5);
+      messages.push_back({.channel_args = std::to_string(channel),
+                          .ordered = channel < 3,
+                          .script = {.failures = below(5) == 0 ? kAlways : 0}});
+    }
+    run(messages, below(2) == 0 ? &json : &batch);
+    std::set<std::string> failed;  // ordered channels
+    for (std::size_t i = 0; i < messages.size(); ++i) {
+      const Message& message = messages[i];
+      Outcome expected = message.script.failures > 0 ? Outcome::kFailed : Outcome::kHandled;
+      if (message.ordered && failed.contains(message.channel_args)) expected = Outcome::kUntouched;
+      ASSERT_EQ(outcomes[i], expected) << i;
+      if (message.ordered && expected == Outcome::kFailed) failed.insert(message.channel_args);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace mq
