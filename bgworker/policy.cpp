@@ -30,8 +30,9 @@ void settle_wish(const Claimed& message, const Wish& wish, const Handler& handle
 
 void settle_casualty(const Claimed& message, bool overran, int crashes, const Handler* handler, Micros now, double dice,
                      Settlement& settlement) {
-  const Failure failure{&message, overran ? Error("57014", "handler ignored its time limit and was ended with its worker")
-                                          : Error("57P02", "server went down while the handler ran")};
+  const Failure failure{&message, overran
+                                      ? Error("57014", "handler ignored its time limit and was ended with its worker")
+                                      : Error("57P02", "server went down while the handler ran")};
   if (overran || crashes + 1 < kMostCrashes) {
     settle_failure(failure, handler, now, dice, settlement);
     return;

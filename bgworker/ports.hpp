@@ -124,8 +124,8 @@ class HandlerCaller {
 // A call that never came to an end: the server went down under it, or it ignored its time limit and the worker was
 // ended with it.
 struct Casualty {
-  Uuid message;     // the first one of the call
-  int messages = 1; // that the call was given
+  Uuid message;      // the first one of the call
+  int messages = 1;  // that the call was given
   bool overran = false;
 };
 

@@ -175,7 +175,8 @@ void SqlClaimSource::spent(Micros now, int limit, Batch& batch) {
 }
 
 void SqlClaimSource::named(std::span<const Uuid> ids, Batch& batch, std::vector<int>& crashes) {
-  static Statement select("SELECT " COLUMNS ", (SELECT count(*)::int4 FROM $S.mq_failures f"
+  static Statement select("SELECT " COLUMNS
+                          ", (SELECT count(*)::int4 FROM $S.mq_failures f"
                           "   WHERE f.message_id = m.id AND f.sqlstate = '57P02')"
                           "  FROM " TABLES " WHERE m.id = ANY ($1) " LOCKED,
                           {UUIDARRAYOID});

@@ -17,8 +17,8 @@
 
 extern "C" {
 #include "nodes/nodes.h"
-#include "tcop/utility.h"
 #include "nodes/parsenodes.h"
+#include "tcop/utility.h"
 #include "utils/array.h"
 }
 

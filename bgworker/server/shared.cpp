@@ -1,127 +1,23 @@
 #include "shared.hpp"
 
 #include <algorithm>
-#include <utility>
 
 #include "entries.h"
 #include "inflight.hpp"
 #include "settings.h"
+#include "shared_state.hpp"
 
 extern "C" {
-#include "storage/ipc.h"
-#include "storage/latch.h"
-#include "storage/lwlock.h"
-#include "storage/proc.h"
 #include "storage/shmem.h"
 }
 
 namespace mq::shared {
 
+State* state = nullptr;
+
 namespace {
 
-constexpr int kDatabases = 256;
-constexpr int kPools = 512;
-constexpr int kSeats = 128;
-constexpr int kCasualties = 2 * kSeats;
-constexpr std::size_t kChannelBytes = 128;
-constexpr Micros kPolledLately = 600 * kSecond;  // longer than any sensible client sleeps between polls
-constexpr Micros kClosedFor = 10 * kSecond;      // DROP DATABASE itself waits for 5
-
-struct Database {
-  Oid id;  // InvalidOid: free
-  bool look;
-  bool known;
-  bool installed;
-  bool contended;
-  TimestampTz polled_at;
-  TimestampTz closed_until;
-  std::uint64_t wakes;
-  std::uint64_t announcements;
-};
-
-struct Pool {
-  Oid database;  // InvalidOid: free
-  Oid role;
-  bool backlog;
-  TimestampTz last_start;
-  int failed_starts;
-};
-
-struct Seat {
-  Oid database;  // InvalidOid: free
-  Oid role;
-  PGPROC* worker;  // nullptr: reserved, the worker has not come yet
-  bool waiting;
-  bool served;
-  bool in_call;
-  char channel_name[kChannelBytes];  // cut to fit
-  Uuid message;
-  TimestampTz since;
-  std::uint64_t handled;
-};
-
-struct Lost {
-  inflight::Mark mark;  // of no database: free
-  bool overran;
-};
-
-struct State {
-  LWLock* lock;
-  PGPROC* launcher;
-  bool out_of_slots;
-  bool look_around;  // databases have come or gone
-  Database databases[kDatabases];
-  Pool pools[kPools];
-  Seat seats[kSeats];
-  Lost lost[kCasualties];
-};
-
-State* state = nullptr;  // set by mq_shared_startup in the postmaster, inherited
-int my_seat = -1;        // set by take_seat
-
-class Guard {
- public:
-  explicit Guard(LWLockMode mode) { LWLockAcquire(state->lock, mode); }
-  ~Guard() { LWLockRelease(state->lock); }
-  Guard(const Guard&) = delete;
-  Guard& operator=(const Guard&) = delete;
-};
-
-Database* find_database(Oid id) {
-  auto* end = state->databases + kDatabases;
-  auto* found = std::find_if(state->databases, end, [&](const Database& d) { return d.id == id; });
-  return found == end ? nullptr : found;
-}
-
-Database* find_or_add_database(Oid id) {
-  if (Database* found = find_database(id)) return found;
-  Database* free = find_database(InvalidOid);
-  if (free != nullptr) *free = Database{id, false, false, false, false, 0, 0, 0, 0};
-  return free;
-}
-
-Pool* find_pool(Oid database, Oid role) {
-  auto* end = state->pools + kPools;
-  auto* found =
-      std::find_if(state->pools, end, [&](const Pool& p) { return p.database == database && p.role == role; });
-  return found == end ? nullptr : found;
-}
-
-void add_pool(Oid database, Oid role) {
-  if (find_pool(database, role) != nullptr) return;
-  auto* end = state->pools + kPools;
-  auto* free = std::find_if(state->pools, end, [](const Pool& p) { return p.database == InvalidOid; });
-  if (free != end) *free = Pool{database, role, false, 0, 0};
-}
-
-void wake_launcher() {
-  if (state->launcher != nullptr) SetLatch(&state->launcher->procLatch);
-}
-
-void wake_all_of(Oid database) {
-  for (Seat& seat : state->seats)
-    if (seat.database == database && seat.worker != nullptr) SetLatch(&seat.worker->procLatch);
-}
+int my_seat = -1;  // set by take_seat
 
 void add_lost(const inflight::Mark& mark, bool overran) {
   auto* end = state->lost + kCasualties;
@@ -371,106 +267,6 @@ ServiceState service() {
   if (!available()) return {false, false, false};
   Guard guard(LW_SHARED);
   return {state->launcher != nullptr, find_database(MyDatabaseId) != nullptr, state->out_of_slots};
-}
-
-void launcher_attach() {
-  Guard guard(LW_EXCLUSIVE);
-  state->launcher = MyProc;
-  // A launcher that was restarted knows nothing of the processes that the one before asked for.
-  for (Seat& seat : state->seats)
-    if (seat.database != InvalidOid && seat.worker == nullptr) seat.database = InvalidOid;
-}
-
-void forget_databases_but(const std::vector<Oid>& existing) {
-  Guard guard(LW_EXCLUSIVE);
-  const auto gone = [&](Oid id) {
-    return id != InvalidOid && std::find(existing.begin(), existing.end(), id) == existing.end();
-  };
-  for (Database& d : state->databases) {
-    if (!gone(d.id)) continue;
-    wake_all_of(d.id);
-    d.id = InvalidOid;
-  }
-  for (Pool& pool : state->pools)
-    if (gone(pool.database)) pool.database = InvalidOid;
-  for (const Oid id : existing) find_or_add_database(id);
-}
-
-std::vector<DatabaseState> databases() {
-  std::vector<DatabaseState> result;
-  result.reserve(kDatabases);
-  Guard guard(LW_SHARED);
-  const TimestampTz now = GetCurrentTimestamp();
-  for (const Database& d : state->databases)
-    if (d.id != InvalidOid)
-      result.push_back({d.id, d.look, d.installed, d.known, d.closed_until != 0 && now < d.closed_until});
-  return result;
-}
-
-void want_caretaker(Oid database) {
-  Guard guard(LW_EXCLUSIVE);
-  add_pool(database, kCaretaker);
-}
-
-std::vector<PoolState> pools() {
-  std::vector<PoolState> result;
-  result.reserve(kPools);
-  Guard guard(LW_SHARED);
-  for (const Pool& pool : state->pools) {
-    if (pool.database == InvalidOid) continue;
-    const auto workers = std::count_if(state->seats, state->seats + kSeats, [&](const Seat& seat) {
-      return seat.database == pool.database && seat.role == pool.role;
-    });
-    result.push_back(
-        {pool.database, pool.role, static_cast<int>(workers), pool.backlog, pool.last_start, pool.failed_starts});
-  }
-  return result;
-}
-
-int workers_of(Oid database) {
-  Guard guard(LW_SHARED);
-  return static_cast<int>(
-      std::count_if(state->seats, state->seats + kSeats, [&](const Seat& seat) { return seat.database == database; }));
-}
-
-void set_contended(Oid database, bool contended) {
-  Guard guard(LW_EXCLUSIVE);
-  Database* d = find_database(database);
-  if (d == nullptr || d->contended == contended) return;
-  d->contended = contended;
-  if (contended) wake_all_of(database);
-}
-
-int reserve_seat(Oid database, Oid role) {
-  Guard guard(LW_EXCLUSIVE);
-  for (int i = 0; i < kSeats; ++i) {
-    Seat& seat = state->seats[i];
-    if (seat.database != InvalidOid) continue;
-    seat = Seat{};
-    seat.database = database;
-    seat.role = role;
-    if (Pool* pool = find_pool(database, role)) pool->last_start = GetCurrentTimestamp();
-    return i;
-  }
-  return -1;
-}
-
-void start_failed(int seat) {
-  Guard guard(LW_EXCLUSIVE);
-  Seat& s = state->seats[seat];
-  if (s.database == InvalidOid || s.worker != nullptr) return;
-  if (Pool* pool = find_pool(s.database, s.role)) ++pool->failed_starts;
-  s.database = InvalidOid;
-}
-
-bool seat_is_taken(int seat) {
-  Guard guard(LW_SHARED);
-  return state->seats[seat].worker != nullptr;
-}
-
-void set_out_of_slots(bool out) {
-  Guard guard(LW_EXCLUSIVE);
-  state->out_of_slots = out;
 }
 
 }  // namespace mq::shared

@@ -49,9 +49,8 @@ HandlerTimeout::HandlerTimeout(Micros limit) {
   const TimeoutId id = timer();
 #if PG_VERSION_NUM >= 150000
   const auto again = std::clamp(milliseconds, kLeastGrace, kMostGrace);
-  fence::call([&] {
-    enable_timeout_every(id, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), milliseconds), again);
-  });
+  fence::call(
+      [&] { enable_timeout_every(id, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), milliseconds), again); });
 #else
   fence::call([&] { enable_timeout_after(id, milliseconds); });
 #endif

@@ -1,0 +1,121 @@
+// Shared memory, as shared.cpp and shared_launcher.cpp see it: the layout, the lock, and how entries are found.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "inflight.hpp"
+#include "shared.hpp"
+
+extern "C" {
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+#include "storage/proc.h"
+}
+
+namespace mq::shared {
+
+constexpr int kDatabases = 256;
+constexpr int kPools = 512;
+constexpr int kSeats = 128;
+constexpr int kCasualties = 2 * kSeats;
+constexpr std::size_t kChannelBytes = 128;
+constexpr Micros kPolledLately = 600 * kSecond;  // longer than any sensible client sleeps between polls
+constexpr Micros kClosedFor = 10 * kSecond;      // DROP DATABASE itself waits for 5
+
+struct Database {
+  Oid id;  // InvalidOid: free
+  bool look;
+  bool known;
+  bool installed;
+  bool contended;
+  TimestampTz polled_at;
+  TimestampTz closed_until;
+  std::uint64_t wakes;
+  std::uint64_t announcements;
+};
+
+struct Pool {
+  Oid database;  // InvalidOid: free
+  Oid role;
+  bool backlog;
+  TimestampTz last_start;
+  int failed_starts;
+};
+
+struct Seat {
+  Oid database;  // InvalidOid: free
+  Oid role;
+  PGPROC* worker;  // nullptr: reserved, the worker has not come yet
+  bool waiting;
+  bool served;
+  bool in_call;
+  char channel_name[kChannelBytes];  // cut to fit
+  Uuid message;
+  TimestampTz since;
+  std::uint64_t handled;
+};
+
+struct Lost {
+  inflight::Mark mark;  // of no database: free
+  bool overran;
+};
+
+struct State {
+  LWLock* lock;
+  PGPROC* launcher;
+  bool out_of_slots;
+  bool look_around;  // databases have come or gone
+  Database databases[kDatabases];
+  Pool pools[kPools];
+  Seat seats[kSeats];
+  Lost lost[kCasualties];
+};
+
+extern State* state;  // set by mq_shared_startup in the postmaster, inherited
+
+class Guard {
+ public:
+  explicit Guard(LWLockMode mode) { LWLockAcquire(state->lock, mode); }
+  ~Guard() { LWLockRelease(state->lock); }
+  Guard(const Guard&) = delete;
+  Guard& operator=(const Guard&) = delete;
+};
+
+inline Database* find_database(Oid id) {
+  auto* end = state->databases + kDatabases;
+  auto* found = std::find_if(state->databases, end, [&](const Database& d) { return d.id == id; });
+  return found == end ? nullptr : found;
+}
+
+inline Database* find_or_add_database(Oid id) {
+  if (Database* found = find_database(id)) return found;
+  Database* free = find_database(InvalidOid);
+  if (free != nullptr) *free = Database{id, false, false, false, false, 0, 0, 0, 0};
+  return free;
+}
+
+inline Pool* find_pool(Oid database, Oid role) {
+  auto* end = state->pools + kPools;
+  auto* found =
+      std::find_if(state->pools, end, [&](const Pool& p) { return p.database == database && p.role == role; });
+  return found == end ? nullptr : found;
+}
+
+inline void add_pool(Oid database, Oid role) {
+  if (find_pool(database, role) != nullptr) return;
+  auto* end = state->pools + kPools;
+  auto* free = std::find_if(state->pools, end, [](const Pool& p) { return p.database == InvalidOid; });
+  if (free != end) *free = Pool{database, role, false, 0, 0};
+}
+
+inline void wake_launcher() {
+  if (state->launcher != nullptr) SetLatch(&state->launcher->procLatch);
+}
+
+inline void wake_all_of(Oid database) {
+  for (Seat& seat : state->seats)
+    if (seat.database == database && seat.worker != nullptr) SetLatch(&seat.worker->procLatch);
+}
+
+}  // namespace mq::shared
