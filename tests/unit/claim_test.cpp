@@ -71,6 +71,14 @@ TEST_F(ClaimTest, OrdersWhatWasDrawnAmongTheOldest) {
   }
 }
 
+TEST_F(ClaimTest, OfFewMessagesCostsOneScan) {
+  table.send(5, {});
+  EXPECT_EQ(claim(20).messages.size(), 5U);
+  EXPECT_EQ(session.queue.claims, 1);
+  EXPECT_EQ(session.queue.scans, 1);
+  EXPECT_EQ(session.queue.draws, 0);
+}
+
 TEST_F(ClaimTest, OfNothingIsNothing) {
   table.send({});
   EXPECT_TRUE(claim(std::vector<Source>(), 10).messages.empty());
@@ -166,13 +174,17 @@ TEST_F(ClaimTest, NamesShareTheBatchEvenly) {
   for (const char* name : {"a", "b", "c"}) EXPECT_EQ(count_of(taken.messages, name), 10);
 }
 
-TEST_F(ClaimTest, WhatANameDoesNotUseIsLeftToThoseAfterIt) {
+TEST_F(ClaimTest, WhatANameDoesNotUseIsLeftToTheOthers) {
   table.send(2, {.channel_name = "a"});
   for (const char* name : {"b", "c"}) table.send(100, {.channel_name = name});
-  clock.dices = {0.0};  // starts with the first
-  const Claim taken = claim({{"a", 1000}, {"b", 1000}, {"c", 1000}}, 30);
-  EXPECT_EQ(count_of(taken.messages, "b"), 14);
-  EXPECT_EQ(count_of(taken.messages, "c"), 14);
+  for (const double start : {0.0, 0.4, 0.7}) {
+    clock.dices = {start};  // the name to begin with
+    const Claim taken = claim({{"a", 1000}, {"b", 1000}, {"c", 1000}}, 30);
+    EXPECT_EQ(taken.messages.size(), 30U);
+    EXPECT_EQ(count_of(taken.messages, "a"), 2);
+    EXPECT_GE(count_of(taken.messages, "b"), 10);
+    EXPECT_GE(count_of(taken.messages, "c"), 10);
+  }
 }
 
 TEST_F(ClaimTest, NameGivesNoMoreThanItMay) {

@@ -231,6 +231,24 @@ TEST_F(DispatchTest, BatchEndsAtAMessageThatStopsItsOrderedChannel) {
   EXPECT_EQ(run({good, discarding, good}, &batch), "HDU");
 }
 
+TEST_F(DispatchTest, BatchIsCalledOnceWhenItsWishesStopNothingInIt) {
+  const Message snoozing{.channel_args = "x", .ordered = true, .script = {.snoozes = kAlways}};
+  EXPECT_EQ(run({snoozing, {.channel_args = "y", .ordered = true}, kGood}, &batch), "SHH");
+  EXPECT_EQ(session.caller.calls.size(), 1U);
+  start_over();
+  EXPECT_EQ(run({kSnoozing, {.ordered = true}}, &batch), "SH");
+  EXPECT_EQ(session.caller.calls.size(), 1U);
+}
+
+TEST_F(DispatchTest, WishThatCutABatchIsForgottenUnlessItComesAgain) {
+  table.send(3, {.ordered = true});
+  table.rows.begin()->second.script.snoozes = kAlways;
+  session.caller.during = [&] {
+    if (session.caller.calls.size() == 2) table.rows.begin()->second.script.snoozes = 0;
+  };
+  EXPECT_EQ(run({}, &batch), "HHH");
+}
+
 TEST_F(DispatchTest, BatchIsCutWhateverTheSlice) {
   const Message good{.ordered = true, .script = {.cost = kSecond}};
   const Message snoozing{.ordered = true, .script = {.snoozes = kAlways, .cost = kSecond}};

@@ -201,6 +201,7 @@ void FakeQueue::oldest(std::string_view channel_name, Micros now, std::optional<
     throw error;
   }
   EXPECT_GT(limit, 0);
+  ++scans;
   for (const Row* row : due_heads(channel_name, now)) {
     if (after && std::tie(row->attempt_at, row->place) <= std::tie(after->attempt_at, after->place)) continue;
     if (limit-- == 0) break;

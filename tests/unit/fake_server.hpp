@@ -199,7 +199,10 @@ class FakeQueue final : public ClaimSource, public Settler {
  public:
   FakeQueue(Table& table, FakeTransaction& transaction) : table_(table), transaction_(transaction) {}
 
-  void begin() override { transaction_.forget_copies(); }
+  void begin() override {
+    ++claims;
+    transaction_.forget_copies();
+  }
   void oldest(std::string_view channel_name, Micros now, std::optional<Position> after, int limit,
               Batch& batch) override;
   void fair(std::string_view channel_name, Micros now, std::int64_t start, int limit, Batch& batch) override;
@@ -208,6 +211,8 @@ class FakeQueue final : public ClaimSource, public Settler {
   bool take_place(std::string_view channel_name, int most) override;
   void settle(const Settlement& settlement) override;
 
+  int claims = 0;
+  int scans = 0;                                         // calls of oldest
   int draws = 0;                                         // calls of fair
   std::deque<Error> claim_errors;                        // the next claims fail with these
   std::deque<Error> settle_errors;                       // the next settlements fail with these

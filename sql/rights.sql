@@ -1,0 +1,80 @@
+--
+-- mq_grant and mq_revoke give and take whole sets; a set holds what its purpose needs and nothing else, and no right on
+-- a payload. mq_health() says why nothing moves.
+--
+-- Workers stay out.
+ALTER SYSTEM SET mq.max_workers = 0;
+SELECT pg_reload_conf();
+\c
+SET client_min_messages = warning;
+CREATE SCHEMA queue;
+CREATE EXTENSION mq SCHEMA queue;
+CREATE ROLE regress_mq_producer;
+CREATE ROLE "regress mq ""consumer""";
+CREATE ROLE regress_mq_admin;
+GRANT USAGE ON SCHEMA queue TO regress_mq_producer, "regress mq ""consumer""", regress_mq_admin;
+SET search_path = queue;
+
+SELECT mq_grant('regress_mq_producer', 'everything');
+SELECT mq_grant(NULL, 'produce');
+SELECT mq_grant('regress_mq_producer', NULL);
+
+SELECT mq_grant('regress_mq_producer', 'produce');
+SELECT mq_grant('"regress mq ""consumer"""', 'consume');
+SELECT mq_grant('regress_mq_admin', 'admin');
+
+-- A producer sends, and that is all.
+SET ROLE regress_mq_producer;
+SELECT mq_send('work', '{"secret": 1}') IS NOT NULL AS sent;
+SELECT count(*) FROM mq_send_many('work', '{2}');
+SELECT mq_insert(ARRAY[('00000000-0000-0000-0000-000000000001', '0', 4, '1 s', 'work', '', NULL, false, 'work', '3', NULL)::mq_new_t]);
+SELECT * FROM mq_poll(NULL);
+SELECT mq_delete(ARRAY['00000000-0000-0000-0000-000000000001']::uuid[]);
+SELECT payload_json FROM mq_payloads;
+SELECT id FROM mq_msgs;
+SELECT error FROM mq_failures;
+SELECT mq_clear_all();
+SELECT mq_grant('regress_mq_producer', 'admin');
+
+-- A consumer polls, and asks for its message as the original's clients do.
+SET ROLE "regress mq ""consumer""";
+SELECT count(*) FROM mq_poll(NULL, 10);
+SELECT EXISTS (SELECT id FROM mq_msgs WHERE id = '00000000-0000-0000-0000-000000000001');
+SELECT mq_delete(ARRAY['00000000-0000-0000-0000-000000000001']::uuid[]);
+SELECT EXISTS (SELECT id FROM mq_msgs WHERE id = '00000000-0000-0000-0000-000000000001');
+CALL mq_run();
+SELECT mq_send('work');
+SELECT channel_name FROM mq_msgs;
+SELECT payload_json FROM mq_payloads;
+DELETE FROM mq_msgs;
+SELECT mq_register_handler('work', 'pg_catalog.jsonb_typeof(jsonb)');
+
+-- An administrator does all of that, and looks.
+SET ROLE regress_mq_admin;
+SELECT mq_send('work') IS NOT NULL AS sent;
+SELECT count(*) FROM mq_msgs;
+SELECT mq_pause('work');
+SELECT "check", ok, detail FROM mq_health() WHERE NOT ok AND "check" NOT IN ('channels handled', 'horizon') ORDER BY 1;
+SELECT count(*) FROM mq_workers WHERE database = current_database();
+SELECT count(*) >= 0 AS looked FROM mq_horizon;
+SELECT mq_clear(ARRAY['work']);
+
+-- Taken back.
+RESET ROLE;
+SELECT mq_revoke('regress_mq_producer', 'produce');
+SELECT mq_revoke('"regress mq ""consumer"""', 'consume');
+SELECT mq_revoke('regress_mq_admin', 'admin');
+SET ROLE regress_mq_producer;
+SELECT mq_send('work');
+RESET ROLE;
+SELECT r.rolname, p.proname FROM pg_roles r, pg_proc p
+  WHERE r.rolname LIKE 'regress_mq%' AND p.pronamespace = 'queue'::regnamespace AND has_function_privilege(r.oid, p.oid, 'EXECUTE')
+  ORDER BY 1, 2;
+SELECT grantee, table_name FROM information_schema.table_privileges WHERE grantee LIKE 'regress%' AND table_schema = 'queue';
+
+RESET search_path;
+DROP EXTENSION mq;
+DROP SCHEMA queue;
+DROP ROLE regress_mq_producer, "regress mq ""consumer""", regress_mq_admin;
+ALTER SYSTEM RESET mq.max_workers;
+SELECT pg_reload_conf();
