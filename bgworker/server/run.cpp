@@ -37,7 +37,7 @@ class CallHost : public ServerHost {
   }
 
   bool wait(Micros) override {
-    if (caller_.cancelled()) throw *caller_.cancelled();
+    if (caller_.cancelled()) throw Error(*caller_.cancelled());
     fence::call([] { CHECK_FOR_INTERRUPTS(); });
     return true;
   }

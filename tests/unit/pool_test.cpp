@@ -94,6 +94,16 @@ TEST(Pool, ContentionIsMorePoolsThanWorkers) {
   EXPECT_FALSE(contended(pools, kDatabase, 2));
 }
 
+TEST(Pool, WithoutAWorkerIsContentionWhenOthersHaveTakenAllPlaces) {
+  std::vector<PoolState> pools{pool(10, 2, true), pool(11)};
+  EXPECT_EQ(pool_to_start(pools, kDatabase, 2, kNow), std::nullopt);
+  EXPECT_TRUE(contended(pools, kDatabase, 2));
+  EXPECT_FALSE(contended(pools, kDatabase, 3));
+  pools[1].workers = 1;
+  pools[0].workers = 1;
+  EXPECT_FALSE(contended(pools, kDatabase, 2));
+}
+
 // The launcher and workers that make room when others wait: one place, five roles.
 TEST(Pool, MorePoolsThanWorkersTakeTurns) {
   std::vector<PoolState> pools;
