@@ -28,8 +28,16 @@ std::optional<std::size_t> pool_to_start(const std::vector<PoolState>& pools, Da
 }
 
 bool contended(const std::vector<PoolState>& pools, DatabaseId database, int most_workers) {
-  return std::count_if(pools.begin(), pools.end(), [&](const PoolState& pool) { return pool.database == database; }) >
-         most_workers;
+  int in_database = 0;
+  int running = 0;
+  bool waits = false;
+  for (const PoolState& pool : pools) {
+    if (pool.database != database) continue;
+    ++in_database;
+    running += pool.workers;
+    waits = waits || pool.workers == 0;
+  }
+  return in_database > most_workers || (waits && running >= most_workers);
 }
 
 }  // namespace mq

@@ -34,7 +34,8 @@ Micros restart_wait(int failed_starts);
 std::optional<std::size_t> pool_to_start(const std::vector<PoolState>& pools, DatabaseId database, int most_workers,
                                          Micros now);
 
-// More pools than workers: resting workers should make room.
+// More pools than workers, or one that waits for a place that a second worker of another took: who has had a turn
+// should make room.
 bool contended(const std::vector<PoolState>& pools, DatabaseId database, int most_workers);
 
 }  // namespace mq
