@@ -15,6 +15,7 @@
 ##   make demo           the same for a demonstration; KEEP=1 leaves its server running
 ##   make demo-stop      stop and remove the servers that KEEP=1 left
 ##   make unit           build and run the unit tests here, under the sanitizers
+##   make client         build the client of the original schema that t/020_client.pl plays
 ##   make bench          benchmarks
 ##   make dist           mq-VERSION.zip for PGXN
 ##   make distcheck      install that archive with the pgxn client into a throwaway server
@@ -145,6 +146,25 @@ unit: $(UNIT)
 core-probe:
 	$(CXX) $(CXXFLAGS) $(CORE_CPPFLAGS) -fsyntax-only -x c++ $(PROBE)
 
+# --- client -----------------------------------------------------------------------------
+
+# A program that knows the original schema's statements and nothing else, for tests/t/020_client.pl.
+CLIENT = build/client/mq_client
+CLIENT_OBJS = $(patsubst %.cpp,build/client/%.o,$(sort $(wildcard tests/client/*.cpp)))
+CLIENT_CXXFLAGS = $(MQ_CXXFLAGS) -g -O1 -pthread
+
+build/client/%.o: %.cpp
+	@mkdir -p $(@D)
+	$(CXX) $(CLIENT_CXXFLAGS) -I$(shell $(PG_CONFIG) --includedir) -MMD -MP -c -o $@ $<
+
+$(CLIENT): $(CLIENT_OBJS) $(wildcard tests/client)
+	$(CXX) $(CLIENT_CXXFLAGS) -o $@ $(CLIENT_OBJS) -L$(shell $(PG_CONFIG) --libdir) -lpq
+
+-include $(wildcard $(CLIENT_OBJS:.o=.d))
+
+.PHONY: client
+client: $(CLIENT)
+
 # --- scripts ----------------------------------------------------------------------------
 
 # A PG_CONFIG that the user did not choose is left for the scripts to find.
@@ -173,7 +193,7 @@ dist:
 distcheck:
 	@$(RUN) ONLY=dist tests/run/test.sh
 
-FORMATTED = $(foreach dir,bgworker bgworker/server tests/unit,$(wildcard $(dir)/*.[ch] $(dir)/*.[ch]pp))
+FORMATTED = $(foreach dir,bgworker bgworker/server tests/unit tests/client,$(wildcard $(dir)/*.[ch] $(dir)/*.[ch]pp))
 format:
 	clang-format -i $(FORMATTED)
 
