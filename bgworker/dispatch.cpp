@@ -13,6 +13,7 @@ void Dispatcher::run(std::span<const Claimed> messages, std::span<const Handler*
   outcomes_.assign(messages.size(), Outcome::kUntouched);
   failures_.clear();
   wishes_.clear();
+  spans_.assign(messages.size(), Span());
   run_range(0, messages.size(), messages.size());
 }
 
@@ -62,6 +63,7 @@ bool Dispatcher::resolve(std::size_t first, const Attempt& tried, std::size_t mo
 
 Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std::size_t most) {
   transaction_.set_savepoint();
+  now_ = clock_.now();
   std::size_t i = first;
   while (i < last) {
     if (skipped(i)) {
@@ -72,7 +74,7 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
     const std::size_t end = call_end(i, last, most);
     std::vector<const Claimed*> batch;
     for (std::size_t k = i; k < end; ++k) batch.push_back(&messages_[k]);
-    const Micros started = clock_.now();
+    const Micros started = now_;
     try {
       if (handlers_[i] == nullptr)
         throw Error("42883", fmt::format("no handler of channel \"{}\" matches message name \"{}\"",
@@ -80,14 +82,18 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
       caller_.call(*handlers_[i], batch);
       note_wishes(i, end);
     } catch (const Error& error) {
+      now_ = clock_.now();
       transaction_.rollback_to_savepoint();
       wishes_.erase(wishes_.lower_bound(first), wishes_.lower_bound(end));
       error_ = error;
-      duration_ = clock_.now() - started;
+      duration_ = now_ - started;
       began_ = true;
       return {i, end, 0};
     }
     began_ = true;
+    now_ = clock_.now();
+    const Micros share = (now_ - started) / static_cast<Micros>(end - i);
+    for (std::size_t k = i; k < end; ++k) spans_[k] = {started, share};
     if (const std::size_t cut = cut_of(i, end); cut != 0) {
       transaction_.rollback_to_savepoint();
       wishes_.erase(wishes_.lower_bound(first), wishes_.lower_bound(end));
@@ -151,7 +157,7 @@ bool Dispatcher::skipped(std::size_t i) const {
 
 bool Dispatcher::spent() const {
   if (savepoints_ >= kMostSavepoints) return true;
-  return began_ && (caller_.hurry() || (resolving_ == 0 && clock_.now() >= limits_.slice_end));
+  return began_ && (caller_.hurry() || (resolving_ == 0 && now_ >= limits_.slice_end));
 }
 
 }  // namespace mq

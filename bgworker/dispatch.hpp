@@ -45,6 +45,12 @@ class Dispatcher {
 
   const std::vector<Outcome>& outcomes() const { return outcomes_; }
   const std::vector<Failure>& failures() const { return failures_; }
+  // Of each message that was run: when its last call began, and its share of the time that took.
+  struct Span {
+    Micros started = 0;
+    Micros took = 0;
+  };
+  const std::vector<Span>& spans() const { return spans_; }
   // Of the messages that are kSnoozed or kDiscarded, by their index.
   const std::map<std::size_t, Wish>& wishes() const { return wishes_; }
 
@@ -80,6 +86,8 @@ class Dispatcher {
   std::vector<Outcome> outcomes_;
   std::vector<Failure> failures_;
   std::map<std::size_t, Wish> wishes_;
+  std::vector<Span> spans_;
+  Micros now_ = 0;       // read once a call
   Error error_{"", ""};  // of the attempt that failed last
   Micros duration_ = 0;
   int savepoints_ = 0;

@@ -87,9 +87,17 @@ struct Snooze {
   Micros attempt_at;
 };
 
+// A message that its handler has handled: how long it was due before, and how long that took.
+struct Handling {
+  const Claimed* message;
+  Micros waited;
+  Micros took;
+};
+
 // What happens to the messages of a batch. One call a batch.
 struct Settlement {
   std::vector<const Claimed*> removed;  // handled, or expired
+  std::vector<Handling> handled;        // to be counted; they are among the removed
   std::vector<Retry> retries;
   std::vector<Snooze> snoozes;
   std::vector<Burial> burials;
@@ -146,7 +154,9 @@ class Host {
   virtual bool should_leave(Micros idle_for) = 0;
   virtual void backlog(bool more_is_due) = 0;
   virtual void report(std::string_view activity) = 0;
-  // A batch is committed.
+  // A batch is claimed; until it is `handled` its messages are with this worker.
+  virtual void holds(const Batch& /* messages */) {}
+  // A batch is over: committed, with so many handled, or rolled back.
   virtual void handled(std::size_t /* messages */) {}
   virtual void warn(const Error& error) = 0;
   virtual Micros poll_interval() = 0;

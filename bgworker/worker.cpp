@@ -72,6 +72,7 @@ void Worker::run() {
         most = std::min(most, *due > now ? *due - now : kLockedWait);
     } catch (const Error& error) {
       ports_.transaction.rollback();
+      ports_.host.handled(0);
       if (is_over()) return;
       ports_.host.warn(error);
       most = std::min(most, kAfterTrouble);
@@ -172,6 +173,7 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
   const std::vector<const Handler*> handlers = resolve(claim.messages);
   if (!claim.messages.empty())
     ports_.host.report(fmt::format("{}: {} messages", claim.messages.front().channel_name, claim.messages.size()));
+  ports_.host.holds(claim.messages);
 
   const Micros started = ports_.clock.now();
   Dispatcher dispatcher(ports_.transaction, ports_.caller, ports_.clock, {started + kSlice});
@@ -185,7 +187,11 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
   for (std::size_t i = 0; i < claim.messages.size(); ++i) {
     if (dispatcher.outcomes()[i] != Outcome::kUntouched) ++ran;
     if (dispatcher.outcomes()[i] == Outcome::kHandled) {
-      settlement.removed.push_back(&claim.messages[i]);
+      const Claimed& message = claim.messages[i];
+      const Dispatcher::Span& span = dispatcher.spans()[i];
+      settlement.removed.push_back(&message);
+      settlement.handled.push_back(
+          {&message, std::max<Micros>(0, span.started - message.attempt_at), std::max<Micros>(0, span.took)});
       ++result.handled;
     }
   }
@@ -217,6 +223,7 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
     const bool trouble = is_trouble(error);
     if (claim.messages.empty()) throw;
     result.handled = 0;
+    ports_.host.handled(0);
     if (!single) {
       one_by_one_ = static_cast<int>(claim.messages.size());
       if (trouble) throw;

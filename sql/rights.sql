@@ -35,6 +35,11 @@ SELECT id FROM mq_msgs;
 SELECT error FROM mq_failures;
 SELECT mq_clear_all();
 SELECT mq_grant('regress_mq_producer', 'admin');
+SELECT * FROM mq_stats;
+SELECT * FROM mq_workers;
+SELECT * FROM mq_horizon;
+SELECT * FROM mq_health();
+SELECT mq_reset_stats();
 
 -- A consumer polls, and asks for its message as the original's clients do.
 SET ROLE "regress mq ""consumer""";
@@ -48,6 +53,11 @@ SELECT channel_name FROM mq_msgs;
 SELECT payload_json FROM mq_payloads;
 DELETE FROM mq_msgs;
 SELECT mq_register_handler('work', 'pg_catalog.jsonb_typeof(jsonb)');
+SELECT * FROM mq_stats;
+SELECT * FROM mq_workers;
+SELECT * FROM mq_horizon;
+SELECT * FROM mq_health();
+SELECT mq_reset_stats();
 
 -- An administrator does all of that, and looks.
 SET ROLE regress_mq_admin;
@@ -57,6 +67,8 @@ SELECT mq_pause('work');
 SELECT "check", ok, detail FROM mq_health() WHERE NOT ok AND "check" NOT IN ('channels handled', 'horizon') ORDER BY 1;
 SELECT count(*) FROM mq_workers WHERE database = current_database();
 SELECT count(*) >= 0 AS looked FROM mq_horizon;
+SELECT channel_name, ready, running, paused, handled FROM mq_stats;
+SELECT mq_reset_stats();
 SELECT mq_clear(ARRAY['work']);
 
 -- Taken back.
@@ -66,6 +78,9 @@ SELECT mq_revoke('"regress mq ""consumer"""', 'consume');
 SELECT mq_revoke('regress_mq_admin', 'admin');
 SET ROLE regress_mq_producer;
 SELECT mq_send('work');
+SET ROLE regress_mq_admin;
+SELECT * FROM mq_stats;
+SELECT * FROM mq_health();
 RESET ROLE;
 SELECT r.rolname, p.proname FROM pg_roles r, pg_proc p
   WHERE r.rolname LIKE 'regress_mq%' AND p.pronamespace = 'queue'::regnamespace AND has_function_privilege(r.oid, p.oid, 'EXECUTE')

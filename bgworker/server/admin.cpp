@@ -180,6 +180,8 @@ std::size_t redrive_step(const Param& ids, const Param& channel, int retries, st
       "           payload_bytes, dead_no",
       {UUIDARRAYOID, TEXTOID, INT8OID});
   const Rows rows = take.run({ids, channel, Int64GetDatum(kRedriveStep)});
+  ledger::RowChanges changes(Extension::dead());
+  for (std::size_t i = 0; i < rows.size(); ++i) changes.add(text_view(rows.get(i, 3)), -1);
   std::vector<std::size_t> order(rows.size());
   for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
   std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {

@@ -31,7 +31,7 @@ namespace mq {
 namespace {
 
 constexpr int kMostPolled = 100000;
-constexpr Micros kShortWait = kSecond / 10;  // said when all that is due is locked by others, or about to be committed
+constexpr Micros kLockedWait = kSecond / 10;  // said when all that is due is locked by others
 
 // Sorted, each once: two calls that lock the same rows take them in the same order.
 std::vector<Uuid> ids_of(const Value& array, std::string_view field) {
@@ -52,7 +52,7 @@ Datum uuid_array(const std::vector<Uuid>& ids) {
 void lease(const Batch& messages, Micros now) {
   static Statement update(
       "UPDATE $S.mq_msgs m SET attempt_at = l.lease_end, retry_backoff = l.backoff, attempts = m.attempts - 1,"
-      "       attempt = m.attempt + 1"
+      "       attempt = m.attempt + 1, leased = true"
       "  FROM unnest($1, $2, $3) AS l (id, lease_end, backoff) WHERE m.id = l.id",
       {UUIDARRAYOID, TIMESTAMPTZARRAYOID, INTERVALARRAYOID});
   if (messages.empty()) return;
@@ -84,23 +84,22 @@ void add_message(ResultSet& result, const SqlClaimSource& source, const Claimed&
               interval_datum(bounded_backoff(message.retry_backoff, kBackoffCeiling)), interval_datum(0)});
 }
 
-// Until the next message of these channels is due; NULL: there is none, and who sends one will notify.
-Param wait_time(SqlClaimSource& source, const std::vector<std::string>& names, Micros now, bool others_commit) {
+// Until the next message of these channels is due; NULL: there is none.
+Param wait_time(SqlClaimSource& source, const std::vector<std::string>& names, Micros now) {
   std::optional<Micros> earliest;
   for (const std::string& name : names) {
     const auto due = source.next_due(name);
     if (due && (!earliest || *due < *earliest)) earliest = due;
   }
-  if (others_commit && (!earliest || *earliest > now + kShortWait)) return interval_datum(kShortWait);
   if (!earliest) return {};
-  return interval_datum(*earliest > now ? *earliest - now : kShortWait);
+  return interval_datum(*earliest > now ? *earliest - now : kLockedWait);
 }
 
 void poll(const Value& channel_names, int batch_size, ResultSet& result) {
   ServerClock clock;
   SqlClaimSource source;
   Claimer claimer(source, clock);
-  const bool others_commit = shared::note_poll();
+  shared::note_poll();
 
   const OwnerScope scope;
   const SpiConnection spi;
@@ -130,8 +129,7 @@ void poll(const Value& channel_names, int batch_size, ResultSet& result) {
     if (repaired || !repair_heads()) break;
     repaired = true;
   }
-  result.add(
-      {Param(), Param(), Param(), Param(), Param(), Param(), wait_time(source, names, clock.now(), others_commit)});
+  result.add({Param(), Param(), Param(), Param(), Param(), Param(), wait_time(source, names, clock.now())});
 }
 
 void keep_alive(const std::vector<Uuid>& ids, Micros duration) {
@@ -180,7 +178,7 @@ extern "C" Datum mq_delete_entry(FunctionCallInfo fcinfo) {
     const std::vector<mq::Uuid> ids = mq::ids_of(mq::argument(fcinfo, 0), "msg_ids");
     const mq::OwnerScope scope;
     const mq::SpiConnection spi;
-    mq::remove_messages(ids);
+    mq::remove_messages(ids, true);
     return Datum{0};
   });
 }

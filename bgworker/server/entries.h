@@ -36,6 +36,8 @@ MQ_ENTRY(mq_redrive);
 MQ_ENTRY(mq_announce);
 MQ_ENTRY(mq_worker_seats);
 MQ_ENTRY(mq_service_state);
+MQ_ENTRY(mq_channel_stats);
+MQ_ENTRY(mq_reset_stats);
 MQ_ENTRY(mq_grant);
 MQ_ENTRY(mq_revoke);
 #undef MQ_ENTRY
@@ -43,6 +45,8 @@ MQ_ENTRY(mq_revoke);
 /* Shared memory: its size; and its set-up, once per start of the server. */
 extern Size mq_shared_size(void);
 extern void mq_shared_startup(void);
+extern Size mq_counts_size(void);
+extern void mq_counts_startup(void);
 
 /* The processes. */
 extern void mq_launcher_run(void);
@@ -55,6 +59,14 @@ extern void mq_worker_run(int seat);
 extern void mq_object_dropped(Oid class_id, Oid object_id);
 extern Oid mq_leave_database(const char* name);
 extern void mq_database_is_left(Oid database);
+
+/*
+ * Hooks: a statement changes the rows of a table of this name; transactions that other sessions prepared have been
+ * committed.
+ */
+extern bool mq_counts_table(const char* name);
+extern void mq_table_changed(Oid relation);
+extern void mq_prepared_committed(void);
 
 #ifdef __cplusplus
 }

@@ -32,6 +32,7 @@ Extension* current = nullptr;
 bool stale = true;
 // Oids whose relcache invalidation means something to us. Set by look_up().
 Oid msgs_relation = InvalidOid;
+Oid dead_relation = InvalidOid;
 Oid handlers_relation = InvalidOid;
 Oid paused_relation = InvalidOid;
 std::uint64_t registry_changes = 1;
@@ -100,6 +101,7 @@ bool Extension::look_up() {
   schema_name_ = name;
   quoted_schema_ = quoted;
   msgs_relation = relation("mq_msgs");
+  dead_relation = relation("mq_dead");
   handlers_relation = relation("mq_handlers");
   paused_relation = relation("mq_paused");
   return true;
@@ -134,6 +136,16 @@ void Extension::look_again() {
 void Extension::registry_changed() {
   get();
   fence::call([] { CacheInvalidateRelcacheByRelid(handlers_relation); });
+}
+
+Oid Extension::msgs() {
+  get();
+  return msgs_relation;
+}
+
+Oid Extension::dead() {
+  get();
+  return dead_relation;
 }
 
 Oid Extension::relation(const char* name) const {

@@ -35,6 +35,9 @@ class Extension {
   // Has every process of the database read the registry again when this transaction commits.
   static void registry_changed();
 
+  // The tables that rows are counted of.
+  static Oid msgs();
+  static Oid dead();
   Oid relation(const char* name) const;  // of our schema; throws 42P01
 
  private:

@@ -1,10 +1,13 @@
 #include "ledger.hpp"
 
 #include <algorithm>
+#include <map>
 #include <set>
 #include <unordered_map>
 #include <vector>
 
+#include "../channel_key.hpp"
+#include "counts.hpp"
 #include "extension.hpp"
 #include "fence.hpp"
 #include "link.hpp"
@@ -32,14 +35,27 @@ struct Lease {
   SubTransactionId subtransaction;  // that it ends with
 };
 
+struct ChangeKey {
+  Oid relation;
+  std::int64_t name_key;
+  friend auto operator<=>(const ChangeKey&, const ChangeKey&) = default;
+};
+
+// What a subtransaction has inserted and deleted. Those inside it come after it.
+struct Frame {
+  SubTransactionId subtransaction;
+  std::map<ChangeKey, Changed> changes;
+};
+
 struct Ledger {
   std::set<std::string, std::less<>> woken;
   std::vector<Append> appends;
   std::unordered_map<std::int64_t, Uuid> tails;
   std::vector<Lease> leases;
+  std::vector<Frame> frames;
+  std::set<Oid> uncounted;  // tables that somebody changed by hand
   bool announced = false;
   bool databases_changed = false;
-  bool quiet = false;  // see shared::begin_quiet_commit
 };
 
 // Made by the first entry of a transaction, deleted when it ends. A pointer, so that nothing is destroyed at
@@ -48,12 +64,9 @@ Ledger* open_ledger = nullptr;
 
 constexpr std::size_t kNotifyBytes = 63;  // of a channel name in NOTIFY, with its "mq_"
 
-void notify_consumers(Ledger& ledger) {
+void notify_consumers(const Ledger& ledger) {
   if (ledger.woken.empty() || mq_notify == MQ_NOTIFY_OFF) return;
-  if (mq_notify == MQ_NOTIFY_AUTO) {
-    ledger.quiet = shared::begin_quiet_commit();
-    if (ledger.quiet) return;
-  }
+  if (mq_notify == MQ_NOTIFY_AUTO && !shared::polled_lately()) return;
   for (const std::string& name : ledger.woken) {
     const std::string channel = "mq_" + name;
     if (channel.size() > kNotifyBytes) continue;  // listeners of the channel "mq" still learn
@@ -96,7 +109,7 @@ void prolong_leases(const std::vector<Lease>& leases) {
   prolong.run({ids.datum(), ends.datum()});
 }
 
-void before_commit(Ledger& ledger) {
+void before_commit(const Ledger& ledger) {
   if (!ledger.appends.empty() || !ledger.leases.empty()) {
     if (!Extension::installed()) return;
     fence::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
@@ -125,9 +138,16 @@ void before_prepare(const Ledger& ledger) {
 }
 
 void forget() {
-  if (open_ledger->quiet) shared::end_quiet_commit();
   delete open_ledger;
   open_ledger = nullptr;
+}
+
+// In COMMIT, when others see what this transaction did.
+void pay_counts() {
+  for (const Oid relation : open_ledger->uncounted) counts::forget(relation);
+  if (open_ledger->frames.empty()) return;
+  for (const auto& [key, changed] : open_ledger->frames.front().changes)
+    counts::apply({key.relation, key.name_key, changed.rows, changed.ordered, changed.delayed});
 }
 
 void transaction_event(XactEvent event, void*) {
@@ -140,6 +160,7 @@ void transaction_event(XactEvent event, void*) {
       fence::guard([] { before_prepare(*open_ledger); });
       break;
     case XACT_EVENT_COMMIT:
+      pay_counts();
       if (open_ledger->databases_changed) shared::look_around();
       if (open_ledger->announced) shared::announce_database(MyDatabaseId);
       if (!open_ledger->woken.empty() || open_ledger->announced) shared::wake_workers(MyDatabaseId);
@@ -154,13 +175,33 @@ void transaction_event(XactEvent event, void*) {
   }
 }
 
-// Of all entries only leases would do harm if their subtransaction was rolled back: nobody has the message.
+// Allocates nothing: there is nobody here to tell.
+void merge_frame(SubTransactionId parent) {
+  std::vector<Frame>& frames = open_ledger->frames;
+  frames.back().subtransaction = parent;
+  if (frames.size() < 2 || frames[frames.size() - 2].subtransaction != parent) return;
+  Frame inner = std::move(frames.back());
+  frames.pop_back();
+  frames.back().changes.merge(inner.changes);
+  for (const auto& [key, changed] : inner.changes) {  // those that both have
+    Changed& sum = frames.back().changes.find(key)->second;
+    sum.rows += changed.rows;
+    sum.ordered = sum.ordered || changed.ordered;
+    sum.delayed = sum.delayed || changed.delayed;
+  }
+}
+
+// Of all entries these would do harm if their subtransaction was rolled back: nobody has a leased message, and rows
+// were neither inserted nor deleted.
 void subtransaction_event(SubXactEvent event, SubTransactionId mine, SubTransactionId parent, void*) {
   if (open_ledger == nullptr) return;
   std::vector<Lease>& leases = open_ledger->leases;
   if (event == SUBXACT_EVENT_ABORT_SUB) {
     std::erase_if(leases, [&](const Lease& lease) { return lease.subtransaction == mine; });
+    if (!open_ledger->frames.empty() && open_ledger->frames.back().subtransaction == mine)
+      open_ledger->frames.pop_back();
   } else if (event == SUBXACT_EVENT_COMMIT_SUB) {
+    if (!open_ledger->frames.empty() && open_ledger->frames.back().subtransaction == mine) merge_frame(parent);
     for (Lease& lease : leases)
       if (lease.subtransaction == mine) lease.subtransaction = parent;
   }
@@ -203,6 +244,27 @@ void set_own_tail(std::int64_t channel_key, const Uuid& message) {
 
 void leased(const Uuid& message, Micros leased_at, Micros lease) {
   ledger().leases.push_back({message, leased_at, lease, GetCurrentSubTransactionId()});
+}
+
+void RowChanges::add(std::string_view channel_name, std::int64_t rows, bool ordered, bool delayed) {
+  if (sum_ == nullptr || channel_name != name_) {
+    std::vector<Frame>& frames = ledger().frames;
+    const SubTransactionId current = GetCurrentSubTransactionId();
+    if (frames.empty() || frames.back().subtransaction != current) frames.push_back({current, {}});
+    name_ = channel_name;
+    sum_ = &frames.back().changes[{relation_, channel_key(channel_name, {})}];
+  }
+  sum_->rows += rows;
+  sum_->ordered = sum_->ordered || ordered;
+  sum_->delayed = sum_->delayed || (ordered && delayed);
+}
+
+void changed_by_hand(Oid relation) {
+  ledger().uncounted.insert(relation);
+}
+
+bool has_changed() {
+  return open_ledger != nullptr && (!open_ledger->frames.empty() || !open_ledger->uncounted.empty());
 }
 
 void announce() {

@@ -4,10 +4,11 @@
 //   before commit   lock the message that an ordered append follows; if that is going, link the channel (link.hpp);
 //                   NOTIFY outside consumers; prolong leases that ran while the transaction did
 //   before PREPARE  note the channels of ordered appends as loose: a lock would last until COMMIT PREPARED
-//   after commit    wake the workers, and the launcher if it has something to look at
+//   after commit    wake the workers, and the launcher if it has something to look at; tell what was inserted and
+//                   deleted to who keeps count (counts.hpp)
 //
-// A subtransaction that was rolled back leaves its entries, but for leases: they are hints, and what they name is
-// gone.
+// A subtransaction that was rolled back leaves its entries, but for leases and counts: they are hints, and what they
+// name is gone.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +16,7 @@
 #include <string_view>
 
 #include "../message.hpp"
+#include "postgres.hpp"
 
 namespace mq::ledger {
 
@@ -28,6 +30,27 @@ const Uuid* own_tail(std::int64_t channel_key);
 void set_own_tail(std::int64_t channel_key, const Uuid& message);
 // Messages that this transaction leased, at `leased_at`, for `lease`.
 void leased(const Uuid& message, Micros leased_at, Micros lease);
+// Rows that were inserted into a table or deleted from it (less than none), by channel name. One for each statement:
+// it must not outlive the subtransaction.
+struct Changed {
+  std::int64_t rows = 0;
+  bool ordered = false;
+  bool delayed = false;  // ordered ones with delays of their own
+};
+class RowChanges {
+ public:
+  explicit RowChanges(Oid relation) : relation_(relation) {}
+  void add(std::string_view channel_name, std::int64_t rows, bool ordered = false, bool delayed = false);
+
+ private:
+  const Oid relation_;
+  std::string name_;
+  Changed* sum_ = nullptr;  // of that name, in the ledger
+};
+// Somebody changes the table, and nobody knows how.
+void changed_by_hand(Oid relation);
+// This transaction has done so.
+bool has_changed();
 // The launcher should look at this database: the extension, or its handlers, have come, changed or gone.
 void announce();
 

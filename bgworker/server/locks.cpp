@@ -16,6 +16,7 @@ constexpr std::uint32_t kPartitions = 1024;
 // Fourth field of the lock tag; pg_advisory_lock uses 1 and 2.
 constexpr std::uint16_t kAppend = 0x6d71;
 constexpr std::uint16_t kPlace = 0x6d72;
+constexpr std::uint16_t kReset = 0x6d73;
 
 LOCKTAG tag_of(std::uint32_t key1, std::uint32_t key2, std::uint16_t space) {
   LOCKTAG tag;
@@ -38,6 +39,11 @@ bool try_worker_place(std::int64_t name_key, int number) {
   const auto key = static_cast<std::uint32_t>(name_key ^ (name_key >> 32));
   const LOCKTAG tag = tag_of(key, static_cast<std::uint32_t>(number), kPlace);
   return fence::call([&] { return LockAcquire(&tag, ExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL; });
+}
+
+void lock_reset() {
+  const LOCKTAG tag = tag_of(0, 0, kReset);
+  fence::call([&] { (void)LockAcquire(&tag, ExclusiveLock, false, false); });
 }
 
 }  // namespace mq::locks

@@ -14,4 +14,7 @@ void lock_appends(const std::vector<std::int64_t>& channel_keys);
 // The `number`th place for a worker on a channel name. Does not wait.
 bool try_worker_place(std::int64_t name_key, int number);
 
+// One reset of the totals at a time. Waits.
+void lock_reset();
+
 }  // namespace mq::locks

@@ -38,12 +38,12 @@ constexpr Right kRights[] = {
     {"admin",
      {"USAGE ON TYPE $S.mq_new_t, $S.mq_message",
       "SELECT ON $S.mq_msgs, $S.mq_payloads, $S.mq_dead, $S.mq_failures, $S.mq_handlers, $S.mq_paused,"
-      " $S.mq_workers, $S.mq_horizon",
+      " $S.mq_stats, $S.mq_workers, $S.mq_horizon",
       "EXECUTE ON FUNCTION $S.mq_insert, $S.mq_send, $S.mq_send_many, $S.mq_commit, $S.mq_channel_key,"
       " $S.mq_uuid_exists, $S.mq_latest_message, $S.mq_active_channels, $S.mq_poll, $S.mq_delete, $S.mq_keep_alive,"
       " $S.mq_checkpoint, $S.mq_snooze, $S.mq_discard, $S.mq_clear, $S.mq_clear_all, $S.mq_register_handler,"
       " $S.mq_unregister_handler, $S.mq_pause, $S.mq_resume, $S.mq_redrive, $S.mq_grant, $S.mq_revoke,"
-      " $S.mq_health, $S.mq_worker_seats",
+      " $S.mq_health, $S.mq_worker_seats, $S.mq_channel_stats, $S.mq_reset_stats",
       "EXECUTE ON PROCEDURE $S.mq_run"}},
 };
 

@@ -205,6 +205,9 @@ void Sender::send() {
   }
   insert.run({ids.datum(), names.datum(), json.datum(), bytes.datum(), keys.datum(), times.datum(), attempts.datum(),
               backoffs.datum(), channels.datum(), args.datum(), intervals.datum(), after.datum(), places.datum()});
+  const Micros now = GetCurrentTransactionStartTimestamp();
+  ledger::RowChanges changes(Extension::msgs());
+  for (const Checked& m : messages_) changes.add(m.channel_name, 1, m.ordered, m.attempt_at > now);
 }
 
 namespace {

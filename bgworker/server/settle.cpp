@@ -1,9 +1,12 @@
 #include "settle.hpp"
 
+#include "../channel_key.hpp"
 #include "extension.hpp"
 #include "fence.hpp"
+#include "ledger.hpp"
 #include "link.hpp"
 #include "spi.hpp"
+#include "tally.hpp"
 
 namespace mq {
 
@@ -60,7 +63,7 @@ void record(const std::vector<Failure>& failures) {
 void retry(const std::vector<Retry>& retries) {
   static Statement update(
       "UPDATE $S.mq_msgs m SET attempt_at = r.attempt_at, retry_backoff = r.backoff, attempts = m.attempts - 1,"
-      "       attempt = m.attempt + 1"
+      "       attempt = m.attempt + 1, leased = false"
       "  FROM unnest($1, $2, $3) AS r (id, attempt_at, backoff) WHERE m.id = r.id",
       {UUIDARRAYOID, TIMESTAMPTZARRAYOID, INTERVALARRAYOID});
   ArrayParam ids(UUIDOID), times(TIMESTAMPTZOID), backoffs(INTERVALOID);
@@ -74,7 +77,8 @@ void retry(const std::vector<Retry>& retries) {
 
 void snooze(const std::vector<Snooze>& snoozes) {
   static Statement update(
-      "UPDATE $S.mq_msgs m SET attempt_at = s.attempt_at FROM unnest($1, $2) AS s (id, attempt_at) WHERE m.id = s.id",
+      "UPDATE $S.mq_msgs m SET attempt_at = s.attempt_at, leased = false FROM unnest($1, $2) AS s (id, attempt_at) "
+      "WHERE m.id = s.id",
       {UUIDARRAYOID, TIMESTAMPTZARRAYOID});
   ArrayParam ids(UUIDOID), times(TIMESTAMPTZOID);
   for (const Snooze& s : snoozes) {
@@ -101,7 +105,7 @@ void bury(const std::vector<Burial>& burials, std::vector<Uuid>& removed) {
       "                       ORDER BY l.failure_no DESC LIMIT 1) f ON true",
       {UUIDARRAYOID, INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID});
   static Statement block(
-      "WITH b AS (UPDATE $S.mq_msgs m SET attempt_at = NULL, attempts = 0, attempt = m.attempt + 1,"
+      "WITH b AS (UPDATE $S.mq_msgs m SET attempt_at = NULL, attempts = 0, attempt = m.attempt + 1, leased = false,"
       "             after_message_id = " NIL_ID
       " WHERE m.id = ANY ($1))"
       " DELETE FROM $S.mq_payloads p WHERE p.id = ANY ($1)",
@@ -122,8 +126,15 @@ void bury(const std::vector<Burial>& burials, std::vector<Uuid>& removed) {
       removed.push_back(burial.message->id);
     }
   }
-  insert.run({ids.datum(), charged.datum(), reasons.datum(), errors.sqlstate.datum(), errors.message.datum(),
-              errors.detail.datum(), errors.hint.datum(), errors.context.datum()});
+  const Rows inserted =
+      insert.run({ids.datum(), charged.datum(), reasons.datum(), errors.sqlstate.datum(), errors.message.datum(),
+                  errors.detail.datum(), errors.hint.datum(), errors.context.datum()});
+  if (inserted.size() == burials.size()) {
+    ledger::RowChanges changes(Extension::dead());
+    for (const Burial& burial : burials) changes.add(burial.message->channel_name, 1);
+  } else {
+    ledger::changed_by_hand(Extension::dead());  // a handler has removed its message
+  }
   if (blocks) block.run({blocked.datum()});
 }
 
@@ -131,7 +142,7 @@ void bury(const std::vector<Burial>& burials, std::vector<Uuid>& removed) {
 
 namespace {
 
-// Of rows that were removed (channel_key, channel_name, channel_args, place, whether it was head): the channels
+// Of rows that were removed (channel_key, channel_name, channel_args, place, whether it was head, leased): the channels
 // that lost their head get another. Its own statement: the one that removed it may have waited for an append to
 // commit, and this one has to see that.
 void link_behind(const Rows& removed) {
@@ -145,9 +156,22 @@ void link_behind(const Rows& removed) {
   link_or_note(channels);
 }
 
+void count_removed(const Rows& removed) {
+  ledger::RowChanges changes(Extension::msgs());
+  for (std::size_t i = 0; i < removed.size(); ++i) changes.add(text_view(removed.get(i, 2)), -1);
+}
+
+// What an outside consumer had polled was handled by it.
+void count_consumed(const Rows& removed) {
+  tally::ByChannel totals;
+  for (std::size_t i = 0; i < removed.size(); ++i)
+    if (DatumGetBool(removed.get(i, 6))) ++totals[std::string(text_view(removed.get(i, 2)))].handled;
+  tally::append(totals);
+}
+
 #define REMOVED                                                        \
   " RETURNING m.channel_key, m.channel_name, m.channel_args, m.place," \
-  "   m.after_message_id = " NIL_ID
+  "   m.after_message_id = " NIL_ID ", m.leased"
 
 Datum tid_datum(std::uint64_t location) {
   return fence::call([&] {
@@ -155,6 +179,16 @@ Datum tid_datum(std::uint64_t location) {
     ItemPointerSet(pointer, static_cast<BlockNumber>(location >> 16), static_cast<OffsetNumber>(location & 0xffff));
     return PointerGetDatum(pointer);
   });
+}
+
+Rows remove_rows(const std::vector<Uuid>& ids) {
+  static Statement messages("DELETE FROM $S.mq_msgs m WHERE m.id = ANY ($1)" REMOVED, {UUIDARRAYOID});
+  static Statement payloads("DELETE FROM $S.mq_payloads p WHERE p.id = ANY ($1)", {UUIDARRAYOID});
+  ArrayParam array(UUIDOID, ids.size());
+  for (const Uuid& id : ids) array.add(uuid_datum(id));
+  const Rows removed = messages.run({array.datum()});
+  payloads.run({array.datum()});
+  return removed;
 }
 
 // The same as remove_messages for rows that this transaction has locked: found by where they are, without a
@@ -177,37 +211,46 @@ void remove_claimed(const std::vector<const Claimed*>& messages) {
   const Rows removed = (any_ordered ? ordered : unordered).run({locations.datum()});
   const std::size_t payloads_removed = payloads.run({payload_locations.datum()}).size();
   if (any_ordered) link_behind(removed);
+  {
+    ledger::RowChanges changes(Extension::msgs());
+    for (const Claimed* message : messages) changes.add(message->channel_name, -1);
+  }
   if (removed.size() == messages.size() && payloads_removed == with_payload) return;
   std::vector<Uuid> ids;
   ids.reserve(messages.size());
   for (const Claimed* message : messages) ids.push_back(message->id);
-  remove_messages(ids);
+  const Rows others = remove_rows(ids);
+  link_behind(others);
+  // Others were removed by their handlers, and have been counted by that.
+  if (removed.size() + others.size() != messages.size()) ledger::changed_by_hand(Extension::msgs());
 }
 
 }  // namespace
 
-void remove_messages(const std::vector<Uuid>& ids) {
-  static Statement messages("DELETE FROM $S.mq_msgs m WHERE m.id = ANY ($1)" REMOVED, {UUIDARRAYOID});
-  static Statement payloads("DELETE FROM $S.mq_payloads p WHERE p.id = ANY ($1)", {UUIDARRAYOID});
+void remove_messages(const std::vector<Uuid>& ids, bool consumed) {
   if (ids.empty()) return;
-  ArrayParam array(UUIDOID, ids.size());
-  for (const Uuid& id : ids) array.add(uuid_datum(id));
-  const Rows removed = messages.run({array.datum()});
-  payloads.run({array.datum()});
+  const Rows removed = remove_rows(ids);
   link_behind(removed);
+  count_removed(removed);
+  if (consumed) count_consumed(removed);
 }
 
 void clear_messages(const Param& channel_names) {
-  // Rows are locked in the order of their ids, as everywhere.
+  // Rows are locked in the order of their ids, as everywhere. Heads; and how many there were of each name.
   static Statement clear(
       "WITH doomed AS MATERIALIZED (SELECT m.id FROM $S.mq_msgs m WHERE $1 IS NULL OR m.channel_name = ANY ($1)"
       "                               ORDER BY m.id FOR UPDATE),"
       " gone AS (DELETE FROM $S.mq_msgs m USING doomed d WHERE m.id = d.id RETURNING m.*),"
       " payloads AS (DELETE FROM $S.mq_payloads p USING doomed d WHERE p.id = d.id)"
       " SELECT m.channel_key, m.channel_name, m.channel_args, m.place, true FROM gone m"
-      "  WHERE m.after_message_id = " NIL_ID,
+      "  WHERE m.after_message_id = " NIL_ID
+      " UNION ALL SELECT 0, m.channel_name, '', count(*), false FROM gone m GROUP BY m.channel_name",
       {TEXTARRAYOID});
-  link_behind(clear.run({channel_names}));
+  const Rows rows = clear.run({channel_names});
+  link_behind(rows);
+  ledger::RowChanges changes(Extension::msgs());
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    if (!DatumGetBool(rows.get(i, 5))) changes.add(text_view(rows.get(i, 2)), -DatumGetInt64(rows.get(i, 4)));
 }
 
 void SqlSettler::settle(const Settlement& settlement) {
@@ -219,6 +262,7 @@ void SqlSettler::settle(const Settlement& settlement) {
   if (!settlement.burials.empty()) bury(settlement.burials, buried);
   remove_messages(buried);
   remove_claimed(settlement.removed);
+  tally::append(tally::of(settlement));
 }
 
 }  // namespace mq

@@ -17,8 +17,9 @@ class SqlSettler : public Settler {
 };
 
 // Deletes messages and their payloads; the first message that is left in each ordered channel whose head went
-// becomes head. Waits only for somebody who holds one of these rows.
-void remove_messages(const std::vector<Uuid>& ids);
+// becomes head. Waits only for somebody who holds one of these rows. `consumed`: those that are leased were handled
+// by who calls, and count as that.
+void remove_messages(const std::vector<Uuid>& ids, bool consumed = false);
 
 // Deletes every message of the named channels; a null Param: of all.
 void clear_messages(const Param& channel_names);

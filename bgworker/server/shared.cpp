@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "../channel_key.hpp"
 #include "entries.h"
 #include "inflight.hpp"
 #include "settings.h"
@@ -67,28 +68,17 @@ void wake_workers(Oid database) {
   if (d->contended || !served) wake_launcher();
 }
 
-bool begin_quiet_commit() {
-  if (!available()) return false;
+bool polled_lately() {
+  if (!available()) return true;
   Guard guard(LW_SHARED);
-  Database* d = find_database(MyDatabaseId);
-  if (d == nullptr || (d->polled_at != 0 && GetCurrentTimestamp() - d->polled_at < kPolledLately)) return false;
-  pg_atomic_fetch_add_u32(&d->quiet_commits, 1);
-  return true;
+  const Database* d = find_database(MyDatabaseId);
+  return d == nullptr || (d->polled_at != 0 && GetCurrentTimestamp() - d->polled_at < kPolledLately);
 }
 
-void end_quiet_commit() {
+void note_poll() {
   if (!available()) return;
-  Guard guard(LW_SHARED);
-  if (Database* d = find_database(MyDatabaseId)) pg_atomic_fetch_sub_u32(&d->quiet_commits, 1);
-}
-
-bool note_poll() {
-  if (!available()) return false;
   Guard guard(LW_EXCLUSIVE);
-  Database* d = find_database(MyDatabaseId);
-  if (d == nullptr) return false;
-  d->polled_at = GetCurrentTimestamp();
-  return pg_atomic_read_u32(&d->quiet_commits) > 0;
+  if (Database* d = find_database(MyDatabaseId)) d->polled_at = GetCurrentTimestamp();
 }
 
 void close_database(Oid database) {
@@ -256,10 +246,45 @@ void note_call(std::string_view channel_name, const Uuid& message) {
 void note_idle() {
   if (my_seat < 0) return;
   mine().in_call = false;
+  mine().names_held = 0;
 }
 
 void note_handled(std::uint64_t messages) {
   if (my_seat >= 0) mine().handled += messages;
+}
+
+void note_batch(const Batch& messages) {
+  if (my_seat < 0) return;
+  Seat& seat = mine();
+  int names = 0;
+  std::string_view last;
+  for (const Claimed& message : messages) {
+    if (names == 0 || message.channel_name != last) {
+      if (names == kNamesHeld) break;
+      last = message.channel_name;
+      seat.held[names++] = {channel_key(last, {}), 0};
+    }
+    ++seat.held[names - 1].messages;
+  }
+  seat.names_held = names;
+}
+
+std::map<std::int64_t, std::int64_t> held_by_workers() {
+  std::map<std::int64_t, std::int64_t> result;
+  if (!available()) return result;
+  Held held[kSeats][kNamesHeld];
+  int names[kSeats];
+  {
+    Guard guard(LW_SHARED);
+    for (int i = 0; i < kSeats; ++i) {
+      const Seat& seat = state->seats[i];
+      names[i] = seat.database == MyDatabaseId && seat.worker != nullptr ? seat.names_held : 0;
+      std::copy(seat.held, seat.held + names[i], held[i]);
+    }
+  }
+  for (int i = 0; i < kSeats; ++i)
+    for (int k = 0; k < names[i]; ++k) result[held[i][k].name_key] += held[i][k].messages;
+  return result;
 }
 
 std::vector<WorkerState> workers() {

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -26,12 +27,8 @@ bool available();
 // From any session.
 void announce_database(Oid database);  // the launcher should look at it
 void wake_workers(Oid database);       // one waiting worker of each pool
-// Whether no outside consumer has polled this database lately, so that a commit need not tell them. If so the commit
-// counts as quiet until end_quiet_commit. False where unknown.
-bool begin_quiet_commit();
-void end_quiet_commit();
-// Some consumer polls. True if a quiet commit may come after that: it told nobody, and the poll will not see it.
-bool note_poll();
+bool polled_lately();                  // some outside consumer has polled this database; true where unknown
+void note_poll();
 void close_database(Oid database);  // its workers should leave, none should start for a while
 void open_database(Oid database);   // undoes that
 void look_around();                 // the launcher should read pg_database
@@ -64,6 +61,7 @@ std::vector<Casualty> take_casualties();
 void note_call(std::string_view channel_name, const Uuid& message);
 void note_idle();
 void note_handled(std::uint64_t messages);
+void note_batch(const Batch& messages);  // that the worker holds until note_idle
 
 // For the views, from any session. Empty without shared memory.
 struct WorkerState {
@@ -78,6 +76,8 @@ struct WorkerState {
   std::uint64_t handled;
 };
 std::vector<WorkerState> workers();
+// Messages of this database in the workers' batches, by the key of the channel's name.
+std::map<std::int64_t, std::int64_t> held_by_workers();
 struct ServiceState {
   bool launcher;      // runs
   bool served;        // the launcher knows of this database

@@ -20,6 +20,7 @@ constexpr int kPools = 512;
 constexpr int kSeats = 128;
 constexpr int kCasualties = 2 * kSeats;
 constexpr std::size_t kChannelBytes = 128;
+constexpr int kNamesHeld = 64;
 constexpr Micros kPolledLately = 600 * kSecond;  // longer than any sensible client sleeps between polls
 constexpr Micros kClosedFor = 10 * kSecond;      // DROP DATABASE itself waits for 5
 
@@ -30,7 +31,6 @@ struct Database {
   bool installed;
   bool contended;
   TimestampTz polled_at;
-  pg_atomic_uint32 quiet_commits;  // changed under the shared lock, too
   TimestampTz closed_until;
   std::uint64_t wakes;
   std::uint64_t announcements;
@@ -44,6 +44,11 @@ struct Pool {
   int failed_starts;
 };
 
+struct Held {
+  std::int64_t name_key;
+  std::int64_t messages;
+};
+
 struct Seat {
   Oid database;  // InvalidOid: free
   Oid role;
@@ -55,6 +60,8 @@ struct Seat {
   Uuid message;
   TimestampTz since;
   std::uint64_t handled;
+  int names_held;
+  Held held[kNamesHeld];  // the current batch; what has no room is not shown
 };
 
 struct Lost {
@@ -92,7 +99,7 @@ inline Database* find_database(Oid id) {
 inline Database* find_or_add_database(Oid id) {
   if (Database* found = find_database(id)) return found;
   Database* free = find_database(InvalidOid);
-  if (free != nullptr) *free = Database{id, false, false, false, false, 0, {0}, 0, 0, 0};
+  if (free != nullptr) *free = Database{id, false, false, false, false, 0, 0, 0, 0};
   return free;
 }
 

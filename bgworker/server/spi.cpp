@@ -28,6 +28,22 @@ void SpiConnection::finish() {
   SPI_finish();
 }
 
+namespace {
+
+// Set by Statement::run, and by nobody else; ours run no functions that could run statements of others.
+bool statement_runs = false;
+
+struct RunningScope {
+  RunningScope() { statement_runs = true; }
+  ~RunningScope() { statement_runs = false; }
+};
+
+}  // namespace
+
+bool Statement::running() {
+  return statement_runs;
+}
+
 void Statement::prepare() {
   const Extension& extension = Extension::get();
   if (plan_ != nullptr && generation_ == extension.generation()) return;
@@ -61,6 +77,7 @@ Rows Statement::run(std::initializer_list<Param> params, Snapshot snapshot) {
     nulls[n++] = param.null ? 'n' : ' ';
   }
   SPIPlanPtr plan = plan_;
+  const RunningScope scope;
   fence::call([&] {
     Snapshot used = snapshot != nullptr ? snapshot : GetLatestSnapshot();
     const int code = SPI_execute_snapshot(plan, values, nulls, used, InvalidSnapshot, false, false, 0);

@@ -81,6 +81,9 @@ class Statement {
   // Runs with a fresh snapshot at every isolation level, or with `snapshot`. Throws Error.
   Rows run(std::initializer_list<Param> params, Snapshot snapshot = nullptr);
 
+  // Whether one of ours runs, and not a user's.
+  static bool running();
+
  private:
   void prepare();
 

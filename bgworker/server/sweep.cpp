@@ -4,9 +4,11 @@
 
 #include "../claim.hpp"
 #include "extension.hpp"
+#include "ledger.hpp"
 #include "link.hpp"
 #include "settings.h"
 #include "settle.hpp"
+#include "tally.hpp"
 
 namespace mq {
 
@@ -55,14 +57,18 @@ void forget_old() {
       "DELETE FROM $S.mq_dead WHERE dead_no IN (SELECT d.dead_no FROM $S.mq_dead d"
       "   WHERE d.died_at < pg_catalog.clock_timestamp() - $1"
       "     AND NOT EXISTS (SELECT 1 FROM $S.mq_msgs m WHERE m.id = d.id AND m.attempt_at IS NULL)"
-      "   ORDER BY d.died_at LIMIT $2)",
+      "   ORDER BY d.died_at LIMIT $2) RETURNING channel_name",
       {INTERVALOID, INT8OID});
   static Statement failures(
       "DELETE FROM $S.mq_failures WHERE failure_no IN (SELECT f.failure_no FROM $S.mq_failures f"
       "   WHERE f.failed_at < pg_catalog.clock_timestamp() - $1 ORDER BY f.failed_at LIMIT $2)",
       {INTERVALOID, INT8OID});
   const auto keep = [](int minutes) { return interval_datum(Micros{minutes} * 60 * kSecond); };
-  if (mq_dead_retention >= 0) dead.run({keep(mq_dead_retention), Int64GetDatum(kStep)});
+  if (mq_dead_retention >= 0) {
+    const Rows gone = dead.run({keep(mq_dead_retention), Int64GetDatum(kStep)});
+    ledger::RowChanges changes(Extension::dead());
+    for (std::size_t i = 0; i < gone.size(); ++i) changes.add(text_view(gone.get(i, 1)), -1);
+  }
   if (mq_failure_retention >= 0) failures.run({keep(mq_failure_retention), Int64GetDatum(kStep)});
 }
 
@@ -116,6 +122,7 @@ bool sweep(SqlClaimSource& source, Micros now) {
   ready = repair_heads() || ready;
   remove_orphan_payloads();
   forget_old();
+  tally::fold();
   return ready;
 }
 

@@ -21,6 +21,7 @@
 #include "host.hpp"
 #include "inflight.hpp"
 #include "ledger.hpp"
+#include "pending.hpp"
 #include "session.hpp"
 #include "settings.h"
 #include "settle.hpp"
@@ -96,6 +97,17 @@ class WorkerHost : public ServerHost {
     return !shared::must_leave();
   }
 
+  bool sweep() override {
+    const bool ready = ServerHost::sweep();
+    transaction_.begin();
+    if (Extension::hold()) {
+      const OwnerScope scope;
+      pending::refresh(clock_.now());
+    }
+    transaction_.commit();
+    return ready;
+  }
+
   bool should_leave(Micros idle_for) override { return idle_for >= kExtraLingers && shared::is_extra(); }
 
   void backlog(bool more_is_due) override { shared::set_backlog(more_is_due); }
@@ -104,6 +116,8 @@ class WorkerHost : public ServerHost {
     const std::string text(activity);
     pgstat_report_activity(activity.empty() ? STATE_IDLE : STATE_RUNNING, text.c_str());
   }
+
+  void holds(const Batch& messages) override { shared::note_batch(messages); }
 
   void handled(std::size_t messages) override {
     shared::note_idle();

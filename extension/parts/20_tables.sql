@@ -17,7 +17,8 @@ CREATE TABLE mq_msgs (
   after_message_id uuid DEFAULT '00000000-0000-0000-0000-000000000000',
   channel_key bigint NOT NULL,
   place bigint NOT NULL DEFAULT nextval('mq_place_seq'),
-  attempt integer NOT NULL DEFAULT 0
+  attempt integer NOT NULL DEFAULT 0,
+  leased boolean NOT NULL DEFAULT false
 );
 -- Never out of line: they are read before there is a snapshot to fetch from a TOAST table with.
 ALTER TABLE mq_msgs ALTER channel_name SET STORAGE MAIN, ALTER channel_args SET STORAGE MAIN;
@@ -30,6 +31,7 @@ COMMENT ON COLUMN mq_msgs.after_message_id IS 'NULL: not ordered. The nil uuid: 
 COMMENT ON COLUMN mq_msgs.channel_key IS 'XXH3 hash (64 bits) of channel_name and channel_args.';
 COMMENT ON COLUMN mq_msgs.place IS 'Place in the order of the channel; from mq_place_seq.';
 COMMENT ON COLUMN mq_msgs.attempt IS 'Attempts made.';
+COMMENT ON COLUMN mq_msgs.leased IS 'Handed out by mq_poll, and not retried since: attempt_at is when the lease runs out.';
 
 -- Due messages of a channel name, oldest first. Heads only: an unordered message, or the head of an ordered
 -- channel.
@@ -43,6 +45,8 @@ CREATE INDEX mq_msgs_chain ON mq_msgs (channel_key, place) WHERE after_message_i
 -- For the sweep: two-phase messages that expire, and last attempts whose lease runs out.
 CREATE INDEX mq_msgs_uncommitted ON mq_msgs (attempt_at) WHERE commit_interval IS NOT NULL;
 CREATE INDEX mq_msgs_last_attempt ON mq_msgs (attempt_at) WHERE attempts <= 0;
+-- For mq_stats: what outside consumers work on.
+CREATE INDEX mq_msgs_leased ON mq_msgs (channel_name, attempt_at) WHERE leased;
 
 CREATE TABLE mq_loose (
   channel_key bigint NOT NULL,
@@ -138,6 +142,21 @@ CREATE TABLE mq_paused (
 );
 COMMENT ON TABLE mq_paused IS 'Channels that workers leave alone. Written by mq_pause and mq_resume.';
 
+-- Totals: what each transaction adds is appended to mq_tally, so nobody waits for anybody; later those rows are folded
+-- into mq_totals. mq_stats sums both. Histograms are arrays of step, count, step, count, ….
+CREATE TABLE mq_totals (
+  channel_name text COLLATE "C" NOT NULL,
+  handled bigint NOT NULL,
+  failed bigint NOT NULL,
+  died bigint NOT NULL,
+  handle_times bigint[] NOT NULL,
+  wait_times bigint[] NOT NULL
+);
+CREATE INDEX mq_totals_channel_name ON mq_totals (channel_name);
+COMMENT ON TABLE mq_totals IS 'What has been handled, has failed and died of each channel, and how long that took; without what mq_tally holds. For mq_stats.';
+CREATE TABLE mq_tally (LIKE mq_totals);
+COMMENT ON TABLE mq_tally IS 'What transactions have added to mq_totals, until it is folded into that.';
+
 -- pg_dump takes the messages, the dead letters and the handlers along.
 SELECT pg_extension_config_dump('mq_place_seq', '');
 SELECT pg_extension_config_dump('mq_msgs', '');
@@ -149,3 +168,5 @@ SELECT pg_extension_config_dump('mq_failures', '');
 SELECT pg_extension_config_dump('mq_failures_failure_no_seq', '');
 SELECT pg_extension_config_dump('mq_handlers', '');
 SELECT pg_extension_config_dump('mq_paused', '');
+SELECT pg_extension_config_dump('mq_totals', '');
+SELECT pg_extension_config_dump('mq_tally', '');

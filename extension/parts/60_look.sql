@@ -1,5 +1,34 @@
 -- Looking: what the queue does, and why messages are not moving.
 
+CREATE FUNCTION mq_channel_stats(
+  OUT channel_name text, OUT ready bigint, OUT scheduled bigint, OUT running bigint, OUT dead bigint, OUT paused boolean,
+  OUT oldest_ready interval, OUT handled bigint, OUT failed bigint, OUT died bigint,
+  OUT handle_p50 interval, OUT handle_p95 interval, OUT handle_p99 interval,
+  OUT wait_p50 interval, OUT wait_p95 interval, OUT wait_p99 interval)
+  RETURNS SETOF record LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_channel_stats';
+COMMENT ON FUNCTION mq_channel_stats() IS 'Counts and totals by channel name; for mq_stats.';
+
+CREATE VIEW mq_stats AS
+  SELECT s.channel_name, s.ready, s.scheduled, s.running, s.dead, s.paused, s.oldest_ready, s.handled, s.failed, s.died,
+         s.handle_p50, s.handle_p95, s.handle_p99, s.wait_p50, s.wait_p95, s.wait_p99
+    FROM mq_channel_stats() AS s;
+COMMENT ON VIEW mq_stats IS
+  'A row for each channel name that has messages, dead letters, a handler, a pause or totals.';
+COMMENT ON COLUMN mq_stats.ready IS 'Messages that could be handled now.';
+COMMENT ON COLUMN mq_stats.scheduled IS 'Messages that could not: they are due later, wait for their retry or for mq_commit, or are behind such a one, or one that runs or blocks, in their ordered channel.';
+COMMENT ON COLUMN mq_stats.running IS 'Messages that a worker holds in its batch, or that are leased to a consumer outside the server.';
+COMMENT ON COLUMN mq_stats.dead IS 'Rows in mq_dead.';
+COMMENT ON COLUMN mq_stats.oldest_ready IS 'For how long the oldest due message has been due; NULL: none is ready.';
+COMMENT ON COLUMN mq_stats.handled IS 'Messages handled since mq_reset_stats(): by handlers, and by consumers outside that deleted what they had polled.';
+COMMENT ON COLUMN mq_stats.failed IS 'Failed attempts since mq_reset_stats(). Deadlocks and serialization failures that were tried again at once are none.';
+COMMENT ON COLUMN mq_stats.died IS 'Messages moved to mq_dead since mq_reset_stats().';
+COMMENT ON COLUMN mq_stats.handle_p50 IS 'Half of the handled messages took their handlers at most so long. The time of a batch is divided evenly among its messages.';
+COMMENT ON COLUMN mq_stats.wait_p50 IS 'Half of the handled messages waited at most so long from when they were due to when their handlers began.';
+
+CREATE FUNCTION mq_reset_stats() RETURNS void
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_reset_stats';
+COMMENT ON FUNCTION mq_reset_stats() IS 'Begins the totals of mq_stats anew, when the transaction commits.';
+
 CREATE FUNCTION mq_worker_seats(OUT pid integer, OUT database text, OUT role oid, OUT state text,
                                 OUT channel_name text, OUT message_id uuid, OUT since timestamptz, OUT handled bigint)
   RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_worker_seats';

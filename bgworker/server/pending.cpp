@@ -1,0 +1,402 @@
+#include "pending.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <string_view>
+#include <vector>
+
+#include "../channel_key.hpp"
+#include "counts.hpp"
+#include "extension.hpp"
+#include "ledger.hpp"
+#include "shared.hpp"
+#include "spi.hpp"
+
+namespace mq::pending {
+
+namespace {
+
+#define NIL_ID "'00000000-0000-0000-0000-000000000000'"
+#define HEAD "(m.after_message_id IS NULL OR m.after_message_id = " NIL_ID ")"
+
+constexpr std::int64_t kSmall = 200;
+constexpr std::int64_t kRoom = 100'000;  // rows of large channels that a look counts to divide them
+constexpr Micros kRefresh = kSecond / 10;
+constexpr Micros kRefreshByLooker = kSecond / 50;
+
+// A channel name at a look. Counts of kinds end at kSmall + 1.
+struct Look {
+  std::string name;
+  std::int64_t key = 0;
+  std::optional<Micros> oldest = {};        // that is to be handled at some time
+  std::optional<counts::Known> known = {};  // of how many rows there are
+  std::int64_t due = 0;                     // heads, and what has no order
+  std::int64_t later = 0;                   // the same
+  bool small() const { return due <= kSmall && later <= kSmall; }
+};
+
+std::vector<Look> find_names() {
+  // A skip scan over the names; the first row of each is its oldest.
+  static Statement names(
+      "WITH RECURSIVE n (name, oldest) AS ("
+      "  (SELECT m.channel_name, m.attempt_at FROM $S.mq_msgs m WHERE " HEAD
+      "    ORDER BY m.channel_name, m.attempt_at LIMIT 1)"
+      "  UNION ALL"
+      "  SELECT o.channel_name, o.attempt_at FROM n CROSS JOIN LATERAL ("
+      "    SELECT m.channel_name, m.attempt_at FROM $S.mq_msgs m WHERE m.channel_name > n.name AND " HEAD
+      "     ORDER BY m.channel_name, m.attempt_at LIMIT 1) AS o)"
+      " SELECT n.name, n.oldest FROM n",
+      {});
+  const Rows rows = names.run({});
+  std::vector<Look> looks(rows.size());
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    bool null = false;
+    const Datum oldest = rows.get(i, 2, null);
+    looks[i].name = text_view(rows.get(i, 1));
+    looks[i].key = channel_key(looks[i].name, {});
+    if (!null) looks[i].oldest = DatumGetTimestampTz(oldest);
+  }
+  return looks;
+}
+
+void find_known(std::vector<Look>& looks, bool wanted) {
+  std::vector<std::int64_t> keys;
+  keys.reserve(looks.size());
+  for (const Look& look : looks) keys.push_back(look.key);
+  const std::vector<std::optional<counts::Known>> known = counts::find(Extension::msgs(), keys, wanted);
+  for (std::size_t i = 0; i < looks.size(); ++i) looks[i].known = known[i];
+}
+
+// Due heads of each name, or later ones.
+void count_heads(std::vector<Look>& looks, Micros now, bool due) {
+#define COUNT_HEADS(condition)                                               \
+  "SELECT n.n::int4, h.count FROM unnest($1) WITH ORDINALITY AS n (name, n)" \
+  " CROSS JOIN LATERAL (SELECT count(*) FROM (SELECT 1 FROM $S.mq_msgs m"    \
+  "   WHERE m.channel_name = n.name AND m.attempt_at " condition " $2 AND " HEAD " LIMIT $3) AS head) AS h (count)"
+  static Statement count_due(COUNT_HEADS("<="), {TEXTARRAYOID, TIMESTAMPTZOID, INT8OID});
+  static Statement count_later(COUNT_HEADS(">"), {TEXTARRAYOID, TIMESTAMPTZOID, INT8OID});
+  ArrayParam names(TEXTOID, looks.size());
+  std::vector<Look*> counted;
+  for (Look& look : looks) {
+    // Of unordered ones that are known the later ones do, unless they are many.
+    if (due && look.known && !look.known->ordered && look.later <= kSmall) {
+      look.due = look.oldest && *look.oldest <= now ? 1 : 0;
+      continue;
+    }
+    names.add(text_datum(look.name));
+    counted.push_back(&look);
+  }
+  if (counted.empty()) return;
+  const Rows rows =
+      (due ? count_due : count_later).run({names.datum(), TimestampTzGetDatum(now), Int64GetDatum(kSmall + 1)});
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    Look& look = *counted[static_cast<std::size_t>(DatumGetInt32(rows.get(i, 1)) - 1)];
+    (due ? look.due : look.later) = DatumGetInt64(rows.get(i, 2));
+  }
+}
+
+// A few of all messages, by channel name.
+using Few = std::map<std::string, std::int64_t, std::less<>>;
+
+Few few(Statement& statement, Micros now) {
+  const Rows rows = statement.run({TimestampTzGetDatum(now)});
+  Few result;
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    result.emplace(text_view(rows.get(i, 1)), DatumGetInt64(rows.get(i, 2)));
+  return result;
+}
+
+Few leased(Micros now) {
+  static Statement select(
+      "SELECT m.channel_name, count(*) FROM $S.mq_msgs m WHERE m.leased AND m.attempt_at > $1 GROUP BY m.channel_name",
+      {TIMESTAMPTZOID});
+  return few(select, now);
+}
+
+// Due, but the sweep's.
+Few spent(Micros now) {
+  static Statement select(
+      "SELECT s.channel_name, count(*) FROM ("
+      "   SELECT m.channel_name FROM $S.mq_msgs m"
+      "    WHERE m.commit_interval IS NOT NULL AND m.attempt_at <= $1 AND " HEAD
+      "   UNION ALL"
+      "   SELECT m.channel_name FROM $S.mq_msgs m"
+      "    WHERE m.attempts <= 0 AND m.commit_interval IS NULL AND m.attempt_at <= $1 AND " HEAD
+      " ) s GROUP BY s.channel_name",
+      {TIMESTAMPTZOID});
+  return few(select, now);
+}
+
+// Dead, and in the way of their channels.
+Few blocking(Micros now) {
+  static Statement select(
+      "SELECT m.channel_name, count(*) FROM $S.mq_msgs m"
+      " WHERE m.attempts <= 0 AND m.attempt_at IS NULL AND $1 IS NOT NULL GROUP BY m.channel_name",
+      {TIMESTAMPTZOID});
+  return few(select, now);
+}
+
+std::int64_t of(const Few& few, std::string_view name) {
+  const auto found = few.find(name);
+  return found == few.end() ? 0 : found->second;
+}
+
+bool any_behind_others() {
+  static Statement select("SELECT EXISTS (SELECT FROM $S.mq_msgs m WHERE m.after_message_id IS NOT NULL)", {});
+  return DatumGetBool(select.run({}).get(0, 1));
+}
+
+// Messages behind the heads of ordered channels.
+struct Followers {
+  std::int64_t ready = 0;
+  std::int64_t late = 0;    // behind a due head, but not due, or behind such a one
+  std::int64_t behind = 0;  // a head that is not due
+  std::int64_t all() const { return ready + late + behind; }
+  bool small() const { return all() <= kSmall; }
+};
+
+// Each head, and each message behind it with whether all up to it are due. One after the other, so a limit ends it.
+#define FOLLOWERS(heads)                                                                                        \
+  "SELECT count(*) FILTER (WHERE r.head_due AND r.due), count(*) FILTER (WHERE r.head_due AND NOT r.due),"      \
+  "       count(*) FILTER (WHERE NOT r.head_due) FROM ("                                                        \
+  "  SELECT h.due AS head_due, f.due FROM (" heads                                                              \
+  ") AS h CROSS JOIN LATERAL ("                                                                                 \
+  "    SELECT bool_and(m.attempt_at <= $2 AND m.commit_interval IS NULL AND m.attempts > 0)"                    \
+  "             OVER (ORDER BY m.place ROWS UNBOUNDED PRECEDING) AS due"                                        \
+  "      FROM $S.mq_msgs m WHERE m.channel_key = h.channel_key AND m.place > h.place"                           \
+  "       AND m.after_message_id IS NOT NULL AND m.channel_name = $1 AND m.channel_args = h.channel_args) AS f" \
+  "  LIMIT $3) AS r"
+#define HEADS(due, condition)                           \
+  "SELECT m.channel_key, m.channel_args, m.place, " due \
+  " AS due FROM $S.mq_msgs m WHERE m.channel_name = $1 AND m.after_message_id = " NIL_ID " AND " condition
+
+Followers followers(Statement& statement, std::string_view name, Micros now, const Param& limit, Snapshot snapshot) {
+  const Rows rows = statement.run({text_datum(name), TimestampTzGetDatum(now), limit}, snapshot);
+  return {DatumGetInt64(rows.get(0, 1)), DatumGetInt64(rows.get(0, 2)), DatumGetInt64(rows.get(0, 3))};
+}
+
+Followers followers_of_all(std::string_view name, Micros now, const Param& limit, Snapshot snapshot = nullptr) {
+  static Statement select(FOLLOWERS(HEADS("COALESCE(m.attempt_at <= $2, false)", "true")),
+                          {TEXTOID, TIMESTAMPTZOID, INT8OID});
+  return followers(select, name, now, limit, snapshot);
+}
+
+// Of heads that are later, or dead.
+Followers followers_of_later(std::string_view name, Micros now, std::int64_t limit) {
+  static Statement select(
+      FOLLOWERS(HEADS("false", "m.attempt_at > $2") " UNION ALL " HEADS("false", "m.attempt_at IS NULL")),
+      {TEXTOID, TIMESTAMPTZOID, INT8OID});
+  return followers(select, name, now, Int64GetDatum(limit), nullptr);
+}
+
+// Every row of a channel name; leaves the sum for the next look.
+counts::Counted count_all(std::string_view name, Micros now, bool ordered) {
+  static Statement heads(
+      "SELECT count(*) FILTER (WHERE m.attempt_at <= $2), count(*) FILTER (WHERE m.attempt_at > $2), count(*)"
+      "  FROM $S.mq_msgs m WHERE m.channel_name = $1 AND " HEAD,
+      {TEXTOID, TIMESTAMPTZOID});
+  counts::Recount recount(Extension::msgs(), channel_key(name, {}), !ledger::has_changed());
+  const Rows rows = heads.run({text_datum(name), TimestampTzGetDatum(now)}, recount.snapshot());
+  Followers behind;
+  if (ordered) behind = followers_of_all(name, now, Param(), recount.snapshot());
+  counts::Counted counted;
+  counted.rows = DatumGetInt64(rows.get(0, 3)) + behind.all();
+  counted.ready = DatumGetInt64(rows.get(0, 1)) + behind.ready;
+  counted.scheduled = DatumGetInt64(rows.get(0, 2)) + behind.late + behind.behind;
+  counted.late = behind.late;
+  counted.ordered = behind.all() > 0;
+  recount.finish(counted);
+  return counted;
+}
+
+// Due heads of a channel name, or later ones, up to a limit.
+std::int64_t count_heads(std::string_view name, Micros now, bool due, std::int64_t limit) {
+  static Statement count_due(
+      "SELECT count(*) FROM (SELECT 1 FROM $S.mq_msgs m WHERE m.channel_name = $1 AND m.attempt_at <= $2 AND " HEAD
+      " LIMIT $3) AS due",
+      {TEXTOID, TIMESTAMPTZOID, INT8OID});
+  static Statement count_later(
+      "SELECT count(*) FROM (SELECT 1 FROM $S.mq_msgs m WHERE m.channel_name = $1 AND m.attempt_at > $2 AND " HEAD
+      " LIMIT $3) AS later",
+      {TEXTOID, TIMESTAMPTZOID, INT8OID});
+  Statement& statement = due ? count_due : count_later;
+  return DatumGetInt64(statement.run({text_datum(name), TimestampTzGetDatum(now), Int64GetDatum(limit)}).get(0, 1));
+}
+
+// Divides the rows of a channel name, of which their number is known. Counts up to `room` rows for that, which it
+// lessens by as many.
+class Division {
+ public:
+  Division(const Look& look, std::int64_t blocked, Micros now, std::int64_t& room)
+      : look_(look), known_(*look.known), rows_(known_.rows - blocked), blocked_(blocked), now_(now), room_(room) {}
+
+  Channel result() {
+    const bool divided = known_.ordered ? divide_ordered() : divide_unordered();
+    if (!divided) set_scheduled(estimate());
+    return channel_;
+  }
+
+ private:
+  void set_scheduled(std::int64_t scheduled) {
+    channel_.scheduled = scheduled;
+    channel_.ready = rows_ - scheduled;
+  }
+
+  // As it was divided at the last count.
+  std::int64_t estimate() const {
+    const auto both = static_cast<double>(known_.ready + known_.scheduled);
+    if (both == 0) return 0;
+    return std::llround(static_cast<double>(known_.scheduled) / both * static_cast<double>(rows_));
+  }
+
+  std::int64_t limit() const { return std::max(kSmall, room_); }
+  bool spend(std::int64_t counted, std::int64_t limit) {
+    room_ = std::max<std::int64_t>(0, room_ - counted);
+    return counted <= limit;
+  }
+
+  bool divide_unordered() {
+    if (look_.later <= kSmall) {
+      set_scheduled(look_.later);
+    } else if (look_.due <= kSmall) {
+      set_scheduled(rows_ - look_.due);
+    } else {
+      const bool due = known_.ready < known_.scheduled;
+      const std::int64_t most = limit();
+      const std::int64_t counted = count_heads(look_.name, now_, due, most + 1);
+      if (!spend(counted, most)) return false;
+      set_scheduled(due ? rows_ - counted : counted);
+    }
+    return true;
+  }
+
+  bool divide_ordered() {
+    if (look_.later <= kSmall && known_.late == 0) {
+      if (look_.later == 0 && blocked_ == 0) {
+        set_scheduled(0);
+        return true;
+      }
+      const std::int64_t most = limit();
+      const Followers behind = followers_of_later(look_.name, now_, most + 1);
+      if (spend(behind.all(), most)) {
+        set_scheduled(look_.later + behind.all());
+        return true;
+      }
+    }
+    if (look_.due == 0) {
+      set_scheduled(rows_);
+      return true;
+    }
+    if (!look_.small()) return false;
+    const std::int64_t most = limit();
+    const Followers behind = followers_of_all(look_.name, now_, Int64GetDatum(most + 1));
+    if (!spend(behind.all(), most)) return false;
+    set_scheduled(rows_ - look_.due - behind.ready);
+    return true;
+  }
+
+  const Look& look_;
+  const counts::Known& known_;
+  const std::int64_t rows_;
+  const std::int64_t blocked_;
+  const Micros now_;
+  std::int64_t& room_;
+  Channel channel_;
+};
+
+}  // namespace
+
+ByChannel count(Micros now) {
+  std::vector<Look> looks = find_names();
+  if (!ledger::has_changed()) find_known(looks, true);
+  for (Look& look : looks) {
+    if (!look.known) continue;
+    // Small ones need nothing. Where no worker refreshes what is known, who looks does, a bit at a time.
+    if (look.known->rows <= kSmall ||
+        (counts::is_stale(*look.known, 2) && GetCurrentTimestamp() - now < kRefreshByLooker))
+      look.known.reset();
+  }
+  count_heads(looks, now, false);
+  count_heads(looks, now, true);
+  const Few in_lease = leased(now);
+  const Few to_sweep = spent(now);
+  const Few blocked = blocking(now);
+  const bool ordered = any_behind_others();
+  const std::map<std::int64_t, std::int64_t> held = shared::held_by_workers();
+  std::int64_t room = kRoom;
+
+  ByChannel result;
+  for (const Look& look : looks) {
+    Channel channel;
+    if (look.known) {
+      channel = Division(look, of(blocked, look.name), now, room).result();
+    } else {
+      Followers behind;
+      if (look.small() && ordered) behind = followers_of_all(look.name, now, Int64GetDatum(kSmall + 1));
+      if (look.small() && behind.small()) {
+        channel.ready = look.due + behind.ready;
+        channel.scheduled = look.later + behind.late + behind.behind;
+      } else {
+        const counts::Counted counted = count_all(look.name, now, ordered);
+        channel.ready = counted.ready;
+        channel.scheduled = counted.scheduled;
+      }
+    }
+    const auto hold = held.find(look.key);
+    const std::int64_t by_workers = hold == held.end() ? 0 : hold->second;
+    channel.running = of(in_lease, look.name) + by_workers;
+    channel.scheduled = std::max<std::int64_t>(0, channel.scheduled - of(in_lease, look.name));
+    channel.ready = std::max<std::int64_t>(0, channel.ready - of(to_sweep, look.name) - by_workers);
+    if (channel.ready > 0) channel.oldest_ready = look.oldest;
+    result.emplace_hint(result.end(), look.name, channel);
+  }
+  return result;
+}
+
+std::map<std::string, std::int64_t, std::less<>> count_dead() {
+  static Statement names(
+      "WITH RECURSIVE n (name) AS ("
+      "  SELECT (SELECT d.channel_name FROM $S.mq_dead d ORDER BY d.channel_name LIMIT 1)"
+      "  UNION ALL"
+      "  SELECT (SELECT d.channel_name FROM $S.mq_dead d WHERE d.channel_name > n.name"
+      "           ORDER BY d.channel_name LIMIT 1) FROM n WHERE n.name IS NOT NULL)"
+      " SELECT n.name, (SELECT count(*) FROM (SELECT 1 FROM $S.mq_dead d WHERE d.channel_name = n.name LIMIT $1) AS "
+      "dead)"
+      "   FROM n WHERE n.name IS NOT NULL",
+      {INT8OID});
+  static Statement all("SELECT count(*) FROM $S.mq_dead d WHERE d.channel_name = $1", {TEXTOID});
+  const Rows rows = names.run({Int64GetDatum(kSmall + 1)});
+  std::map<std::string, std::int64_t, std::less<>> result;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    std::int64_t& dead = result[std::string(text_view(rows.get(i, 1)))];
+    dead = DatumGetInt64(rows.get(i, 2));
+    if (dead <= kSmall) continue;
+    const std::int64_t key = channel_key(text_view(rows.get(i, 1)), {});
+    std::optional<counts::Known> known;
+    if (!ledger::has_changed()) known = counts::find(Extension::dead(), {key}, true).front();
+    if (known && !counts::is_stale(*known)) {
+      dead = known->rows;
+      continue;
+    }
+    counts::Recount recount(Extension::dead(), key, !ledger::has_changed());
+    dead = DatumGetInt64(all.run({rows.get(i, 1)}, recount.snapshot()).get(0, 1));
+    counts::Counted counted;
+    counted.rows = dead;
+    recount.finish(counted);
+  }
+  return result;
+}
+
+void refresh(Micros now) {
+  if (!counts::any_stale(Extension::msgs())) return;
+  std::vector<Look> looks = find_names();
+  find_known(looks, false);
+  const bool ordered = any_behind_others();
+  for (const Look& look : looks) {
+    if (!look.known || !counts::is_stale(*look.known)) continue;
+    count_all(look.name, now, ordered);
+    if (GetCurrentTimestamp() - now > kRefresh) return;
+  }
+}
+
+}  // namespace mq::pending

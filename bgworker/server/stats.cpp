@@ -1,0 +1,96 @@
+// mq_stats: what the queue holds and has done, by channel name.
+
+#include <map>
+#include <optional>
+#include <string>
+
+#include "arguments.hpp"
+#include "entries.h"
+#include "extension.hpp"
+#include "ledger.hpp"
+#include "pending.hpp"
+#include "result_set.hpp"
+#include "spi.hpp"
+#include "tally.hpp"
+
+namespace mq {
+
+namespace {
+
+struct ChannelStats {
+  pending::Channel pending;
+  std::int64_t dead = 0;
+  bool paused = false;
+  tally::Totals totals;
+};
+
+Param interval_or_null(const std::optional<Micros>& micros) {
+  return micros ? Param(interval_datum(*micros)) : Param();
+}
+
+void stats(ResultSet& result) {
+  static Statement channels(
+      "SELECT DISTINCT h.channel_name, false FROM $S.mq_handlers h"
+      " UNION ALL SELECT p.channel_name, true FROM $S.mq_paused p",
+      {});
+  const Micros now = GetCurrentTimestamp();
+  std::map<std::string, ChannelStats, std::less<>> all;
+  {
+    const OwnerScope scope;
+    const SpiConnection spi;
+    const Rows rows = channels.run({});
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      ChannelStats& stats = all[std::string(text_view(rows.get(i, 1)))];
+      stats.paused = stats.paused || DatumGetBool(rows.get(i, 2));
+    }
+    for (auto& [name, totals] : tally::read())
+      if (!totals.empty()) all[name].totals = std::move(totals);
+    for (const auto& [name, dead] : pending::count_dead()) all[name].dead = dead;
+    for (const auto& [name, pending] : pending::count(now)) all[name].pending = pending;
+  }
+  for (const auto& [name, s] : all) {
+    std::optional<Micros> oldest;
+    if (s.pending.oldest_ready) oldest = now - *s.pending.oldest_ready;
+    const Histogram& handle = s.totals.handle_times;
+    const Histogram& wait = s.totals.wait_times;
+    result.add({text_datum(name), Int64GetDatum(s.pending.ready), Int64GetDatum(s.pending.scheduled),
+                Int64GetDatum(s.pending.running), Int64GetDatum(s.dead), BoolGetDatum(s.paused),
+                interval_or_null(oldest), Int64GetDatum(s.totals.handled), Int64GetDatum(s.totals.failed),
+                Int64GetDatum(s.totals.died), interval_or_null(handle.quantile(0.5)),
+                interval_or_null(handle.quantile(0.95)), interval_or_null(handle.quantile(0.99)),
+                interval_or_null(wait.quantile(0.5)), interval_or_null(wait.quantile(0.95)),
+                interval_or_null(wait.quantile(0.99))});
+  }
+}
+
+}  // namespace
+
+}  // namespace mq
+
+extern "C" Datum mq_channel_stats_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    mq::ResultSet result(fcinfo);
+    mq::stats(result);
+    return Datum{0};
+  });
+}
+
+extern "C" Datum mq_reset_stats_entry(FunctionCallInfo) {
+  return mq::fence::entry([] {
+    const mq::OwnerScope scope;
+    const mq::SpiConnection spi;
+    mq::tally::reset();
+    return Datum{0};
+  });
+}
+
+// The hooks; see shim.c.
+
+extern "C" bool mq_counts_table(const char* name) {
+  return strcmp(name, "mq_msgs") == 0 || strcmp(name, "mq_dead") == 0;
+}
+
+extern "C" void mq_table_changed(Oid relation) {
+  if (OidIsValid(relation) && !mq::Statement::running())
+    mq::fence::guard([&] { mq::ledger::changed_by_hand(relation); });
+}
