@@ -30,7 +30,7 @@
 
 PG_MODULE_MAGIC;
 
-char* mq_databases = NULL;
+char *mq_databases = NULL;
 int mq_max_workers = 2;
 int mq_poll_interval = 5000;
 int mq_handler_timeout = 300000;
@@ -40,7 +40,11 @@ int mq_dead_retention = 30 * 24 * 60;
 int mq_failure_retention = 7 * 24 * 60;
 
 static const struct config_enum_entry notify_options[] = {
-    {"auto", MQ_NOTIFY_AUTO, false}, {"on", MQ_NOTIFY_ON, false}, {"off", MQ_NOTIFY_OFF, false}, {NULL, 0, false}};
+	{"auto", MQ_NOTIFY_AUTO, false},
+	{"on", MQ_NOTIFY_ON, false},
+	{"off", MQ_NOTIFY_OFF, false},
+	{NULL, 0, false}
+};
 
 static object_access_hook_type prev_object_access_hook = NULL;
 static ProcessUtility_hook_type prev_process_utility_hook = NULL;
@@ -54,198 +58,256 @@ PGDLLEXPORT void _PG_init(void);
 PGDLLEXPORT void mq_launcher_main(Datum main_arg);
 PGDLLEXPORT void mq_worker_main(Datum main_arg);
 
-static void define_settings(void) {
-  DefineCustomStringVariable("mq.databases", "Databases that workers serve.",
-                             "A list of names with commas between, or * for each that has the extension.",
-                             &mq_databases, "*", PGC_SIGHUP, GUC_LIST_INPUT, NULL, NULL, NULL);
-  DefineCustomIntVariable("mq.max_workers", "Most workers for one database.",
-                          "One rests when there is nothing to do; more start under backlog.", &mq_max_workers, 2, 0, 64,
-                          PGC_SIGHUP, 0, NULL, NULL, NULL);
-  DefineCustomIntVariable("mq.poll_interval", "Longest time between two looks at the queue.",
-                          "A safety net: workers are woken when a message is sent and when one becomes due.",
-                          &mq_poll_interval, 5000, 100, 3600 * 1000, PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
-  DefineCustomIntVariable(
-      "mq.handler_timeout", "Longest time that a handler may take for a call, where it was registered without one.",
-      "0 is no limit.", &mq_handler_timeout, 300000, 0, INT_MAX, PGC_SUSET, GUC_UNIT_MS, NULL, NULL, NULL);
-  DefineCustomIntVariable("mq.batch_size",
-                          "Most messages to a transaction, where a handler was registered without a number.", NULL,
-                          &mq_batch_size, 500, 1, 100000, PGC_SUSET, 0, NULL, NULL, NULL);
-  DefineCustomEnumVariable("mq.notify", "When sending a message sends NOTIFY to consumers outside the server.",
-                           "auto: while some consumer has called mq_poll in the last ten minutes.", &mq_notify,
-                           MQ_NOTIFY_AUTO, notify_options, PGC_USERSET, 0, NULL, NULL, NULL);
-  DefineCustomIntVariable("mq.dead_retention", "How long dead letters are kept.", "-1 is for ever.", &mq_dead_retention,
-                          30 * 24 * 60, -1, INT_MAX, PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
-  DefineCustomIntVariable("mq.failure_retention", "How long the errors of failed attempts are kept.", "-1 is for ever.",
-                          &mq_failure_retention, 7 * 24 * 60, -1, INT_MAX, PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
+static void
+define_settings(void)
+{
+	DefineCustomStringVariable("mq.databases",
+							   "Databases that workers serve.",
+							   "A list of names with commas between, or * for each that has the extension.",
+							   &mq_databases, "*", PGC_SIGHUP, GUC_LIST_INPUT,
+							   NULL, NULL, NULL);
+	DefineCustomIntVariable("mq.max_workers",
+							"Most workers for one database.",
+							"One rests when there is nothing to do; more start under backlog.",
+							&mq_max_workers, 2, 0, 64, PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("mq.poll_interval",
+							"Longest time between two looks at the queue.",
+							"A safety net: workers are woken when a message is sent and when one becomes due.",
+							&mq_poll_interval, 5000, 100, 3600 * 1000, PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("mq.handler_timeout",
+							"Longest time that a handler may take for a call, where it was registered without one.",
+							"0 is no limit.",
+							&mq_handler_timeout, 300000, 0, INT_MAX, PGC_SUSET, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("mq.batch_size",
+							"Most messages to a transaction, where a handler was registered without a number.",
+							NULL,
+							&mq_batch_size, 500, 1, 100000, PGC_SUSET, 0,
+							NULL, NULL, NULL);
+	DefineCustomEnumVariable("mq.notify",
+							 "When sending a message sends NOTIFY to consumers outside the server.",
+							 "auto: while some consumer has called mq_poll in the last ten minutes.",
+							 &mq_notify, MQ_NOTIFY_AUTO, notify_options, PGC_USERSET, 0,
+							 NULL, NULL, NULL);
+	DefineCustomIntVariable("mq.dead_retention",
+							"How long dead letters are kept.",
+							"-1 is for ever.",
+							&mq_dead_retention, 30 * 24 * 60, -1, INT_MAX, PGC_SIGHUP, GUC_UNIT_MIN,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("mq.failure_retention",
+							"How long the errors of failed attempts are kept.",
+							"-1 is for ever.",
+							&mq_failure_retention, 7 * 24 * 60, -1, INT_MAX, PGC_SIGHUP, GUC_UNIT_MIN,
+							NULL, NULL, NULL);
 #if PG_VERSION_NUM >= 150000
-  MarkGUCPrefixReserved("mq");
+	MarkGUCPrefixReserved("mq");
 #else
-  EmitWarningsOnPlaceholders("mq");
+	EmitWarningsOnPlaceholders("mq");
 #endif
 }
 
-static void request_shared_memory(void) {
+static void
+request_shared_memory(void)
+{
 #if PG_VERSION_NUM >= 150000
-  if (prev_shmem_request_hook) prev_shmem_request_hook();
+	if (prev_shmem_request_hook)
+		prev_shmem_request_hook();
 #endif
-  RequestAddinShmemSpace(mq_shared_size() + mq_counts_size());
-  RequestNamedLWLockTranche("mq", 1);
-  RequestNamedLWLockTranche("mq counts", 1);
+	RequestAddinShmemSpace(mq_shared_size() + mq_counts_size());
+	RequestNamedLWLockTranche("mq", 1);
+	RequestNamedLWLockTranche("mq counts", 1);
 }
 
-static void start_shared_memory(void) {
-  if (prev_shmem_startup_hook) prev_shmem_startup_hook();
-  mq_shared_startup();
-  mq_counts_startup();
+static void
+start_shared_memory(void)
+{
+	if (prev_shmem_startup_hook)
+		prev_shmem_startup_hook();
+	mq_shared_startup();
+	mq_counts_startup();
 }
 
 /* DROP EXTENSION mq: workers should learn of it at its commit. */
-static void object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, void* arg) {
-  if (prev_object_access_hook) prev_object_access_hook(access, class_id, object_id, sub_id, arg);
-  if (access == OAT_DROP) mq_object_dropped(class_id, object_id);
+static void
+object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, void *arg)
+{
+	if (prev_object_access_hook)
+		prev_object_access_hook(access, class_id, object_id, sub_id, arg);
+	if (access == OAT_DROP)
+		mq_object_dropped(class_id, object_id);
 }
 
 /* The database that a statement wants for itself; NULL for most statements. */
-static const char* database_to_leave(Node* node) {
-  ListCell* cell;
+static const char *
+database_to_leave(Node *node)
+{
+	ListCell   *cell;
 
-  if (IsA(node, DropdbStmt)) return castNode(DropdbStmt, node)->dbname;
-  if (IsA(node, RenameStmt) && castNode(RenameStmt, node)->renameType == OBJECT_DATABASE)
-    return castNode(RenameStmt, node)->subname;
-  if (!IsA(node, CreatedbStmt)) return NULL;
-  foreach (cell, castNode(CreatedbStmt, node)->options) {
-    DefElem* option = lfirst_node(DefElem, cell);
+	if (IsA(node, DropdbStmt))
+		return castNode(DropdbStmt, node)->dbname;
+	if (IsA(node, RenameStmt) && castNode(RenameStmt, node)->renameType == OBJECT_DATABASE)
+		return castNode(RenameStmt, node)->subname;
+	if (!IsA(node, CreatedbStmt))
+		return NULL;
+	foreach(cell, castNode(CreatedbStmt, node)->options)
+	{
+		DefElem    *option = lfirst_node(DefElem, cell);
 
-    if (strcmp(option->defname, "template") == 0 && option->arg && IsA(option->arg, String)) return strVal(option->arg);
-  }
-  return "template1";
+		if (strcmp(option->defname, "template") == 0 && option->arg && IsA(option->arg, String))
+			return strVal(option->arg);
+	}
+	return "template1";
 }
 
 /* Who keeps count of our tables' rows has to know of what others do to them: INSERT, UPDATE and DELETE, ... */
-static void executor_start(QueryDesc* query, int flags) {
-  ListCell* cell;
+static void
+executor_start(QueryDesc *query, int flags)
+{
+	ListCell   *cell;
 
-  if (prev_executor_start_hook)
-    prev_executor_start_hook(query, flags);
-  else
-    standard_ExecutorStart(query, flags);
-  if (query->estate == NULL) return;
-  foreach (cell, query->estate->es_opened_result_relations) {
-    Relation relation = ((ResultRelInfo*)lfirst(cell))->ri_RelationDesc;
+	if (prev_executor_start_hook)
+		prev_executor_start_hook(query, flags);
+	else
+		standard_ExecutorStart(query, flags);
+	if (query->estate == NULL)
+		return;
+	foreach(cell, query->estate->es_opened_result_relations)
+	{
+		Relation	relation = ((ResultRelInfo *) lfirst(cell))->ri_RelationDesc;
 
-    if (mq_counts_table(RelationGetRelationName(relation))) mq_table_changed(RelationGetRelid(relation));
-  }
+		if (mq_counts_table(RelationGetRelationName(relation)))
+			mq_table_changed(RelationGetRelid(relation));
+	}
 }
 
 /* ... TRUNCATE and COPY, ... */
-static void note_changed_tables(Node* node) {
-  List* tables = NIL;
-  ListCell* cell;
+static void
+note_changed_tables(Node *node)
+{
+	List	   *tables = NIL;
+	ListCell   *cell;
 
-  if (IsA(node, TruncateStmt))
-    tables = castNode(TruncateStmt, node)->relations;
-  else if (IsA(node, CopyStmt) && castNode(CopyStmt, node)->is_from && castNode(CopyStmt, node)->relation)
-    tables = list_make1(castNode(CopyStmt, node)->relation);
-  foreach (cell, tables) {
-    RangeVar* table = lfirst_node(RangeVar, cell);
+	if (IsA(node, TruncateStmt))
+		tables = castNode(TruncateStmt, node)->relations;
+	else if (IsA(node, CopyStmt) && castNode(CopyStmt, node)->is_from && castNode(CopyStmt, node)->relation)
+		tables = list_make1(castNode(CopyStmt, node)->relation);
+	foreach(cell, tables)
+	{
+		RangeVar   *table = lfirst_node(RangeVar, cell);
 
-    if (mq_counts_table(table->relname)) mq_table_changed(RangeVarGetRelid(table, NoLock, true));
-  }
+		if (mq_counts_table(table->relname))
+			mq_table_changed(RangeVarGetRelid(table, NoLock, true));
+	}
 }
 
 /* ... and COMMIT PREPARED, which knows nothing of what was done before PREPARE TRANSACTION. */
-static bool commits_prepared(Node* node) {
-  return IsA(node, TransactionStmt) && castNode(TransactionStmt, node)->kind == TRANS_STMT_COMMIT_PREPARED;
+static bool
+commits_prepared(Node *node)
+{
+	return IsA(node, TransactionStmt) && castNode(TransactionStmt, node)->kind == TRANS_STMT_COMMIT_PREPARED;
 }
 
 /* Such a statement should not wait for a worker that rests in the database. */
-static void process_utility(PlannedStmt* pstmt, const char* query_string, bool read_only_tree,
-                            ProcessUtilityContext context, ParamListInfo params, QueryEnvironment* query_env,
-                            DestReceiver* dest, QueryCompletion* qc) {
-  const char* name = database_to_leave(pstmt->utilityStmt);
-  Oid database = name != NULL ? mq_leave_database(name) : InvalidOid;
-  volatile bool dropped = false;
+static void
+process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
+				ProcessUtilityContext context, ParamListInfo params,
+				QueryEnvironment *query_env, DestReceiver *dest, QueryCompletion *qc)
+{
+	const char *name = database_to_leave(pstmt->utilityStmt);
+	Oid			database = name != NULL ? mq_leave_database(name) : InvalidOid;
+	volatile bool dropped = false;
 
-  note_changed_tables(pstmt->utilityStmt);
-  PG_TRY();
-  {
-    if (prev_process_utility_hook)
-      prev_process_utility_hook(pstmt, query_string, read_only_tree, context, params, query_env, dest, qc);
-    else
-      standard_ProcessUtility(pstmt, query_string, read_only_tree, context, params, query_env, dest, qc);
-    dropped = IsA(pstmt->utilityStmt, DropdbStmt);
-    if (commits_prepared(pstmt->utilityStmt)) mq_prepared_committed();
-  }
-  PG_FINALLY();
-  {
-    if (!dropped) mq_database_is_left(database);
-  }
-  PG_END_TRY();
+	note_changed_tables(pstmt->utilityStmt);
+	PG_TRY();
+	{
+		if (prev_process_utility_hook)
+			prev_process_utility_hook(pstmt, query_string, read_only_tree, context, params, query_env, dest, qc);
+		else
+			standard_ProcessUtility(pstmt, query_string, read_only_tree, context, params, query_env, dest, qc);
+		dropped = IsA(pstmt->utilityStmt, DropdbStmt);
+		if (commits_prepared(pstmt->utilityStmt))
+			mq_prepared_committed();
+	}
+	PG_FINALLY();
+	{
+		if (!dropped)
+			mq_database_is_left(database);
+	}
+	PG_END_TRY();
 }
 
-void _PG_init(void) {
-  BackgroundWorker launcher;
+void
+_PG_init(void)
+{
+	BackgroundWorker launcher;
 
-  if (!process_shared_preload_libraries_in_progress) {
-    define_settings();
-    return;
-  }
-  define_settings();
+	if (!process_shared_preload_libraries_in_progress)
+	{
+		define_settings();
+		return;
+	}
+	define_settings();
 
 #if PG_VERSION_NUM >= 150000
-  prev_shmem_request_hook = shmem_request_hook;
-  shmem_request_hook = request_shared_memory;
+	prev_shmem_request_hook = shmem_request_hook;
+	shmem_request_hook = request_shared_memory;
 #else
-  request_shared_memory();
+	request_shared_memory();
 #endif
-  prev_shmem_startup_hook = shmem_startup_hook;
-  shmem_startup_hook = start_shared_memory;
-  prev_object_access_hook = object_access_hook;
-  object_access_hook = object_access;
-  prev_process_utility_hook = ProcessUtility_hook;
-  ProcessUtility_hook = process_utility;
-  prev_executor_start_hook = ExecutorStart_hook;
-  ExecutorStart_hook = executor_start;
+	prev_shmem_startup_hook = shmem_startup_hook;
+	shmem_startup_hook = start_shared_memory;
+	prev_object_access_hook = object_access_hook;
+	object_access_hook = object_access;
+	prev_process_utility_hook = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
+	prev_executor_start_hook = ExecutorStart_hook;
+	ExecutorStart_hook = executor_start;
 
-  memset(&launcher, 0, sizeof launcher);
-  launcher.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-  launcher.bgw_start_time = BgWorkerStart_RecoveryFinished;
-  launcher.bgw_restart_time = 1;
-  strlcpy(launcher.bgw_library_name, "mq", sizeof launcher.bgw_library_name);
-  strlcpy(launcher.bgw_function_name, "mq_launcher_main", sizeof launcher.bgw_function_name);
-  strlcpy(launcher.bgw_name, "mq launcher", sizeof launcher.bgw_name);
-  strlcpy(launcher.bgw_type, "mq launcher", sizeof launcher.bgw_type);
-  RegisterBackgroundWorker(&launcher);
+	memset(&launcher, 0, sizeof launcher);
+	launcher.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	launcher.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	launcher.bgw_restart_time = 1;
+	strlcpy(launcher.bgw_library_name, "mq", sizeof launcher.bgw_library_name);
+	strlcpy(launcher.bgw_function_name, "mq_launcher_main", sizeof launcher.bgw_function_name);
+	strlcpy(launcher.bgw_name, "mq launcher", sizeof launcher.bgw_name);
+	strlcpy(launcher.bgw_type, "mq launcher", sizeof launcher.bgw_type);
+	RegisterBackgroundWorker(&launcher);
 }
 
 /*
  * A reload between the fork and here was lost: the new process ignores the signal, and has the postmaster's old
  * values. So the configuration is read once more.
  */
-static void catch_signals(void) {
-  pqsignal(SIGHUP, SignalHandlerForConfigReload);
-  pqsignal(SIGTERM, die);
-  ConfigReloadPending = true;
+static void
+catch_signals(void)
+{
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	ConfigReloadPending = true;
 }
 
-void mq_launcher_main(Datum main_arg) {
-  catch_signals();
-  mq_launcher_run();
-  proc_exit(1);
+void
+mq_launcher_main(Datum main_arg)
+{
+	catch_signals();
+	mq_launcher_run();
+	proc_exit(1);
 }
 
-void mq_worker_main(Datum main_arg) {
-  catch_signals();
-  mq_worker_run(DatumGetInt32(main_arg));
-  proc_exit(0);
+void
+mq_worker_main(Datum main_arg)
+{
+	catch_signals();
+	mq_worker_run(DatumGetInt32(main_arg));
+	proc_exit(0);
 }
 
-#define EXPORT(name)                        \
-  PGDLLEXPORT Datum name(PG_FUNCTION_ARGS); \
-  PG_FUNCTION_INFO_V1(name);                \
-  Datum name(PG_FUNCTION_ARGS) {            \
-    return name##_entry(fcinfo);            \
-  }
+#define EXPORT(name) \
+	PGDLLEXPORT Datum name(PG_FUNCTION_ARGS); \
+	PG_FUNCTION_INFO_V1(name); \
+	Datum name(PG_FUNCTION_ARGS) { return name##_entry(fcinfo); }
 
 EXPORT(mq_insert)
 EXPORT(mq_send)

@@ -31,7 +31,7 @@ namespace mq {
 namespace {
 
 constexpr int kMostPolled = 100000;
-constexpr Micros kLockedWait = kSecond / 10;  // said when all that is due is locked by others
+constexpr Micros kShortWait = kSecond / 10;  // said when all that is due is locked by others, or about to be committed
 
 // Sorted, each once: two calls that lock the same rows take them in the same order.
 std::vector<Uuid> ids_of(const Value& array, std::string_view field) {
@@ -84,22 +84,23 @@ void add_message(ResultSet& result, const SqlClaimSource& source, const Claimed&
               interval_datum(bounded_backoff(message.retry_backoff, kBackoffCeiling)), interval_datum(0)});
 }
 
-// Until the next message of these channels is due; NULL: there is none.
-Param wait_time(SqlClaimSource& source, const std::vector<std::string>& names, Micros now) {
+// Until the next message of these channels is due; NULL: there is none, and who sends one will notify.
+Param wait_time(SqlClaimSource& source, const std::vector<std::string>& names, Micros now, bool others_commit) {
   std::optional<Micros> earliest;
   for (const std::string& name : names) {
     const auto due = source.next_due(name);
     if (due && (!earliest || *due < *earliest)) earliest = due;
   }
+  if (others_commit && (!earliest || *earliest > now + kShortWait)) return interval_datum(kShortWait);
   if (!earliest) return {};
-  return interval_datum(*earliest > now ? *earliest - now : kLockedWait);
+  return interval_datum(*earliest > now ? *earliest - now : kShortWait);
 }
 
 void poll(const Value& channel_names, int batch_size, ResultSet& result) {
   ServerClock clock;
   SqlClaimSource source;
   Claimer claimer(source, clock);
-  shared::note_poll();
+  const bool others_commit = shared::note_poll();
 
   const OwnerScope scope;
   const SpiConnection spi;
@@ -129,7 +130,8 @@ void poll(const Value& channel_names, int batch_size, ResultSet& result) {
     if (repaired || !repair_heads()) break;
     repaired = true;
   }
-  result.add({Param(), Param(), Param(), Param(), Param(), Param(), wait_time(source, names, clock.now())});
+  result.add(
+      {Param(), Param(), Param(), Param(), Param(), Param(), wait_time(source, names, clock.now(), others_commit)});
 }
 
 void keep_alive(const std::vector<Uuid>& ids, Micros duration) {

@@ -56,6 +56,7 @@ struct Ledger {
   std::set<Oid> uncounted;  // tables that somebody changed by hand
   bool announced = false;
   bool databases_changed = false;
+  bool quiet = false;  // see shared::begin_quiet_commit
 };
 
 // Made by the first entry of a transaction, deleted when it ends. A pointer, so that nothing is destroyed at
@@ -64,9 +65,12 @@ Ledger* open_ledger = nullptr;
 
 constexpr std::size_t kNotifyBytes = 63;  // of a channel name in NOTIFY, with its "mq_"
 
-void notify_consumers(const Ledger& ledger) {
+void notify_consumers(Ledger& ledger) {
   if (ledger.woken.empty() || mq_notify == MQ_NOTIFY_OFF) return;
-  if (mq_notify == MQ_NOTIFY_AUTO && !shared::polled_lately()) return;
+  if (mq_notify == MQ_NOTIFY_AUTO) {
+    ledger.quiet = shared::begin_quiet_commit();
+    if (ledger.quiet) return;
+  }
   for (const std::string& name : ledger.woken) {
     const std::string channel = "mq_" + name;
     if (channel.size() > kNotifyBytes) continue;  // listeners of the channel "mq" still learn
@@ -109,7 +113,7 @@ void prolong_leases(const std::vector<Lease>& leases) {
   prolong.run({ids.datum(), ends.datum()});
 }
 
-void before_commit(const Ledger& ledger) {
+void before_commit(Ledger& ledger) {
   if (!ledger.appends.empty() || !ledger.leases.empty()) {
     if (!Extension::installed()) return;
     fence::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
@@ -138,6 +142,7 @@ void before_prepare(const Ledger& ledger) {
 }
 
 void forget() {
+  if (open_ledger->quiet) shared::end_quiet_commit();
   delete open_ledger;
   open_ledger = nullptr;
 }

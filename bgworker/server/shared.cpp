@@ -68,17 +68,28 @@ void wake_workers(Oid database) {
   if (d->contended || !served) wake_launcher();
 }
 
-bool polled_lately() {
-  if (!available()) return true;
+bool begin_quiet_commit() {
+  if (!available()) return false;
   Guard guard(LW_SHARED);
-  const Database* d = find_database(MyDatabaseId);
-  return d == nullptr || (d->polled_at != 0 && GetCurrentTimestamp() - d->polled_at < kPolledLately);
+  Database* d = find_database(MyDatabaseId);
+  if (d == nullptr || (d->polled_at != 0 && GetCurrentTimestamp() - d->polled_at < kPolledLately)) return false;
+  pg_atomic_fetch_add_u32(&d->quiet_commits, 1);
+  return true;
 }
 
-void note_poll() {
+void end_quiet_commit() {
   if (!available()) return;
+  Guard guard(LW_SHARED);
+  if (Database* d = find_database(MyDatabaseId)) pg_atomic_fetch_sub_u32(&d->quiet_commits, 1);
+}
+
+bool note_poll() {
+  if (!available()) return false;
   Guard guard(LW_EXCLUSIVE);
-  if (Database* d = find_database(MyDatabaseId)) d->polled_at = GetCurrentTimestamp();
+  Database* d = find_database(MyDatabaseId);
+  if (d == nullptr) return false;
+  d->polled_at = GetCurrentTimestamp();
+  return pg_atomic_read_u32(&d->quiet_commits) > 0;
 }
 
 void close_database(Oid database) {

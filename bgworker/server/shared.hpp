@@ -27,8 +27,12 @@ bool available();
 // From any session.
 void announce_database(Oid database);  // the launcher should look at it
 void wake_workers(Oid database);       // one waiting worker of each pool
-bool polled_lately();                  // some outside consumer has polled this database; true where unknown
-void note_poll();
+// Whether no outside consumer has polled this database lately, so that a commit need not tell them. If so the commit
+// counts as quiet until end_quiet_commit. False where unknown.
+bool begin_quiet_commit();
+void end_quiet_commit();
+// Some consumer polls. True if a quiet commit may come after that: it told nobody, and the poll will not see it.
+bool note_poll();
 void close_database(Oid database);  // its workers should leave, none should start for a while
 void open_database(Oid database);   // undoes that
 void look_around();                 // the launcher should read pg_database

@@ -31,6 +31,7 @@ struct Database {
   bool installed;
   bool contended;
   TimestampTz polled_at;
+  pg_atomic_uint32 quiet_commits;  // changed under the shared lock, too
   TimestampTz closed_until;
   std::uint64_t wakes;
   std::uint64_t announcements;
@@ -99,7 +100,7 @@ inline Database* find_database(Oid id) {
 inline Database* find_or_add_database(Oid id) {
   if (Database* found = find_database(id)) return found;
   Database* free = find_database(InvalidOid);
-  if (free != nullptr) *free = Database{id, false, false, false, false, 0, 0, 0, 0};
+  if (free != nullptr) *free = Database{id, false, false, false, false, 0, {0}, 0, 0, 0};
   return free;
 }
 

@@ -8,6 +8,7 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 use IPC::Run;
+use MqSession;
 use MqTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -64,8 +65,8 @@ sub lives {
 	}
 }
 
-my $node = mq_node('client', max_connections => 150, shared_buffers => '128MB');
-$node->safe_psql('postgres', q{CREATE DATABASE original; CREATE DATABASE extension; CREATE DATABASE queue});
+my $node = mq_node('client', max_connections => 150, wal_level => 'replica', max_wal_senders => 2, synchronous_commit => 'local');
+$node->safe_psql('postgres', q{CREATE DATABASE original; CREATE DATABASE extension; CREATE DATABASE queue; CREATE DATABASE fresh});
 
 # --- the extension, with workers that serve a channel of their own --------------------------------
 
@@ -86,6 +87,27 @@ holds($node, 'extension', q{
 	'500|0', 'ordered ones in their order');
 holds($node, 'extension', q{SELECT (SELECT count(*) FROM mq_msgs), (SELECT count(*) FROM mq_payloads), (SELECT count(*) FROM mq_failures)},
 	'0|0|0', 'nothing is left');
+
+# --- the first poll -----------------------------------------------------------------------------------
+
+# Who sends before anybody has polled notifies nobody. A poll in the middle of the sender's commit, which waits for a
+# standby here, must not rest on being notified.
+$node->safe_psql('fresh', 'CREATE EXTENSION mq');
+set_and_reload($node, synchronous_standby_names => 'nobody');
+my ($sender, $poller) = map { MqSession->new($node, 'fresh') } 1 .. 2;
+$sender->{psql}{stdin} .= "SET synchronous_commit = on; SELECT mq_send('c', id => gen_random_uuid());\n\\echo query is over\n";
+$sender->{psql}{run}->pump_nb;
+within(10, $node, 'fresh', q{SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'}, 1, 'the commit of a sender hangs');
+$poller->query('LISTEN mq_c');
+my $poll = q{SELECT id IS NULL, wait_time <= '1 s' FROM mq_poll(ARRAY['c'], 1)};
+is($poller->query($poll), 't|t', 'a poll finds nothing, and is told to look again soon');
+set_and_reload($node, synchronous_standby_names => '');
+unlike($sender->result, qr/error/, 'the commit ends');
+is($poller->query(q{SELECT mq_delete(ARRAY[id]) FROM mq_poll(ARRAY['c'], 1)}), '', 'then the message is there');
+is($poller->query($poll), 't|', 'and then there is nothing to look for');
+$sender->query(q{SELECT mq_send('c')});
+like($poller->query('SELECT 1'), qr/notification "mq_c"/, 'the next sender notifies');
+$_->quit for $sender, $poller;
 
 # --- rights ---------------------------------------------------------------------------------------
 
