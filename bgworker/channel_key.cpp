@@ -15,4 +15,8 @@ std::int64_t channel_key(std::string_view channel_name, std::string_view channel
   return static_cast<std::int64_t>(XXH3_64bits(text.data(), text.size()));
 }
 
+std::uint64_t seeded_key(std::string_view text, std::uint64_t seed) {
+  return XXH3_64bits_withSeed(text.data(), text.size(), seed);
+}
+
 }  // namespace mq

@@ -10,4 +10,7 @@ namespace mq {
 // arguments. Frozen: it is stored. Two channels may share a key; whoever looks one up compares the texts too.
 std::int64_t channel_key(std::string_view channel_name, std::string_view channel_args);
 
+// For tables in memory: another with each seed.
+std::uint64_t seeded_key(std::string_view text, std::uint64_t seed);
+
 }  // namespace mq

@@ -32,7 +32,10 @@ bool due_before(const Claimed& a, const Claimed& b) {
 Claim Claimer::claim(const std::vector<Source>& sources, int limit, bool with_runs) {
   Claim claim;
   if (sources.empty() || limit <= 0) return claim;
-  source_.begin();
+  std::vector<std::string_view> names;
+  names.reserve(sources.size());
+  for (const Source& source : sources) names.push_back(source.channel_name);
+  source_.begin(names);
   const Micros now = clock_.now();
   const auto start = static_cast<std::size_t>(clock_.dice() * static_cast<double>(sources.size()));
   std::vector<Scan> scans;
@@ -71,7 +74,7 @@ int Claimer::take_oldest(Scan& scan, int limit, Micros now) {
     source_.oldest(scan.channel_name, now, scan.behind, wanted, scan.found);
     const auto got = static_cast<int>(scan.found.size() - before);
     scan.more = got == wanted;
-    if (got > 0) scan.behind = ClaimSource::Position{scan.found.back().attempt_at, scan.found.back().place};
+    if (got > 0) scan.behind = Position{scan.found.back().attempt_at, scan.found.back().place};
     drop_repeats(scan.found, before);
     taken += static_cast<int>(scan.found.size() - before);
   }

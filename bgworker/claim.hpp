@@ -41,10 +41,10 @@ class Claimer {
   // A channel name while it is claimed from.
   struct Scan {
     std::string_view channel_name;
-    int most = 0;                                      // that it may still give
-    std::optional<ClaimSource::Position> behind = {};  // where the scan of the oldest is
-    bool more = true;                                  // there may be more behind that
-    Batch found = {};                                  // no message twice
+    int most = 0;                         // that it may still give
+    std::optional<Position> behind = {};  // where the scan of the oldest is
+    bool more = true;                     // there may be more behind that
+    Batch found = {};                     // no message twice
   };
 
   // Each takes up to a number of messages that the scan has not found yet, and returns how many.

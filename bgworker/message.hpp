@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -28,6 +29,15 @@ struct UuidHash {
     std::memcpy(&tail, id.bytes.data() + 8, sizeof tail);
     return tail;
   }
+};
+
+// Where a message stands among the due ones of its channel name.
+struct Position {
+  Micros attempt_at;
+  std::int64_t place;
+
+  friend bool operator==(const Position& a, const Position& b) = default;
+  friend auto operator<=>(const Position& a, const Position& b) = default;
 };
 
 // The views live as long as the batch that the message was claimed in.

@@ -40,14 +40,10 @@ class ClaimSource {
  public:
   virtual ~ClaimSource() = default;
 
-  // A claim begins: forgets the rows of the one before.
-  virtual void begin() {}
+  // A claim from these channel names begins: forgets the rows of the one before.
+  virtual void begin(std::span<const std::string_view> /* channel_names */) {}
 
-  // The oldest due messages of a channel name by (attempt_at, place), behind `after` if that is given.
-  struct Position {
-    Micros attempt_at;
-    std::int64_t place;
-  };
+  // The oldest due messages of a channel name, behind `after` if that is given.
   virtual void oldest(std::string_view channel_name, Micros now, std::optional<Position> after, int limit,
                       Batch& batch) = 0;
   // One due message of each of up to `limit` channels of the name, by channel_key from `start` on.

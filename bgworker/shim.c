@@ -116,7 +116,7 @@ request_shared_memory(void)
 		prev_shmem_request_hook();
 #endif
 	RequestAddinShmemSpace(mq_shared_size() + mq_counts_size());
-	RequestNamedLWLockTranche("mq", 1);
+	RequestNamedLWLockTranche("mq", mq_shared_locks());
 	RequestNamedLWLockTranche("mq counts", 1);
 }
 

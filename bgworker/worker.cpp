@@ -109,7 +109,7 @@ void Worker::charge(const std::vector<Casualty>& casualties) {
     overran.push_back(casualty.overran);
   }
   if (ids.empty()) return;
-  ports_.source.begin();
+  ports_.source.begin({});
   Batch messages;
   std::vector<int> crashes;
   ports_.source.named(ids, messages, crashes);

@@ -5,6 +5,8 @@
 #include "fence.hpp"
 #include "link.hpp"
 #include "locks.hpp"
+#include "marks.hpp"
+#include "skip_scan.hpp"
 
 namespace mq {
 
@@ -59,62 +61,50 @@ void SqlClaimSource::append(const Rows& rows, Batch& batch) {
   }
 }
 
-void SqlClaimSource::begin() {
+void SqlClaimSource::begin(std::span<const std::string_view> channel_names) {
   rows_.clear();
+  names_.assign(channel_names.begin(), channel_names.end());
   const OwnerScope scope;
+  marks::raise(channel_names);
   link_noted();
 }
 
 void SqlClaimSource::oldest(std::string_view channel_name, Micros now, std::optional<Position> after, int limit,
                             Batch& batch) {
   static Statement first("SELECT " COLUMNS " FROM " TABLES " WHERE m.channel_name = $1 AND m.attempt_at <= $2 AND " HEAD
+                         "   AND (m.attempt_at, m.place) >= ($4, $5)"
                          " ORDER BY m.attempt_at, m.place LIMIT $3 " LOCKED,
-                         {TEXTOID, TIMESTAMPTZOID, INT8OID});
+                         {TEXTOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID});
   static Statement more("SELECT " COLUMNS " FROM " TABLES " WHERE m.channel_name = $1 AND m.attempt_at <= $2 AND " HEAD
                         "   AND (m.attempt_at, m.place) > ($4, $5)"
                         " ORDER BY m.attempt_at, m.place LIMIT $3 " LOCKED,
                         {TEXTOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID});
   const OwnerScope scope;
   const Datum name = text_datum(channel_name);
-  if (after)
-    append(more.run({name, TimestampTzGetDatum(now), Int64GetDatum(limit), TimestampTzGetDatum(after->attempt_at),
-                     Int64GetDatum(after->place)}),
-           batch);
-  else
-    append(first.run({name, TimestampTzGetDatum(now), Int64GetDatum(limit)}), batch);
+  const Position from = after ? *after : marks::start(channel_name);
+  const Rows rows = (after ? more : first)
+                        .run({name, TimestampTzGetDatum(now), Int64GetDatum(limit),
+                              TimestampTzGetDatum(from.attempt_at), Int64GetDatum(from.place)});
+  append(rows, batch);
+  marks::taken(channel_name, static_cast<int>(rows.size()));
 }
 
 void SqlClaimSource::fair(std::string_view channel_name, Micros now, std::int64_t start, int limit, Batch& batch) {
-  // A skip scan over the keys of the name's channels from `start` on and around, a bounded number of steps.
   static Statement draw(
-      "WITH RECURSIVE k (key, wrapped, step) AS ("
-      "  SELECT COALESCE(up.key, (SELECT m.channel_key FROM $S.mq_msgs m WHERE m.channel_name = $1"
-      "                             AND m.channel_key < $3 AND " HEAD
-      " ORDER BY m.channel_key LIMIT 1)),"
-      "         up.key IS NULL, 1"
-      "    FROM (SELECT (SELECT m.channel_key FROM $S.mq_msgs m WHERE m.channel_name = $1"
-      "                     AND m.channel_key >= $3 AND " HEAD
-      " ORDER BY m.channel_key LIMIT 1)) AS up (key)"
-      "  UNION ALL"
-      "  SELECT COALESCE(up.key, CASE WHEN NOT k.wrapped THEN"
-      "           (SELECT m.channel_key FROM $S.mq_msgs m WHERE m.channel_name = $1"
-      "               AND m.channel_key < $3 AND " HEAD
-      " ORDER BY m.channel_key LIMIT 1) END),"
-      "         k.wrapped OR up.key IS NULL, k.step + 1"
-      "    FROM k CROSS JOIN LATERAL (SELECT"
-      "           (SELECT m.channel_key FROM $S.mq_msgs m WHERE m.channel_name = $1 AND m.channel_key > k.key"
-      "               AND m.channel_key < CASE WHEN k.wrapped THEN $3 ELSE 9223372036854775807 END AND " HEAD
-      "             ORDER BY m.channel_key LIMIT 1)) AS up (key)"
-      "   WHERE k.key IS NOT NULL AND k.step < $5)"
-      " SELECT c.* FROM k CROSS JOIN LATERAL ("
+      "SELECT c.* FROM unnest($3) AS k (key) CROSS JOIN LATERAL ("
       "  SELECT " COLUMNS " FROM " TABLES
       "   WHERE m.channel_name = $1 AND m.channel_key = k.key AND m.attempt_at <= $2 AND " HEAD
+      "     AND (m.attempt_at, m.place) >= ($5, $6)"
       "   ORDER BY m.attempt_at, m.place LIMIT 1 " LOCKED ") c LIMIT $4",
-      {TEXTOID, TIMESTAMPTZOID, INT8OID, INT8OID, INT4OID});
+      {TEXTOID, TIMESTAMPTZOID, INT8ARRAYOID, INT8OID, TIMESTAMPTZOID, INT8OID});
   const OwnerScope scope;
-  append(draw.run({text_datum(channel_name), TimestampTzGetDatum(now), Int64GetDatum(start), Int64GetDatum(limit),
-                   Int32GetDatum(limit * kProbes)}),
-         batch);
+  const Position from = marks::start(channel_name);
+  ArrayParam keys(INT8OID);
+  for (const std::int64_t key : fair_keys(channel_name, from, start, limit * kProbes)) keys.add(Int64GetDatum(key));
+  const Rows rows = draw.run({text_datum(channel_name), TimestampTzGetDatum(now), keys.datum(), Int64GetDatum(limit),
+                              TimestampTzGetDatum(from.attempt_at), Int64GetDatum(from.place)});
+  append(rows, batch);
+  marks::taken(channel_name, static_cast<int>(rows.size()));
 }
 
 void SqlClaimSource::runs(std::span<const Claimed> heads, Micros now, int limit, Batch& batch) {
@@ -157,6 +147,12 @@ void SqlClaimSource::runs(std::span<const Claimed> heads, Micros now, int limit,
     batch.push_back(found[i]);
     previous = &found[i];
   }
+}
+
+bool SqlClaimSource::overlooked() {
+  const OwnerScope scope;
+  const std::vector<std::string_view> names(names_.begin(), names_.end());
+  return marks::check(names);
 }
 
 void SqlClaimSource::spent(Micros now, int limit, Batch& batch) {
@@ -215,11 +211,13 @@ std::vector<std::string> SqlClaimSource::channel_names() {
 
 std::optional<Micros> SqlClaimSource::next_due(std::string_view channel_name) {
   static Statement next(
-      "SELECT m.attempt_at FROM $S.mq_msgs m WHERE m.channel_name = $1 AND m.attempt_at IS NOT NULL AND " HEAD
-      " ORDER BY m.attempt_at LIMIT 1",
-      {TEXTOID});
+      "SELECT m.attempt_at FROM $S.mq_msgs m WHERE m.channel_name = $1 AND (m.attempt_at, m.place) >= ($2, $3) "
+      "AND " HEAD " ORDER BY m.attempt_at, m.place LIMIT 1",
+      {TEXTOID, TIMESTAMPTZOID, INT8OID});
   const OwnerScope scope;
-  const Rows rows = next.run({text_datum(channel_name)});
+  const Position from = marks::start(channel_name);
+  const Rows rows =
+      next.run({text_datum(channel_name), TimestampTzGetDatum(from.attempt_at), Int64GetDatum(from.place)});
   if (rows.empty()) return std::nullopt;
   return DatumGetTimestampTz(rows.get(0, 1));
 }

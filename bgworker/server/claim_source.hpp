@@ -35,7 +35,7 @@ enum ClaimColumn {
 
 class SqlClaimSource : public ClaimSource {
  public:
-  void begin() override;
+  void begin(std::span<const std::string_view> channel_names) override;
   void oldest(std::string_view channel_name, Micros now, std::optional<Position> after, int limit,
               Batch& batch) override;
   void fair(std::string_view channel_name, Micros now, std::int64_t start, int limit, Batch& batch) override;
@@ -43,6 +43,8 @@ class SqlClaimSource : public ClaimSource {
   void named(std::span<const Uuid> ids, Batch& batch, std::vector<int>& crashes) override;
   bool take_place(std::string_view channel_name, int most) override;
 
+  // Whether the claim that found nothing has overlooked something: a mark was too high.
+  bool overlooked();
   // Due messages of any channel that cannot be delivered: expired two-phase ones, and last attempts whose lease
   // has run out. For the sweep.
   void spent(Micros now, int limit, Batch& batch);
@@ -57,6 +59,7 @@ class SqlClaimSource : public ClaimSource {
   void append(const Rows& rows, Batch& batch);
 
   std::vector<ClaimedRow> rows_;
+  std::vector<std::string> names_;  // of the current claim
 };
 
 }  // namespace mq

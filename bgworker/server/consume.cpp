@@ -127,7 +127,9 @@ void poll(const Value& channel_names, int batch_size, ResultSet& result) {
     }
     // What cannot be delivered is out of the way now: look again, as somebody's message may be behind it.
     if (!claim.leftovers.empty()) continue;
-    if (repaired || !repair_heads()) break;
+    if (repaired) break;
+    const bool overlooked = source.overlooked();
+    if (!repair_heads() && !overlooked) break;
     repaired = true;
   }
   result.add(
@@ -149,13 +151,15 @@ std::vector<Uuid> commit_messages(const std::vector<Uuid>& ids) {
   static Statement update(
       "UPDATE $S.mq_msgs m SET attempt_at = m.attempt_at - m.commit_interval, commit_interval = NULL"
       " WHERE m.id = ANY ($1) AND m.commit_interval IS NOT NULL AND m.attempt_at > pg_catalog.clock_timestamp()"
-      " RETURNING m.id, m.channel_name",
+      " RETURNING m.id, m.channel_name, m.attempt_at, m.place",
       {UUIDARRAYOID});
   const Rows rows = update.run({uuid_array(ids)});
   std::vector<Uuid> committed;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     committed.push_back(uuid_of(rows.get(i, 1)));
-    ledger::wake(text_view(rows.get(i, 2)));
+    const std::string_view channel_name = text_view(rows.get(i, 2));
+    ledger::wake(channel_name);
+    ledger::due(channel_name, {DatumGetTimestampTz(rows.get(i, 3)), DatumGetInt64(rows.get(i, 4))});
   }
   return committed;
 }

@@ -42,8 +42,9 @@ MQ_ENTRY(mq_grant);
 MQ_ENTRY(mq_revoke);
 #undef MQ_ENTRY
 
-/* Shared memory: its size; and its set-up, once per start of the server. */
+/* Shared memory: its size and its locks; and its set-up, once per start of the server. */
 extern Size mq_shared_size(void);
+extern int mq_shared_locks(void);
 extern void mq_shared_startup(void);
 extern Size mq_counts_size(void);
 extern void mq_counts_startup(void);

@@ -21,6 +21,7 @@ class Extension {
   // its tables, so who holds it while locking tables cannot deadlock with that.
   static bool hold();
 
+  Oid oid() const { return oid_; }
   Oid schema() const { return schema_; }
   Oid owner() const { return owner_; }
   const std::string& schema_name() const { return schema_name_; }

@@ -11,6 +11,7 @@
 #include "extension.hpp"
 #include "fence.hpp"
 #include "link.hpp"
+#include "marks.hpp"
 #include "settings.h"
 #include "shared.hpp"
 #include "spi.hpp"
@@ -49,6 +50,7 @@ struct Frame {
 
 struct Ledger {
   std::set<std::string, std::less<>> woken;
+  std::unordered_map<std::uint64_t, Position> due;  // the lowest position, by key of the name
   std::vector<Append> appends;
   std::unordered_map<std::int64_t, Uuid> tails;
   std::vector<Lease> leases;
@@ -168,6 +170,7 @@ void transaction_event(XactEvent event, void*) {
       pay_counts();
       if (open_ledger->databases_changed) shared::look_around();
       if (open_ledger->announced) shared::announce_database(MyDatabaseId);
+      for (const auto& [key, position] : open_ledger->due) marks::lower(key, position);
       if (!open_ledger->woken.empty() || open_ledger->announced) shared::wake_workers(MyDatabaseId);
       forget();
       break;
@@ -230,6 +233,18 @@ Ledger& ledger() {
 void wake(std::string_view channel_name) {
   Ledger& l = ledger();
   if (!l.woken.contains(channel_name)) l.woken.emplace(channel_name);
+}
+
+void due(std::string_view channel_name, Position position) {
+  if (!shared::available()) return;
+  const auto [entry, is_new] = ledger().due.try_emplace(marks::key_of(channel_name), position);
+  if (!is_new) entry->second = std::min(entry->second, position);
+}
+
+std::optional<Position> own_lowest(std::uint64_t name_key) {
+  if (open_ledger == nullptr) return std::nullopt;
+  const auto found = open_ledger->due.find(name_key);
+  return found == open_ledger->due.end() ? std::nullopt : std::optional(found->second);
 }
 
 void appended(std::int64_t channel_key, std::string_view channel_name, std::string_view channel_args,

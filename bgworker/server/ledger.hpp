@@ -4,14 +4,16 @@
 //   before commit   lock the message that an ordered append follows; if that is going, link the channel (link.hpp);
 //                   NOTIFY outside consumers; prolong leases that ran while the transaction did
 //   before PREPARE  note the channels of ordered appends as loose: a lock would last until COMMIT PREPARED
-//   after commit    wake the workers, and the launcher if it has something to look at; tell what was inserted and
-//                   deleted to who keeps count (counts.hpp)
+//   after commit    lower the marks of the channel names whose messages it made due (marks.hpp); then wake the workers,
+//                   and the launcher if it has something to look at; tell what was inserted and deleted to who keeps
+//                   count (counts.hpp)
 //
 // A subtransaction that was rolled back leaves its entries, but for leases and counts: they are hints, and what they
 // name is gone.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -22,6 +24,10 @@ namespace mq::ledger {
 
 // Messages of the channel may be due: wakes workers, and sends NOTIFY where mq.notify asks for it.
 void wake(std::string_view channel_name);
+// A message will be found at `position`: it was written, or became head of its channel.
+void due(std::string_view channel_name, Position position);
+// The lowest of those, by the key of the name (marks::key_of).
+std::optional<Position> own_lowest(std::uint64_t name_key);
 // Messages were appended to an ordered channel behind `predecessor`, which another transaction wrote.
 void appended(std::int64_t channel_key, std::string_view channel_name, std::string_view channel_args,
               const Uuid& predecessor);

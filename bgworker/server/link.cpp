@@ -33,10 +33,10 @@ std::vector<LooseChannel> link_channels(const std::vector<LooseChannel>& channel
   // is being removed by somebody who may not have seen that.
   static Statement link(
       "WITH first AS MATERIALIZED ("
-      "  SELECT c.n, f.id, f.after_message_id = " HEAD_ID
+      "  SELECT c.n, f.id, f.attempt_at, f.place, f.after_message_id = " HEAD_ID
       " AS head"
       "    FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS c (key, name, args, place, n)"
-      "   CROSS JOIN LATERAL (SELECT m.id, m.after_message_id FROM $S.mq_msgs m"
+      "   CROSS JOIN LATERAL (SELECT m.id, m.attempt_at, m.place, m.after_message_id FROM $S.mq_msgs m"
       "     WHERE m.channel_key = c.key AND m.place > c.place AND m.after_message_id IS NOT NULL"
       "       AND m.channel_name = c.name AND m.channel_args = c.args ORDER BY m.place LIMIT 1) AS f),"
       " heads AS MATERIALIZED (SELECT m.id FROM first JOIN $S.mq_msgs m ON m.id = first.id WHERE first.head"
@@ -45,7 +45,9 @@ std::vector<LooseChannel> link_channels(const std::vector<LooseChannel>& channel
       "                          FOR NO KEY UPDATE OF m SKIP LOCKED),"
       " promoted AS (UPDATE $S.mq_msgs m SET after_message_id = " HEAD_ID
       " FROM others o WHERE m.id = o.id)"
-      " SELECT first.n::int4, first.id IN (SELECT id FROM heads) OR first.id IN (SELECT id FROM others) FROM first",
+      " SELECT first.n::int4, first.id IN (SELECT id FROM heads) OR first.id IN (SELECT id FROM others),"
+      "        first.attempt_at, first.place"
+      "   FROM first",
       {INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID});
   std::vector<LooseChannel> loose;
   if (channels.empty()) return loose;
@@ -55,6 +57,9 @@ std::vector<LooseChannel> link_channels(const std::vector<LooseChannel>& channel
     const LooseChannel& channel = channels[static_cast<std::size_t>(DatumGetInt32(rows.get(i, 1)) - 1)];
     ledger::wake(channel.name);
     if (!DatumGetBool(rows.get(i, 2))) loose.push_back(channel);
+    bool blocked = false;  // never due
+    const Datum attempt_at = rows.get(i, 3, blocked);
+    if (!blocked) ledger::due(channel.name, {DatumGetTimestampTz(attempt_at), DatumGetInt64(rows.get(i, 4))});
   }
   return loose;
 }

@@ -36,6 +36,14 @@ class CallHost : public ServerHost {
     return true;
   }
 
+  // Before it says that there is nothing.
+  bool sweep() override {
+    transaction_.begin();
+    const bool overlooked = source_.overlooked();
+    transaction_.commit();
+    return ServerHost::sweep() || overlooked;
+  }
+
   bool wait(Micros) override {
     if (caller_.cancelled()) throw Error(*caller_.cancelled());
     fence::call([] { CHECK_FOR_INTERRUPTS(); });

@@ -202,6 +202,7 @@ void Sender::send() {
     after.add(m.ordered ? Param(uuid_datum(m.after)) : Param());
     places.add(Int64GetDatum(m.place));
     if (!m.two_phase) ledger::wake(m.channel_name);
+    if (!m.ordered || m.after == Uuid()) ledger::due(m.channel_name, {m.attempt_at, m.place});
   }
   insert.run({ids.datum(), names.datum(), json.datum(), bytes.datum(), keys.datum(), times.datum(), attempts.datum(),
               backoffs.datum(), channels.datum(), args.datum(), intervals.datum(), after.datum(), places.datum()});

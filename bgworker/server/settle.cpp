@@ -71,6 +71,7 @@ void retry(const std::vector<Retry>& retries) {
     ids.add(uuid_datum(r.message->id));
     times.add(TimestampTzGetDatum(r.attempt_at));
     backoffs.add(interval_datum(r.retry_backoff));
+    ledger::due(r.message->channel_name, {r.attempt_at, r.message->place});
   }
   update.run({ids.datum(), times.datum(), backoffs.datum()});
 }
@@ -84,6 +85,7 @@ void snooze(const std::vector<Snooze>& snoozes) {
   for (const Snooze& s : snoozes) {
     ids.add(uuid_datum(s.message->id));
     times.add(TimestampTzGetDatum(s.attempt_at));
+    ledger::due(s.message->channel_name, {s.attempt_at, s.message->place});
   }
   update.run({ids.datum(), times.datum()});
 }

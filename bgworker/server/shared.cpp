@@ -322,6 +322,10 @@ extern "C" Size mq_shared_size(void) {
   return MAXALIGN(sizeof(mq::shared::State));
 }
 
+extern "C" int mq_shared_locks(void) {
+  return 1 + mq::shared::kMarkLocks;
+}
+
 // In the postmaster, when it starts and after a crash.
 extern "C" void mq_shared_startup(void) {
   using mq::shared::state;
@@ -330,7 +334,10 @@ extern "C" void mq_shared_startup(void) {
   state = static_cast<mq::shared::State*>(ShmemInitStruct("mq", mq_shared_size(), &found));
   if (!found) {
     memset(static_cast<void*>(state), 0, sizeof *state);
-    state->lock = &GetNamedLWLockTranche("mq")->lock;
+    LWLockPadded* locks = GetNamedLWLockTranche("mq");
+    state->lock = &locks->lock;
+    state->mark_locks = locks + 1;
+    if (!pg_strong_random(&state->mark_seed, sizeof state->mark_seed)) state->mark_seed = GetCurrentTimestamp();
     for (const mq::inflight::Mark& mark : mq::inflight::take_all(mq::shared::kSeats)) mq::shared::add_lost(mark, false);
   }
   LWLockRelease(AddinShmemInitLock);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../mark_set.hpp"
 #include "inflight.hpp"
 #include "shared.hpp"
 
@@ -19,6 +20,8 @@ constexpr int kDatabases = 256;
 constexpr int kPools = 512;
 constexpr int kSeats = 128;
 constexpr int kCasualties = 2 * kSeats;
+constexpr std::size_t kMarkSets = 512;  // for some 4,000 channel names
+constexpr std::size_t kMarkLocks = 16;
 constexpr std::size_t kChannelBytes = 128;
 constexpr int kNamesHeld = 64;
 constexpr Micros kPolledLately = 600 * kSecond;  // longer than any sensible client sleeps between polls
@@ -79,7 +82,12 @@ struct State {
   Pool pools[kPools];
   Seat seats[kSeats];
   Lost lost[kCasualties];
+  // Low-water marks (marks.hpp), not under `lock`: a set's lock is that of its number modulo kMarkLocks.
+  LWLockPadded* mark_locks;
+  std::uint64_t mark_seed;  // so that nobody can make names that meet in one place
+  MarkSet marks[kMarkSets];
 };
+static_assert(kMarkSets % kMarkLocks == 0);
 
 extern State* state;  // set by mq_shared_startup in the postmaster, inherited
 

@@ -10,19 +10,9 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $node = mq_node('original', shared_preload_libraries => '');
-$node->safe_psql('postgres', 'CREATE DATABASE extension_template; CREATE DATABASE original_template');
+$node->safe_psql('postgres', 'CREATE DATABASE extension_template');
 $node->safe_psql('extension_template', 'CREATE EXTENSION mq');
-my $missing = load_original();
-
-# Why the original cannot be compared with; undef if it can.
-sub load_original {
-	my $file = $ENV{MQ_ORIGINAL} or return 'MQ_ORIGINAL does not name a copy of the original schema';
-	return q{the server has no extension "uuid-ossp", which the original schema needs}
-	  if $node->safe_psql('postgres', q{SELECT count(*) FROM pg_available_extensions WHERE name = 'uuid-ossp'}) eq '0';
-	$node->command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-f', $file, $node->connstr('original_template') ],
-		'the original schema is loaded');
-	return undef;
-}
+my $missing = original_schema($node, 'original_template');
 
 my $kind;  # 'original' or 'extension'
 my %sessions;

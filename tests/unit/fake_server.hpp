@@ -199,7 +199,7 @@ class FakeQueue final : public ClaimSource, public Settler {
  public:
   FakeQueue(Table& table, FakeTransaction& transaction) : table_(table), transaction_(transaction) {}
 
-  void begin() override {
+  void begin(std::span<const std::string_view>) override {
     ++claims;
     transaction_.forget_copies();
   }

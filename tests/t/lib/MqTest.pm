@@ -3,6 +3,7 @@
 #   my $node = mq_node('name', 'mq.max_workers' => 3);   a running server with mq preloaded
 #   within(5, $node, 'db', $query, $expected, $what);     a test: the query gives that in so many seconds
 #   holds($node, 'db', $query, $expected, $what);         a test: the query gives that now
+#   original_schema($node, 'db');                         makes that database, with the schema that mq replaces
 #   log_is_clean($node, qr/allowed/, ...);                a test: no line of its log tells of trouble
 #
 # What a test waits for has a limit that is far above what it takes; nothing sleeps for luck.
@@ -20,7 +21,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time usleep);
 
-our @EXPORT = qw(mq_node set_and_reload within holds value_within pids log_is_clean handled_table);
+our @EXPORT = qw(mq_node set_and_reload within holds value_within pids log_is_clean handled_table original_schema);
 
 # Pids of the workers of a database; of the launcher; of all there is.
 our $WORKERS = q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'mq worker' AND datname = current_database()};
@@ -105,6 +106,19 @@ sub handled_table {
 		  INSERT INTO handled (name, payload, attempt) VALUES (message.name, message.payload_json, message.attempt);
 		END $$;
 	});
+}
+
+# A new database with the original schema, to show that a test fails there. Returns why that cannot be; undef if it
+# could.
+sub original_schema {
+	my ($node, $database) = @_;
+	my $file = $ENV{MQ_ORIGINAL} or return 'MQ_ORIGINAL does not name a copy of the original schema';
+	return q{the server has no extension "uuid-ossp", which the original schema needs}
+	  if $node->safe_psql('postgres', q{SELECT count(*) FROM pg_available_extensions WHERE name = 'uuid-ossp'}) eq '0';
+	$node->safe_psql('postgres', "CREATE DATABASE $database");
+	$node->command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-f', $file, $node->connstr($database) ],
+		'the original schema is loaded');
+	return undef;
 }
 
 # Lines that no test may leave in a server's log unless it says so. That a process is told to end is no trouble.
