@@ -6,6 +6,18 @@ namespace mq {
 
 namespace {
 constexpr Micros kDefaultMaxBackoff = 3600 * kSecond;  // as mq_register_handler's
+
+Error error_of(Loss loss) {
+  switch (loss) {
+    case Loss::kOverrun:
+      return {"57014", "handler ignored its time limit and was ended with its worker"};
+    case Loss::kFatal:
+      return {"57P01", "handler ended its worker", "The server's log has the error."};
+    default:
+      return {"57P02", "server went down while the handler ran"};
+  }
+}
+
 }  // namespace
 
 void settle_failure(const Failure& failure, const Handler* handler, Micros now, double dice, Settlement& settlement) {
@@ -28,12 +40,10 @@ void settle_wish(const Claimed& message, const Wish& wish, const Handler& handle
   }
 }
 
-void settle_casualty(const Claimed& message, bool overran, int crashes, const Handler* handler, Micros now, double dice,
+void settle_casualty(const Claimed& message, Loss loss, int crashes, const Handler* handler, Micros now, double dice,
                      Settlement& settlement) {
-  const Failure failure{&message, overran
-                                      ? Error("57014", "handler ignored its time limit and was ended with its worker")
-                                      : Error("57P02", "server went down while the handler ran")};
-  if (overran || crashes + 1 < kMostCrashes) {
+  const Failure failure{&message, error_of(loss)};
+  if (loss != Loss::kCrash || crashes + 1 < kMostCrashes) {
     settle_failure(failure, handler, now, dice, settlement);
     return;
   }

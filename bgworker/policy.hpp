@@ -12,7 +12,7 @@ void settle_failure(const Failure& failure, const Handler* handler, Micros now, 
 inline constexpr int kMostCrashes = 2;  // of the server under a message, then it is dead
 
 // Adds an attempt that the server's end ended, or that ignored its time limit. `crashes` were before it.
-void settle_casualty(const Claimed& message, bool overran, int crashes, const Handler* handler, Micros now, double dice,
+void settle_casualty(const Claimed& message, Loss loss, int crashes, const Handler* handler, Micros now, double dice,
                      Settlement& settlement);
 
 // Adds what a handler wished for its message.

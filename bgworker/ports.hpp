@@ -125,12 +125,14 @@ class HandlerCaller {
   virtual bool hurry() = 0;
 };
 
-// A call that never came to an end: the server went down under it, or it ignored its time limit and the worker was
-// ended with it.
+// A call that never came to an end: the server went down under it; it ignored its time limit and the worker was ended
+// with it; or it ended the worker itself.
+enum class Loss { kCrash, kOverrun, kFatal };
+
 struct Casualty {
   Uuid message;      // the first one of the call
   int messages = 1;  // that the call was given
-  bool overran = false;
+  Loss loss = Loss::kCrash;
 };
 
 // Everything else that a worker's loop needs.
@@ -139,7 +141,8 @@ class Host {
   virtual ~Host() = default;
   // Reads the registry again if it has changed. False: there is nothing here to work for any more.
   virtual bool refresh(Registry& registry) = 0;
-  // Calls that ended so in this database since they were last asked for.
+  // Calls that ended so in this database since they were last asked for; and whether to ask.
+  virtual bool any_casualty() { return false; }
   virtual std::vector<Casualty> casualties() { return {}; }
   // When the next message of these channels is due; none: no message, or none before long.
   virtual std::optional<Micros> next_due(const Registry& registry) = 0;

@@ -39,6 +39,8 @@ int mq_notify = MQ_NOTIFY_AUTO;
 int mq_dead_retention = 30 * 24 * 60;
 int mq_failure_retention = 7 * 24 * 60;
 
+volatile sig_atomic_t mq_told_to_end = false;
+
 static const struct config_enum_entry notify_options[] = {
 	{"auto", MQ_NOTIFY_AUTO, false},
 	{"on", MQ_NOTIFY_ON, false},
@@ -288,6 +290,15 @@ catch_signals(void)
 	ConfigReloadPending = true;
 }
 
+/* That a handler signals its own process is its own doing, and charged. */
+static void
+end_worker(int signal, siginfo_t *info, void *context)
+{
+	if (info->si_pid != MyProcPid)
+		mq_told_to_end = true;
+	die(signal);
+}
+
 void
 mq_launcher_main(Datum main_arg)
 {
@@ -299,7 +310,14 @@ mq_launcher_main(Datum main_arg)
 void
 mq_worker_main(Datum main_arg)
 {
+	struct sigaction action;
+
 	catch_signals();
+	memset(&action, 0, sizeof action);
+	sigemptyset(&action.sa_mask);
+	action.sa_sigaction = end_worker;
+	action.sa_flags = SA_RESTART | SA_SIGINFO;
+	sigaction(SIGTERM, &action, NULL);
 	mq_worker_run(DatumGetInt32(main_arg));
 	proc_exit(0);
 }

@@ -49,8 +49,8 @@ Worker::Worker(const Ports& ports) : ports_(ports), claimer_(ports.source, ports
 void Worker::run() {
   Micros idle_since = ports_.clock.now();
   Micros last_sweep = 0;
-  charge_casualties();
   for (;;) {
+    if (ports_.host.any_casualty()) charge_casualties();
     Micros most = ports_.host.poll_interval();
     try {
       const BatchResult result = run_batch(ports_.host.batch_size(), nullptr);
@@ -99,14 +99,14 @@ void Worker::charge_casualties() {
 
 void Worker::charge(const std::vector<Casualty>& casualties) {
   std::vector<Uuid> ids;
-  std::vector<bool> overran;
+  std::vector<Loss> losses;
   for (const Casualty& casualty : casualties) {
     if (casualty.messages > 1) {
       one_by_one_ = std::max(one_by_one_, casualty.messages);
       continue;
     }
     ids.push_back(casualty.message);
-    overran.push_back(casualty.overran);
+    losses.push_back(casualty.loss);
   }
   if (ids.empty()) return;
   ports_.source.begin({});
@@ -117,9 +117,8 @@ void Worker::charge(const std::vector<Casualty>& casualties) {
   for (std::size_t i = 0; i < messages.size(); ++i) {
     const auto at = static_cast<std::size_t>(std::find(ids.begin(), ids.end(), messages[i].id) - ids.begin());
     const Channel* channel = registry_.find(messages[i].channel_name);
-    settle_casualty(messages[i], overran[at], crashes[i],
-                    channel != nullptr ? channel->find(messages[i].name) : nullptr, ports_.clock.now(),
-                    ports_.clock.dice(), settlement);
+    settle_casualty(messages[i], losses[at], crashes[i], channel != nullptr ? channel->find(messages[i].name) : nullptr,
+                    ports_.clock.now(), ports_.clock.dice(), settlement);
   }
   ports_.settler.settle(settlement);
 }

@@ -12,6 +12,7 @@
 #include "entries.h"
 #include "extension.hpp"
 #include "handler_call.hpp"
+#include "identity.hpp"
 #include "ledger.hpp"
 #include "send.hpp"
 #include "settle.hpp"
@@ -98,16 +99,14 @@ void register_handler(FunctionCallInfo fcinfo) {
   const Oid caller = GetUserId();
   const Oid run_as = PG_ARGISNULL(7) ? caller : PG_GETARG_OID(7);
   const std::string run_as_name = role_name(run_as);
-  if (!fence::call([&] { return is_member_of_role(caller, run_as); }))
+  if (!may_become(caller, run_as))
     throw Error("42501",
                 fmt::format("must be a member of role \"{}\" to register a handler that runs as it", run_as_name));
   if (!may_connect(run_as))
     throw Error("22023", fmt::format("invalid run_as: \"{}\"", run_as_name),
                 "run_as must be a role with LOGIN: workers connect as it.");
   const std::string signature = fence::call([&] { return format_procedure_qualified(function); });
-  if (!may_execute(function, run_as))
-    throw Error("42501", fmt::format("permission denied for function {}", signature),
-                fmt::format("The handler runs as role \"{}\", which may not execute it.", run_as_name));
+  check_handler_rights(function, run_as);
 
   const OwnerScope scope;
   const SpiConnection spi;

@@ -10,6 +10,8 @@ extern "C" {
 
 #include "postgres.h"
 
+#include <signal.h>
+
 #include "fmgr.h"
 
 /* The bodies of the SQL functions and procedures; for their meanings see their COMMENTs. */
@@ -52,6 +54,9 @@ extern void mq_counts_startup(void);
 /* The processes. */
 extern void mq_launcher_run(void);
 extern void mq_worker_run(int seat);
+
+/* Set by the signal handler of a worker when another process told it to end. */
+extern volatile sig_atomic_t mq_told_to_end;
 
 /*
  * Hooks: an object is about to be dropped; a statement wants a database for itself (returns its OID, or InvalidOid

@@ -157,11 +157,13 @@ Oid Extension::relation(const char* name) const {
 OwnerScope::OwnerScope() {
   const Oid owner = Extension::get().owner();
   GetUserIdAndSecContext(&saved_user_, &saved_context_);
-  saved_planner_ = {enable_seqscan,   enable_bitmapscan, enable_sort, enable_hashjoin,
-                    enable_mergejoin, enable_material,   jit_enabled, plan_cache_mode};
+  saved_planner_ = {enable_seqscan,  enable_bitmapscan, enable_indexscan, enable_indexonlyscan,
+                    enable_sort,     enable_nestloop,   enable_hashjoin,  enable_mergejoin,
+                    enable_material, jit_enabled,       plan_cache_mode};
   nest_level_ = NewGUCNestLevel();
   SetUserIdAndSecContext(owner, saved_context_ | SECURITY_LOCAL_USERID_CHANGE);
   enable_seqscan = enable_bitmapscan = enable_sort = enable_hashjoin = enable_mergejoin = enable_material = false;
+  enable_indexscan = enable_indexonlyscan = enable_nestloop = true;
   jit_enabled = false;
   plan_cache_mode = PLAN_CACHE_MODE_FORCE_GENERIC_PLAN;
   try {
@@ -175,7 +177,10 @@ OwnerScope::OwnerScope() {
 OwnerScope::~OwnerScope() {
   enable_seqscan = saved_planner_.seqscan;
   enable_bitmapscan = saved_planner_.bitmapscan;
+  enable_indexscan = saved_planner_.indexscan;
+  enable_indexonlyscan = saved_planner_.indexonlyscan;
   enable_sort = saved_planner_.sort;
+  enable_nestloop = saved_planner_.nestloop;
   enable_hashjoin = saved_planner_.hashjoin;
   enable_mergejoin = saved_planner_.mergejoin;
   enable_material = saved_planner_.material;

@@ -70,7 +70,7 @@ class OwnerScope {
   int saved_context_ = 0;
   int nest_level_ = 0;
   struct Planner {
-    bool seqscan, bitmapscan, sort, hashjoin, mergejoin, material, jit;
+    bool seqscan, bitmapscan, indexscan, indexonlyscan, sort, nestloop, hashjoin, mergejoin, material, jit;
     int plan_cache_mode;
   } saved_planner_{};
 };

@@ -6,6 +6,7 @@
 
 #include "extension.hpp"
 #include "fence.hpp"
+#include "identity.hpp"
 #include "inflight.hpp"
 #include "settings.h"
 #include "shared.hpp"
@@ -16,7 +17,6 @@ extern "C" {
 #include "access/tupdesc.h"
 #include "catalog/pg_proc.h"
 #include "parser/parse_func.h"
-#include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -78,16 +78,6 @@ void wish(Wish::Kind kind, const Uuid* id, Micros delay, const std::string& reas
 
 void refuse_in_handler(const char* function) {
   if (current_call != nullptr) throw Error("55000", fmt::format("{} must not be called by a handler", function));
-}
-
-bool may_execute(Oid function, Oid role) {
-  return fence::call([&] {
-#if PG_VERSION_NUM >= 160000
-    return object_aclcheck(ProcedureRelationId, function, role, ACL_EXECUTE) == ACLCHECK_OK;
-#else
-    return pg_proc_aclcheck(function, role, ACL_EXECUTE) == ACLCHECK_OK;
-#endif
-  });
 }
 
 Oid argument_type(Shape shape) {
@@ -208,7 +198,7 @@ void FmgrCaller::resolve(Handler& handler, Oid role) {
     return fcinfo->isnull ? InvalidOid : DatumGetObjectId(found);
   });
   if (!OidIsValid(function)) throw Error("42883", "the function does not exist");
-  if (!may_execute(function, role)) throw Error("42501", "the role that it runs as may not execute it");
+  check_handler_rights(function, role);
   handler.shape = shape_of(function);
   FmgrInfo* info = fence::call([&] {
     auto* call_info = static_cast<FmgrInfo*>(MemoryContextAllocZero(functions_context_, sizeof(FmgrInfo)));
@@ -233,6 +223,7 @@ void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> me
     fence::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
     const Datum argument = this->argument(handler, messages, null);
     const HandlerTimeout timeout(handler.timeout);
+    const HandlerScope scope;
     fence::call([&] {
       LOCAL_FCINFO(fcinfo, 1);
       InitFunctionCallInfoData(*fcinfo, function, 1, InvalidOid, nullptr, nullptr);

@@ -14,7 +14,6 @@ namespace mq {
 
 // The argument type of a handler's shape in this database. Throws 42704.
 Oid argument_type(Shape shape);
-bool may_execute(Oid function, Oid role);
 // The shape of a function; throws 42883 naming the shapes there are.
 Shape shape_of(Oid function);
 

@@ -7,8 +7,27 @@
 #include "spi.hpp"
 
 extern "C" {
+#include "catalog/pg_authid.h"
 #include "commands/dbcommands.h"
+#include "mb/pg_wchar.h"
+#include "utils/acl.h"
 }
+
+namespace {
+
+// What a worker of another database handles is for those who see all of pg_stat_activity; and a name there may be in
+// another encoding.
+bool shows_message(const mq::shared::WorkerState& worker) {
+  if (worker.database == MyDatabaseId) return true;
+  const char* name = worker.channel_name.data();
+  const auto bytes = static_cast<int>(worker.channel_name.size());
+  return mq::fence::call([&] {
+    return has_privs_of_role(GetUserId(), ROLE_PG_READ_ALL_STATS) &&
+           pg_verify_mbstr(GetDatabaseEncoding(), name, bytes, true);
+  });
+}
+
+}  // namespace
 
 extern "C" Datum mq_worker_seats_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
@@ -16,13 +35,14 @@ extern "C" Datum mq_worker_seats_entry(FunctionCallInfo fcinfo) {
     for (const mq::shared::WorkerState& worker : mq::shared::workers()) {
       const char* database = mq::fence::call([&] { return get_database_name(worker.database); });
       const bool busy = worker.in_call && !worker.waiting;
+      const bool shown = busy && shows_message(worker);
       result.add({Int32GetDatum(worker.pid), database != nullptr ? mq::Param(mq::text_datum(database)) : mq::Param(),
                   ObjectIdGetDatum(worker.role),
                   mq::text_datum(worker.waiting ? "waiting"
                                  : busy         ? "handling"
                                                 : "active"),
-                  busy ? mq::Param(mq::text_datum(worker.channel_name)) : mq::Param(),
-                  busy ? mq::Param(mq::uuid_datum(worker.message)) : mq::Param(), TimestampTzGetDatum(worker.since),
+                  shown ? mq::Param(mq::text_datum(worker.channel_name)) : mq::Param(),
+                  shown ? mq::Param(mq::uuid_datum(worker.message)) : mq::Param(), TimestampTzGetDatum(worker.since),
                   Int64GetDatum(static_cast<int64>(worker.handled))});
     }
     return Datum{0};

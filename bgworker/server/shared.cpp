@@ -9,6 +9,7 @@
 #include "shared_state.hpp"
 
 extern "C" {
+#include "mb/pg_wchar.h"
 #include "storage/shmem.h"
 }
 
@@ -20,10 +21,12 @@ namespace {
 
 int my_seat = -1;  // set by take_seat
 
-void add_lost(const inflight::Mark& mark, bool overran) {
+void add_lost(const inflight::Mark& mark, Loss loss) {
   auto* end = state->lost + kCasualties;
   auto* free = std::find_if(state->lost, end, [](const Lost& l) { return l.mark.database == InvalidOid; });
-  if (free != end) *free = {mark, overran};
+  if (free == end) return;
+  *free = {mark, loss};
+  ++state->lost_calls;
 }
 
 Seat& mine() {
@@ -224,10 +227,15 @@ void started_well() {
   if (Pool* pool = find_pool(mine().database, mine().role)) pool->failed_starts = 0;
 }
 
-void note_overrun() {
+void note_lost(Loss loss) {
   if (my_seat < 0 || inflight::current().database == InvalidOid) return;
   Guard guard(LW_EXCLUSIVE);
-  add_lost(inflight::current(), true);
+  add_lost(inflight::current(), loss);
+}
+
+// Without the lock: asked before each batch.
+bool any_casualty() {
+  return *const_cast<volatile int*>(&state->lost_calls) != 0;
 }
 
 std::vector<Casualty> take_casualties() {
@@ -236,8 +244,9 @@ std::vector<Casualty> take_casualties() {
   Guard guard(LW_EXCLUSIVE);
   for (Lost& lost : state->lost) {
     if (lost.mark.database != MyDatabaseId) continue;
-    casualties.push_back({lost.mark.message, lost.mark.messages, lost.overran});
+    casualties.push_back({lost.mark.message, lost.mark.messages, lost.loss});
     lost.mark.database = InvalidOid;
+    --state->lost_calls;
   }
   return casualties;
 }
@@ -246,7 +255,8 @@ std::vector<Casualty> take_casualties() {
 void note_call(std::string_view channel_name, const Uuid& message) {
   if (my_seat < 0) return;
   Seat& seat = mine();
-  const std::size_t bytes = std::min(channel_name.size(), kChannelBytes - 1);
+  const auto bytes = static_cast<std::size_t>(
+      pg_mbcliplen(channel_name.data(), static_cast<int>(channel_name.size()), kChannelBytes - 1));
   if (!seat.in_call) seat.since = GetCurrentTimestamp();
   memcpy(seat.channel_name, channel_name.data(), bytes);
   seat.channel_name[bytes] = 0;
@@ -338,7 +348,8 @@ extern "C" void mq_shared_startup(void) {
     state->lock = &locks->lock;
     state->mark_locks = locks + 1;
     if (!pg_strong_random(&state->mark_seed, sizeof state->mark_seed)) state->mark_seed = GetCurrentTimestamp();
-    for (const mq::inflight::Mark& mark : mq::inflight::take_all(mq::shared::kSeats)) mq::shared::add_lost(mark, false);
+    for (const mq::inflight::Mark& mark : mq::inflight::take_all(mq::shared::kSeats))
+      mq::shared::add_lost(mark, mq::Loss::kCrash);
   }
   LWLockRelease(AddinShmemInitLock);
 }

@@ -56,9 +56,10 @@ bool is_contended();  // other pools of the database wait for a place
 bool is_extra();      // another worker of the pool is waiting for work as well
 void started_well();  // it can serve: its pool's count of failed starts begins anew
 
-// A call of this worker that its time limit could not end; and all such calls, and those that the server's last end
-// cut short, in this worker's database: each is handed out once.
-void note_overrun();
+// A call of this worker that ends with the process; and all such calls, and those that the server's last end cut
+// short, in this worker's database: each is handed out once.
+void note_lost(Loss loss);
+bool any_casualty();  // of any database; cheap
 std::vector<Casualty> take_casualties();
 
 // What this worker does, for mq_workers. Cheap: called for each message.

@@ -70,7 +70,7 @@ struct Seat {
 
 struct Lost {
   inflight::Mark mark;  // of no database: free
-  bool overran;
+  Loss loss;
 };
 
 struct State {
@@ -82,6 +82,7 @@ struct State {
   Pool pools[kPools];
   Seat seats[kSeats];
   Lost lost[kCasualties];
+  int lost_calls;  // of them in use
   // Low-water marks (marks.hpp), not under `lock`: a set's lock is that of its number modulo kMarkLocks.
   LWLockPadded* mark_locks;
   std::uint64_t mark_seed;  // so that nobody can make names that meet in one place

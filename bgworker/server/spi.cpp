@@ -53,8 +53,9 @@ void Statement::prepare() {
     fence::call([&] { SPI_freeplan(old); });
   }
   std::string text(text_);
-  for (std::size_t at = text.find("$S"); at != std::string::npos; at = text.find("$S", at))
-    text.replace(at, 2, extension.quoted_schema());
+  const std::string& schema = extension.quoted_schema();
+  for (std::size_t at = text.find("$S"); at != std::string::npos; at = text.find("$S", at + schema.size()))
+    text.replace(at, 2, schema);
   const char* sql = text.c_str();
   const int count = count_;
   Oid* types = types_.data();

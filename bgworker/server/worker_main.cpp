@@ -19,6 +19,7 @@
 #include "fence.hpp"
 #include "handler_call.hpp"
 #include "host.hpp"
+#include "identity.hpp"
 #include "inflight.hpp"
 #include "ledger.hpp"
 #include "pending.hpp"
@@ -124,6 +125,7 @@ class WorkerHost : public ServerHost {
     shared::note_handled(messages);
   }
 
+  bool any_casualty() override { return shared::any_casualty(); }
   std::vector<Casualty> casualties() override { return shared::take_casualties(); }
 
   void warn(const Error& error) override {
@@ -161,10 +163,19 @@ class WorkerHost : public ServerHost {
   const Micros started_at_ = GetCurrentTimestamp();
 };
 
-// Also on the way out of a handler: by a termination, which is nobody's fault, or because it ran on and on.
-void leave_seat(int, Datum) {
-  if (HandlerTimeout::overran()) shared::note_overrun();
+// On the way out of a handler, and before its transaction is rolled back: others must know before they can have its
+// message. A termination is nobody's fault; to run on and on is, and to raise FATAL.
+void note_loss(int code, Datum) {
+  if (HandlerTimeout::overran())
+    shared::note_lost(Loss::kOverrun);
+  else if (code != 0 && !mq_told_to_end)
+    shared::note_lost(Loss::kFatal);
   inflight::clear();
+}
+
+// After the rollback.
+void leave_seat(int code, Datum) {
+  if (code != 0) shared::wake_workers(MyDatabaseId);
   shared::leave_seat();
 }
 
@@ -183,6 +194,8 @@ void run(int seat) {
     BackgroundWorkerInitializeConnectionByOid(mine.database, mine.role, flags);
     pgstat_report_appname("mq worker");
   });
+  fence::call([] { before_shmem_exit(note_loss, 0); });
+  pin_worker_settings();
 
   ServerClock clock;
   WorkerSession transaction;

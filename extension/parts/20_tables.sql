@@ -16,7 +16,7 @@ CREATE TABLE mq_msgs (
   commit_interval interval,
   after_message_id uuid DEFAULT '00000000-0000-0000-0000-000000000000',
   channel_key bigint NOT NULL,
-  place bigint NOT NULL DEFAULT nextval('mq_place_seq'),
+  place bigint NOT NULL DEFAULT pg_catalog.nextval('mq_place_seq'::pg_catalog.regclass),
   attempt integer NOT NULL DEFAULT 0,
   leased boolean NOT NULL DEFAULT false
 );
@@ -158,15 +158,15 @@ CREATE TABLE mq_tally (LIKE mq_totals);
 COMMENT ON TABLE mq_tally IS 'What transactions have added to mq_totals, until it is folded into that.';
 
 -- pg_dump takes the messages, the dead letters and the handlers along.
-SELECT pg_extension_config_dump('mq_place_seq', '');
-SELECT pg_extension_config_dump('mq_msgs', '');
-SELECT pg_extension_config_dump('mq_loose', '');
-SELECT pg_extension_config_dump('mq_payloads', '');
-SELECT pg_extension_config_dump('mq_dead', '');
-SELECT pg_extension_config_dump('mq_dead_dead_no_seq', '');
-SELECT pg_extension_config_dump('mq_failures', '');
-SELECT pg_extension_config_dump('mq_failures_failure_no_seq', '');
-SELECT pg_extension_config_dump('mq_handlers', '');
-SELECT pg_extension_config_dump('mq_paused', '');
-SELECT pg_extension_config_dump('mq_totals', '');
-SELECT pg_extension_config_dump('mq_tally', '');
+SELECT pg_catalog.pg_extension_config_dump('mq_place_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('mq_msgs', '');
+SELECT pg_catalog.pg_extension_config_dump('mq_loose', '');
+SELECT pg_catalog.pg_extension_config_dump('mq_payloads', '');
+SELECT pg_catalog.pg_extension_config_dump('mq_dead', '');
+SELECT pg_catalog.pg_extension_config_dump('mq_dead_dead_no_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('mq_failures', '');
+SELECT pg_catalog.pg_extension_config_dump('mq_failures_failure_no_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('mq_handlers', '');
+SELECT pg_catalog.pg_extension_config_dump('mq_paused', '');
+SELECT pg_catalog.pg_extension_config_dump('mq_totals', '');
+SELECT pg_catalog.pg_extension_config_dump('mq_tally', '');

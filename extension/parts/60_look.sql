@@ -54,7 +54,7 @@ CREATE VIEW mq_horizon AS
                  NULL, slot_type
             FROM pg_replication_slots WHERE xmin IS NOT NULL OR catalog_xmin IS NOT NULL
           UNION ALL
-          SELECT 'prepared transaction', gid, NULL, transaction, prepared, 'owner ' || owner
+          SELECT 'prepared transaction', gid, NULL, transaction, prepared, 'owner ' || owner::text
             FROM pg_prepared_xacts
           UNION ALL
           SELECT 'standby', application_name, pid, backend_xmin, backend_start, client_addr::text
@@ -87,22 +87,28 @@ CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text
     UNION ALL
     SELECT 'handlers registered', EXISTS (SELECT FROM mq_handlers), NULL
     UNION ALL
-    SELECT 'channels handled', count(w.channel_name) = 0,
+    SELECT 'channels handled', pg_catalog.count(w.channel_name) = 0,
            'due messages, but no handler, in: ' || string_agg(w.channel_name, ', ')
       FROM waiting w WHERE NOT EXISTS (SELECT FROM mq_handlers h WHERE h.channel_name = w.channel_name)
     UNION ALL
-    SELECT 'channels not paused', count(p.channel_name) = 0, 'paused: ' || string_agg(p.channel_name, ', ') FROM mq_paused p
+    SELECT 'channels not paused', pg_catalog.count(p.channel_name) = 0, 'paused: ' || string_agg(p.channel_name, ', ') FROM mq_paused p
     UNION ALL
-    SELECT 'handlers'' functions', count(h.handler) = 0, 'gone: ' || string_agg(h.channel_name || ' ' || h.handler, ', ')
+    SELECT 'handlers'' functions', pg_catalog.count(h.handler) = 0, 'gone: ' || string_agg(h.channel_name || ' ' || h.handler, ', ')
       FROM mq_handlers h WHERE to_regprocedure(h.handler) IS NULL
     UNION ALL
-    SELECT 'handlers'' roles', count(h.run_as) = 0, 'gone: ' || string_agg(h.channel_name || ' runs as ' || h.run_as, ', ')
+    SELECT 'handlers may be called', pg_catalog.count(h.handler) = 0,
+           'by the role that they run as, and their owners are members of it; not: ' || string_agg(h.channel_name || ' ' || h.handler, ', ')
+      FROM mq_handlers h JOIN pg_roles r ON r.rolname = h.run_as JOIN pg_proc p ON p.oid = to_regprocedure(h.handler)
+     WHERE NOT (has_function_privilege(r.oid, p.oid, 'EXECUTE') AND has_schema_privilege(r.oid, p.pronamespace, 'USAGE')
+                AND pg_has_role(p.proowner, r.oid, 'MEMBER'))
+    UNION ALL
+    SELECT 'handlers'' roles', pg_catalog.count(h.run_as) = 0, 'gone: ' || string_agg(h.channel_name || ' runs as ' || h.run_as, ', ')
       FROM mq_handlers h WHERE NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = h.run_as)
     UNION ALL
-    SELECT 'channels not blocked', count(m.id) = 0, 'blocked by a dead message: ' || string_agg(DISTINCT m.channel_name, ', ')
+    SELECT 'channels not blocked', pg_catalog.count(m.id) = 0, 'blocked by a dead message: ' || string_agg(DISTINCT m.channel_name, ', ')
       FROM mq_msgs m WHERE m.attempts <= 0 AND m.attempt_at IS NULL
     UNION ALL
-    SELECT 'horizon', count(*) = 0, 'held for more than 10 minutes: ' || string_agg(h.kind || ' ' || h.name, ', ')
+    SELECT 'horizon', pg_catalog.count(*) = 0, 'held for more than 10 minutes: ' || string_agg(h.kind || ' ' || h.name, ', ')
       FROM mq_horizon h WHERE h.held_for > interval '10 minutes' OR h.kind <> 'session' AND h.xids > 1000000;
   END;
 COMMENT ON FUNCTION mq_health() IS 'Why messages are not moving: a row for each thing that can be in the way, ok or not, with what it is.';

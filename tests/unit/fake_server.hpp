@@ -254,6 +254,7 @@ class FakeHost final : public Host {
   FakeHost(Table& table, FakeClock& clock) : table_(table), clock_(clock) {}
 
   bool refresh(Registry& registry) override;
+  bool any_casualty() override { return !ended_calls.empty(); }
   std::vector<Casualty> casualties() override { return std::exchange(ended_calls, {}); }
   std::optional<Micros> next_due(const Registry& registry) override { return table_.next_due(registry); }
   bool sweep() override;

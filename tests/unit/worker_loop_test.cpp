@@ -212,7 +212,7 @@ TEST_F(WorkerTest, ChargesEachCasualtyForWhatItDid) {
   const Uuid gone = table.send({});
   const Uuid overran = table.send({.channel_name = "o", .ordered = true, .retries = 0});
   table.erase(gone);
-  host.ended_calls = {{.message = overran, .overran = true}, {.message = gone}, {.message = crashed}};
+  host.ended_calls = {{.message = overran, .loss = Loss::kOverrun}, {.message = gone}, {.message = crashed}};
   const Micros start = clock.time;
   worker.run();
   ASSERT_EQ(table.failures.size(), 2U);

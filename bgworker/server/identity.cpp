@@ -1,0 +1,92 @@
+#include "identity.hpp"
+
+#include <fmt/core.h>
+
+#include <string>
+
+#include "fence.hpp"
+
+extern "C" {
+#include "catalog/pg_proc.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/guc.h"
+#include "utils/regproc.h"
+#include "utils/syscache.h"
+}
+
+namespace mq {
+
+namespace {
+
+bool may_execute(Oid function, Oid role) {
+  return fence::call([&] {
+#if PG_VERSION_NUM >= 160000
+    return object_aclcheck(ProcedureRelationId, function, role, ACL_EXECUTE) == ACLCHECK_OK;
+#else
+    return pg_proc_aclcheck(function, role, ACL_EXECUTE) == ACLCHECK_OK;
+#endif
+  });
+}
+
+Oid owner_of(Oid function) {
+  return fence::call([&] {
+    HeapTuple tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+    if (!HeapTupleIsValid(tuple)) elog(ERROR, "cache lookup failed for function %u", function);
+    const Oid owner = ((Form_pg_proc)GETSTRUCT(tuple))->proowner;
+    ReleaseSysCache(tuple);
+    return owner;
+  });
+}
+
+std::string name_of(Oid role) {
+  const char* name = fence::call([&] { return GetUserNameFromId(role, true); });
+  return name != nullptr ? name : std::to_string(role);
+}
+
+}  // namespace
+
+bool may_become(Oid role, Oid other) {
+  if (role == other) return true;
+  return fence::call([&] {
+#if PG_VERSION_NUM >= 160000
+    return member_can_set_role(role, other);
+#else
+    return is_member_of_role(role, other);
+#endif
+  });
+}
+
+void check_handler_rights(Oid function, Oid run_as) {
+  const auto signature = [&] { return std::string(fence::call([&] { return format_procedure_qualified(function); })); };
+  if (!may_execute(function, run_as))
+    throw Error("42501", fmt::format("permission denied for function {}", signature()),
+                fmt::format("The handler runs as role \"{}\", which may not execute it.", name_of(run_as)));
+  const Oid owner = owner_of(function);
+  if (!may_become(owner, run_as))
+    throw Error("42501",
+                fmt::format("function {} is owned by role \"{}\", which is not a member of role \"{}\"", signature(),
+                            name_of(owner), name_of(run_as)),
+                "The handler would run as the latter what its owner writes.");
+}
+
+HandlerScope::HandlerScope() {
+  GetUserIdAndSecContext(&user_, &context_);
+  if (!may_become(user_, GetSessionUserId())) SetUserIdAndSecContext(user_, context_ | SECURITY_RESTRICTED_OPERATION);
+}
+
+HandlerScope::~HandlerScope() {
+  SetUserIdAndSecContext(user_, context_);
+}
+
+void pin_worker_settings() {
+  fence::call([] {
+    SetConfigOption("role", "none", PGC_SUSET, PGC_S_OVERRIDE);
+    SetConfigOption("exit_on_error", "off", PGC_SUSET, PGC_S_OVERRIDE);
+#if PG_VERSION_NUM >= 170000
+    SetConfigOption("transaction_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+#endif
+  });
+}
+
+}  // namespace mq

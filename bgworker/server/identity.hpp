@@ -1,0 +1,34 @@
+// Identity: as whom handlers run, and that nobody runs one as a role that he could not act as himself.
+#pragma once
+
+#include "postgres.hpp"
+
+namespace mq {
+
+// Whether `role` may SET ROLE to `other`; a superuser may always.
+bool may_become(Oid role, Oid other);
+
+// Throws 42501 if a function may not be called as `run_as`: without EXECUTE on it; or where its owner, who can
+// replace its body at any time, may not act as that role.
+void check_handler_rights(Oid function, Oid run_as);
+
+// While a handler runs. The session's user may be more than the role that the handler runs as, after SET ROLE or in
+// a SECURITY DEFINER function. Then the handler must not get at those rights: the server refuses RESET ROLE and
+// whatever would run later on behalf of the session (deferred triggers, cursors WITH HOLD, temporary tables).
+class HandlerScope {
+ public:
+  HandlerScope();
+  ~HandlerScope();
+  HandlerScope(const HandlerScope&) = delete;
+  HandlerScope& operator=(const HandlerScope&) = delete;
+
+ private:
+  Oid user_ = InvalidOid;
+  int context_ = 0;
+};
+
+// In a worker, once it is connected: settings of its role or database must neither have its handlers run as another
+// role nor end the process.
+void pin_worker_settings();
+
+}  // namespace mq
