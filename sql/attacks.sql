@@ -201,6 +201,25 @@ SELECT run_for_me();
 SELECT d.payload_json ->> 'sql' AS tried, d.sqlstate, d.error FROM mq_dead d ORDER BY d.payload_json ->> 'sql' COLLATE "C";
 SELECT who, what, acts_as FROM seen;
 TRUNCATE mq_dead, seen;
+-- A handler that is SECURITY DEFINER runs with the rights of its owner, and gets no others: not by what it leaves for the
+-- commit, not by ceasing to be SECURITY DEFINER.
+ALTER FUNCTION attack(mq_message) SECURITY DEFINER;
+SELECT mq_register_handler('definer', 'attack(mq_message)', run_as => 'regress_mq_alice');
+SELECT count(*) FROM mq_send_many('definer', '{"{\"sql\": \"RESET ROLE\"}", "{\"sql\": \"INSERT INTO bait VALUES (1)\"}", "{\"sql\": \"SELECT 1\"}"}', retries => 0);
+SET SESSION AUTHORIZATION regress_mq_alice;
+CALL mq_run('{definer}');
+RESET SESSION AUTHORIZATION;
+SELECT d.payload_json ->> 'sql' AS tried, d.sqlstate, d.error FROM mq_dead d ORDER BY d.payload_json ->> 'sql' COLLATE "C";
+SELECT who, what, acts_as FROM seen;
+TRUNCATE mq_dead, seen;
+SELECT mq_send('definer', '{"sql": "ALTER FUNCTION attack(mq_message) SECURITY INVOKER"}', channel_args => 'x', ordered => true) IS NOT NULL
+   AND mq_send('definer', '{"sql": "SELECT 1"}', channel_args => 'x', ordered => true) IS NOT NULL AS sent;
+SET SESSION AUTHORIZATION regress_mq_alice;
+CALL mq_run('{definer}');
+RESET SESSION AUTHORIZATION;
+SELECT who, what, acts_as FROM seen;
+SELECT mq_unregister_handler('definer'), mq_clear('{definer}');
+TRUNCATE mq_dead, seen;
 -- Where session and handler are one role there is nothing to escape to: everything is allowed.
 SET SESSION AUTHORIZATION regress_mq_bob;
 SELECT count(*) FROM mq_send_many('attack', '{"{\"sql\": \"RESET ROLE\"}", "{\"sql\": \"INSERT INTO bait VALUES (1)\"}", "{\"sql\": \"CREATE TEMP TABLE mine ()\"}"}', retries => 0);

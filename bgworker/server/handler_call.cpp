@@ -198,7 +198,7 @@ void FmgrCaller::resolve(Handler& handler, Oid role) {
     return fcinfo->isnull ? InvalidOid : DatumGetObjectId(found);
   });
   if (!OidIsValid(function)) throw Error("42883", "the function does not exist");
-  check_handler_rights(function, role);
+  const HandlerOwner owner = check_handler_rights(function, role);
   handler.shape = shape_of(function);
   FmgrInfo* info = fence::call([&] {
     auto* call_info = static_cast<FmgrInfo*>(MemoryContextAllocZero(functions_context_, sizeof(FmgrInfo)));
@@ -206,7 +206,7 @@ void FmgrCaller::resolve(Handler& handler, Oid role) {
     return call_info;
   });
   handler.slot = functions_.size();
-  functions_.push_back(info);
+  functions_.push_back({info, owner});
 }
 
 void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> messages) {
@@ -217,13 +217,16 @@ void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> me
   inflight::set(messages.front()->id, messages.size());
   const MemoryContext before = MemoryContextSwitchTo(call_context_);
   const int nest_level = NewGUCNestLevel();  // what the handler sets ends with it
-  FmgrInfo* function = functions_[handler.slot];
+  FmgrInfo* function = functions_[handler.slot].info;
   try {
     // Before the argument is made: a payload may have to be fetched from a TOAST table.
     fence::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
     const Datum argument = this->argument(handler, messages, null);
     const HandlerTimeout timeout(handler.timeout);
-    const HandlerScope scope;
+    HandlerOwner owner = functions_[handler.slot].owner;
+    // It may have ceased to be SECURITY DEFINER a moment ago.
+    if (owner == HandlerOwner::kOther) owner = check_handler_rights(function->fn_oid, GetUserId());
+    const HandlerScope scope(owner);
     fence::call([&] {
       LOCAL_FCINFO(fcinfo, 1);
       InitFunctionCallInfoData(*fcinfo, function, 1, InvalidOid, nullptr, nullptr);

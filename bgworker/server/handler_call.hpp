@@ -8,6 +8,7 @@
 
 #include "../ports.hpp"
 #include "claim_source.hpp"
+#include "identity.hpp"
 #include "postgres.hpp"
 
 namespace mq {
@@ -36,7 +37,11 @@ class FmgrCaller : public HandlerCaller {
   Datum argument(const Handler& handler, std::span<const Claimed* const> messages, bool& null) const;
 
   const SqlClaimSource& source_;
-  std::vector<FmgrInfo*> functions_;           // by Handler::slot
+  struct Function {
+    FmgrInfo* info;
+    HandlerOwner owner;
+  };
+  std::vector<Function> functions_;            // by Handler::slot
   MemoryContext functions_context_ = nullptr;  // owned by the process; emptied by load
   MemoryContext call_context_ = nullptr;       // emptied after each call
   TupleDesc message_descriptor_ = nullptr;     // of mq_message; in functions_context_

@@ -29,13 +29,19 @@ bool may_execute(Oid function, Oid role) {
   });
 }
 
-Oid owner_of(Oid function) {
+struct Definer {
+  Oid owner;
+  bool is_definer;
+};
+
+Definer definer_of(Oid function) {
   return fence::call([&] {
     HeapTuple tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
     if (!HeapTupleIsValid(tuple)) elog(ERROR, "cache lookup failed for function %u", function);
-    const Oid owner = ((Form_pg_proc)GETSTRUCT(tuple))->proowner;
+    const auto* form = (Form_pg_proc)GETSTRUCT(tuple);
+    const Definer definer{form->proowner, form->prosecdef};
     ReleaseSysCache(tuple);
-    return owner;
+    return definer;
   });
 }
 
@@ -57,22 +63,25 @@ bool may_become(Oid role, Oid other) {
   });
 }
 
-void check_handler_rights(Oid function, Oid run_as) {
+HandlerOwner check_handler_rights(Oid function, Oid run_as) {
   const auto signature = [&] { return std::string(fence::call([&] { return format_procedure_qualified(function); })); };
   if (!may_execute(function, run_as))
     throw Error("42501", fmt::format("permission denied for function {}", signature()),
                 fmt::format("The handler runs as role \"{}\", which may not execute it.", name_of(run_as)));
-  const Oid owner = owner_of(function);
-  if (!may_become(owner, run_as))
+  const auto [owner, is_definer] = definer_of(function);
+  if (may_become(owner, run_as)) return HandlerOwner::kTrusted;
+  if (!is_definer)
     throw Error("42501",
                 fmt::format("function {} is owned by role \"{}\", which is not a member of role \"{}\"", signature(),
                             name_of(owner), name_of(run_as)),
                 "The handler would run as the latter what its owner writes.");
+  return HandlerOwner::kOther;
 }
 
-HandlerScope::HandlerScope() {
+HandlerScope::HandlerScope(HandlerOwner owner) {
   GetUserIdAndSecContext(&user_, &context_);
-  if (!may_become(user_, GetSessionUserId())) SetUserIdAndSecContext(user_, context_ | SECURITY_RESTRICTED_OPERATION);
+  if (owner == HandlerOwner::kOther || !may_become(user_, GetSessionUserId()))
+    SetUserIdAndSecContext(user_, context_ | SECURITY_RESTRICTED_OPERATION);
 }
 
 HandlerScope::~HandlerScope() {

@@ -8,16 +8,20 @@ namespace mq {
 // Whether `role` may SET ROLE to `other`; a superuser may always.
 bool may_become(Oid role, Oid other);
 
-// Throws 42501 if a function may not be called as `run_as`: without EXECUTE on it; or where its owner, who can
-// replace its body at any time, may not act as that role.
-void check_handler_rights(Oid function, Oid run_as);
+// Whose code a handler is: of a superuser or a member of the role that it runs as; or of another, who has it run with
+// his own rights (SECURITY DEFINER).
+enum class HandlerOwner { kTrusted, kOther };
 
-// While a handler runs. The session's user may be more than the role that the handler runs as, after SET ROLE or in
-// a SECURITY DEFINER function. Then the handler must not get at those rights: the server refuses RESET ROLE and
+// Throws 42501 if a function may not be called as `run_as`: without EXECUTE on it; or where its owner, who can
+// replace its body at any time, would so act as a role that he is not a member of.
+HandlerOwner check_handler_rights(Oid function, Oid run_as);
+
+// While a handler runs. The session's user may be more than the role whose code runs: after SET ROLE, or in and around
+// SECURITY DEFINER functions. Then the handler must not get at those rights: the server refuses RESET ROLE and
 // whatever would run later on behalf of the session (deferred triggers, cursors WITH HOLD, temporary tables).
 class HandlerScope {
  public:
-  HandlerScope();
+  explicit HandlerScope(HandlerOwner owner);
   ~HandlerScope();
   HandlerScope(const HandlerScope&) = delete;
   HandlerScope& operator=(const HandlerScope&) = delete;

@@ -100,7 +100,7 @@ CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text
            'by the role that they run as, and their owners are members of it; not: ' || string_agg(h.channel_name || ' ' || h.handler, ', ')
       FROM mq_handlers h JOIN pg_roles r ON r.rolname = h.run_as JOIN pg_proc p ON p.oid = to_regprocedure(h.handler)
      WHERE NOT (has_function_privilege(r.oid, p.oid, 'EXECUTE') AND has_schema_privilege(r.oid, p.pronamespace, 'USAGE')
-                AND pg_has_role(p.proowner, r.oid, 'MEMBER'))
+                AND (p.prosecdef OR pg_has_role(p.proowner, r.oid, 'MEMBER')))
     UNION ALL
     SELECT 'handlers'' roles', pg_catalog.count(h.run_as) = 0, 'gone: ' || string_agg(h.channel_name || ' runs as ' || h.run_as, ', ')
       FROM mq_handlers h WHERE NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = h.run_as)
