@@ -124,7 +124,7 @@ TEST_F(PolicyTest, AttemptsChangedByHandEndAmongTheDead) {
 }
 
 TEST_F(PolicyTest, FirstCrashOfTheServerIsAFailedAttempt) {
-  settle_casualty(message, false, 0, &handler, kNow, 0.0, settlement);
+  settle_casualty(message, Loss::kCrash, 0, &handler, kNow, 0.0, settlement);
   ASSERT_EQ(settlement.failures.size(), 1U);
   EXPECT_EQ(settlement.failures[0].error.sqlstate, "57P02");
   ASSERT_EQ(settlement.retries.size(), 1U);
@@ -136,7 +136,7 @@ TEST_F(PolicyTest, SecondCrashOfTheServerIsTheLast) {
   for (const bool block : {false, true}) {
     handler.block_on_dead = block;
     settlement = {};
-    settle_casualty(message, false, 1, &handler, kNow, 0.0, settlement);
+    settle_casualty(message, Loss::kCrash, 1, &handler, kNow, 0.0, settlement);
     EXPECT_EQ(settlement.failures.size(), 1U);
     EXPECT_TRUE(settlement.retries.empty());
     ASSERT_EQ(settlement.burials.size(), 1U);
@@ -149,18 +149,18 @@ TEST_F(PolicyTest, SecondCrashOfTheServerIsTheLast) {
 
 TEST_F(PolicyTest, CrashOnTheLastAttemptExhaustsTheMessage) {
   message.attempts_left = 1;
-  settle_casualty(message, false, 0, nullptr, kNow, 0.0, settlement);
+  settle_casualty(message, Loss::kCrash, 0, nullptr, kNow, 0.0, settlement);
   ASSERT_EQ(settlement.burials.size(), 1U);
   EXPECT_EQ(settlement.burials[0].reason, "exhausted");
 }
 
 TEST_F(PolicyTest, CrashWithoutAHandlerDoesNotBlock) {
-  settle_casualty(message, false, 1, nullptr, kNow, 0.0, settlement);
+  settle_casualty(message, Loss::kCrash, 1, nullptr, kNow, 0.0, settlement);
   EXPECT_FALSE(settlement.burials.at(0).block);
 }
 
 TEST_F(PolicyTest, HandlerThatIgnoredItsTimeLimitHasNotCrashedTheServer) {
-  settle_casualty(message, true, 5, &handler, kNow, 0.0, settlement);
+  settle_casualty(message, Loss::kOverrun, 5, &handler, kNow, 0.0, settlement);
   ASSERT_EQ(settlement.failures.size(), 1U);
   EXPECT_EQ(settlement.failures[0].error.sqlstate, "57014");
   EXPECT_EQ(settlement.retries.size(), 1U);
