@@ -186,6 +186,8 @@ BEGIN
   PERFORM mq_unregister_handler('handled');
   PERFORM mq_health();
   PERFORM pid FROM queue.mq_workers;
+  PERFORM channel_name FROM queue.mq_stats;
+  PERFORM mq_reset_stats();
   PERFORM pid FROM queue.mq_horizon;
   PERFORM mq_grant('regress_mq_mallory', 'consume'), mq_revoke('regress_mq_mallory', 'consume');
   PERFORM mq_clear('{sent}');
