@@ -34,6 +34,14 @@ void name(std::string_view field, std::string_view value, std::size_t most_bytes
     fail(field, value, fmt::format("must not be longer than {} bytes; this has {}", most_bytes, value.size()));
 }
 
+void dedup_key(std::string_view field, std::string_view value, std::size_t channel_bytes) {
+  name(field, value);
+  if (value.size() + channel_bytes > kDedupBytes)
+    fail(field, value,
+         fmt::format("must not be longer than {} bytes together with channel_name and channel_args; these have {}",
+                     kDedupBytes, value.size() + channel_bytes));
+}
+
 void retries(std::string_view field, std::int64_t value) {
   count(field, value, 0, kMostRetries);
 }

@@ -13,6 +13,7 @@ namespace mq::check {
 
 inline constexpr std::size_t kNameBytes = 1024;                    // a channel's or a message's name
 inline constexpr std::size_t kArgsBytes = 2048;                    // a channel's arguments
+inline constexpr std::size_t kDedupBytes = 2600;                   // a dedup_key with its channel: fits into an index
 inline constexpr int kMostRetries = 2'147'483'646;                 // attempts is retries + 1
 inline constexpr Micros kLongest = 36500LL * 24 * 3600 * kSecond;  // 100 years
 
@@ -26,6 +27,8 @@ std::string element_of(std::string_view array, std::size_t element);
 [[noreturn]] void fail(std::string_view field, std::string_view value, std::string_view rule);
 
 void name(std::string_view field, std::string_view value, std::size_t most_bytes = kNameBytes);
+// A dedup_key, beside the names of its channel, which have so many bytes.
+void dedup_key(std::string_view field, std::string_view value, std::size_t channel_bytes);
 void retries(std::string_view field, std::int64_t value);
 // `shown` is the value as the caller wrote it.
 void duration(std::string_view field, std::string_view shown, Micros value, Micros most = kLongest);

@@ -11,8 +11,8 @@ namespace {
 constexpr int kUndrawn = 4;    // claims without a draw after one that found nothing new
 constexpr int kFairShare = 4;  // one message in so many of a batch is drawn fairly
 
-bool deliverable(const Claimed& message) {
-  return !message.uncommitted && message.attempts_left > 0 && message.has_payload;
+bool deliverable(const Claimed& message, Micros now) {
+  return !message.uncommitted && message.attempts_left > 0 && message.has_payload && message.expires_at > now;
 }
 
 // Drops from `batch` everything behind `from` that stands in it before.
@@ -59,7 +59,7 @@ Claim Claimer::claim(const std::vector<Source>& sources, int limit, bool with_ru
   for (Scan& scan : scans) {
     std::sort(scan.found.begin(), scan.found.end(), due_before);
     Batch heads;
-    for (const Claimed& message : scan.found) (deliverable(message) ? heads : claim.leftovers).push_back(message);
+    for (const Claimed& message : scan.found) (deliverable(message, now) ? heads : claim.leftovers).push_back(message);
     room -= add_with_runs(heads, with_runs ? std::min(room, scan.most) : 0, now, claim);
   }
   return claim;
@@ -128,7 +128,7 @@ int Claimer::add_with_runs(const Batch& heads, int room, Micros now, Claim& clai
     int of_head = 0;
     bool broken = false;
     for (; next != runs.end() && same_channel(*next, head); ++next) {
-      broken = broken || !deliverable(*next);
+      broken = broken || !deliverable(*next, now);
       if (broken) continue;
       claim.messages.push_back(*next);
       ++of_head;
@@ -139,7 +139,12 @@ int Claimer::add_with_runs(const Batch& heads, int room, Micros now, Claim& clai
   return added;
 }
 
-void dispose(const Batch& leftovers, Settlement& settlement) {
+void bury_expired(const Claimed& message, Settlement& settlement) {
+  settlement.burials.push_back(
+      {.message = &message, .reason = "expired", .error = {}, .charged = false, .block_as_registered = true});
+}
+
+void dispose(const Batch& leftovers, Micros now, Settlement& settlement) {
   for (const Claimed& message : leftovers) {
     if (message.uncommitted) {
       settlement.removed.push_back(&message);
@@ -147,6 +152,8 @@ void dispose(const Batch& leftovers, Settlement& settlement) {
       settlement.burials.push_back({&message, "discarded",
                                     Error("02000", "payload of message is missing", "Its row in mq_payloads is gone."),
                                     false, false});
+    } else if (message.attempts_left > 0 || message.expires_at <= now) {
+      bury_expired(message, settlement);
     } else {
       settlement.burials.push_back({&message, "exhausted", std::nullopt, false, false});
     }

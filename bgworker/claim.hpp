@@ -25,7 +25,7 @@ struct Source {
 struct Claim {
   // Can be delivered, channel names together, within one by (attempt_at, place), a run behind its head.
   Batch messages;
-  // Cannot: an expired two-phase message, no attempt left, or no payload. See `dispose`.
+  // Cannot: expired, two-phase and not committed in time, no attempt left, or no payload. See `dispose`.
   Batch leftovers;
   bool more_is_due = false;  // the limit ended the claim, not the queue
 };
@@ -60,7 +60,8 @@ class Claimer {
   std::map<std::string, int, std::less<>> undrawn_;
 };
 
-// Settles what cannot be delivered: expired ones go, the others are dead letters.
-void dispose(const Batch& leftovers, Settlement& settlement);
+// Settles what cannot be delivered: two-phase messages that nobody committed go, the others are dead letters.
+void dispose(const Batch& leftovers, Micros now, Settlement& settlement);
+void bury_expired(const Claimed& message, Settlement& settlement);
 
 }  // namespace mq

@@ -14,6 +14,7 @@ void Dispatcher::run(std::span<const Claimed> messages, std::span<const Handler*
   failures_.clear();
   wishes_.clear();
   spans_.assign(messages.size(), Span());
+  expired_.clear();
   run_range(0, messages.size(), messages.size());
 }
 
@@ -71,6 +72,11 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
       continue;
     }
     if (i > first && spent()) break;
+    if (expired(i)) {
+      outcomes_[i] = Outcome::kExpired;
+      expired_.push_back(i++);
+      continue;
+    }
     const std::size_t end = call_end(i, last, most);
     std::vector<const Claimed*> batch;
     for (std::size_t k = i; k < end; ++k) batch.push_back(&messages_[k]);
@@ -116,7 +122,8 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
 std::size_t Dispatcher::call_end(std::size_t first, std::size_t last, std::size_t most) const {
   std::size_t end = first + 1;
   if (handlers_[first] == nullptr || handlers_[first]->shape != Shape::kBatch) return end;
-  while (end < last && end - first < most && handlers_[end] == handlers_[first] && !skipped(end)) ++end;
+  while (end < last && end - first < most && handlers_[end] == handlers_[first] && !skipped(end) && !expired(end))
+    ++end;
   return end;
 }
 
@@ -135,6 +142,10 @@ std::size_t Dispatcher::cut_of(std::size_t first, std::size_t last) const {
   return 0;
 }
 
+bool Dispatcher::expired(std::size_t i) const {
+  return messages_[i].expires_at <= now_;
+}
+
 // Whether what came of a message holds up its ordered channel.
 bool Dispatcher::stops_channel(std::size_t i) const {
   const auto wish = wishes_.find(i);
@@ -147,6 +158,10 @@ bool Dispatcher::skipped(std::size_t i) const {
   if (!messages_[i].ordered) return false;
   if (std::any_of(failures_.begin(), failures_.end(), [&](const Failure& failure) {
         return failure.message->ordered && same_channel(*failure.message, messages_[i]);
+      }))
+    return true;
+  if (std::any_of(expired_.begin(), expired_.end(), [&](std::size_t e) {
+        return e < i && messages_[e].ordered && same_channel(messages_[e], messages_[i]);
       }))
     return true;
   return std::any_of(wishes_.begin(), wishes_.lower_bound(i), [&](const auto& wish) {

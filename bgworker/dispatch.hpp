@@ -4,7 +4,7 @@
 // before the failed one run again, as they had worked; the failed one is charged from the error in hand, so no
 // attempt runs a failing handler twice; the rest goes on in pieces half as long, which grow again as they
 // succeed. A batch handler that fails is called again with halves of its array, down to the one that is at
-// fault. In an ordered channel nothing runs behind a message that failed.
+// fault. In an ordered channel nothing runs behind a message that failed or expired.
 //
 // A transaction uses at most kMostSavepoints savepoints (more than 64 overflow the server's cache of
 // subtransactions, and every snapshot taken in the server pays for it) and ends early when its slice of time
@@ -29,6 +29,7 @@ enum class Outcome {
   kSnoozed,    // kept for later, as its handler wished
   kDiscarded,  // dead, as its handler wished
   kConflict,   // 40001 or 40P01: may be tried again at once
+  kExpired,    // while it waited for its turn
 };
 
 struct DispatchLimits {
@@ -67,6 +68,7 @@ class Dispatcher {
   Attempt attempt(std::size_t first, std::size_t last, std::size_t most);
   std::size_t call_end(std::size_t first, std::size_t last, std::size_t most) const;
   bool skipped(std::size_t i) const;
+  bool expired(std::size_t i) const;
   bool stops_channel(std::size_t i) const;
   void note_wishes(std::size_t first, std::size_t last);
   // Where a call's array should have ended, since a message in it holds up others in it; 0 if it is well.
@@ -87,8 +89,9 @@ class Dispatcher {
   std::vector<Failure> failures_;
   std::map<std::size_t, Wish> wishes_;
   std::vector<Span> spans_;
-  Micros now_ = 0;       // read once a call
-  Error error_{"", ""};  // of the attempt that failed last
+  std::vector<std::size_t> expired_;  // by their index
+  Micros now_ = 0;                    // read once a call
+  Error error_{"", ""};               // of the attempt that failed last
   Micros duration_ = 0;
   int savepoints_ = 0;
   int resolving_ = 0;   // failures being resolved: that goes on when the slice is over, or it would never end

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <string_view>
 #include <vector>
 
@@ -15,6 +16,7 @@ namespace mq {
 // Durations, and instants since 2000-01-01 UTC as the server counts them, in microseconds.
 using Micros = std::int64_t;
 inline constexpr Micros kSecond = 1'000'000;
+inline constexpr Micros kNever = std::numeric_limits<Micros>::max();
 
 struct Uuid {
   std::array<std::uint8_t, 16> bytes{};
@@ -47,6 +49,7 @@ struct Claimed {
   std::int64_t place = 0;
   Micros attempt_at = 0;
   Micros retry_backoff = 0;
+  Micros expires_at = kNever;  // not to be handled then or later
   std::string_view channel_name;
   std::string_view channel_args;
   std::string_view name;

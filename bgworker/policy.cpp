@@ -1,5 +1,7 @@
 #include "policy.hpp"
 
+#include <algorithm>
+
 #include "backoff.hpp"
 
 namespace mq {
@@ -23,18 +25,21 @@ Error error_of(Loss loss) {
 void settle_failure(const Failure& failure, const Handler* handler, Micros now, double dice, Settlement& settlement) {
   const Claimed& message = *failure.message;
   settlement.failures.push_back(failure);
-  if (message.attempts_left <= 1) {
-    settlement.burials.push_back({&message, "exhausted", failure.error, handler != nullptr && handler->block_on_dead});
+  const bool expired = message.expires_at <= now;
+  if (expired || message.attempts_left <= 1) {
+    settlement.burials.push_back(
+        {&message, expired ? "expired" : "exhausted", failure.error, handler != nullptr && handler->block_on_dead});
     return;
   }
   const Micros ceiling = handler != nullptr ? handler->max_backoff : kDefaultMaxBackoff;
   const Micros backoff = bounded_backoff(message.retry_backoff, ceiling);
-  settlement.retries.push_back({&message, now + jittered(backoff, dice), doubled_backoff(backoff, ceiling)});
+  settlement.retries.push_back(
+      {&message, std::min(now + jittered(backoff, dice), message.expires_at), doubled_backoff(backoff, ceiling)});
 }
 
 void settle_wish(const Claimed& message, const Wish& wish, const Handler& handler, Micros now, Settlement& settlement) {
   if (wish.kind == Wish::kSnooze) {
-    settlement.snoozes.push_back({&message, now + wish.delay});
+    settlement.snoozes.push_back({&message, std::min(now + wish.delay, message.expires_at)});
   } else {
     settlement.burials.push_back({&message, "discarded", Error("", wish.reason), handler.block_on_dead, true});
   }

@@ -5,7 +5,8 @@
 
 namespace mq {
 
-// Adds the failed attempt to the settlement: recorded, and tried again after its backoff or buried.
+// Adds the failed attempt to the settlement: recorded, and tried again after its backoff or buried. What expires
+// before its retry comes up for its burial then.
 // `handler` may be nullptr: no handler matched the name.
 void settle_failure(const Failure& failure, const Handler* handler, Micros now, double dice, Settlement& settlement);
 

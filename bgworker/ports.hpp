@@ -73,8 +73,9 @@ struct Burial {
   const Claimed* message;
   std::string reason;
   std::optional<Error> error;
-  bool block = false;   // the ordered channel waits until somebody decides
-  bool charged = true;  // the attempt that just ended counts
+  bool block = false;                // the ordered channel waits until somebody decides
+  bool charged = true;               // the attempt that just ended counts
+  bool block_as_registered = false;  // `block` is what the message's handler was registered with
 };
 
 // A message that its handler wants again later: no attempt counts.
@@ -144,9 +145,17 @@ class Host {
   // Calls that ended so in this database since they were last asked for; and whether to ask.
   virtual bool any_casualty() { return false; }
   virtual std::vector<Casualty> casualties() { return {}; }
-  // When the next message of these channels is due; none: no message, or none before long.
-  virtual std::optional<Micros> next_due(const Registry& registry) = 0;
-  // One bounded step of the sweep: expiry, retention, repair. True: something may have become due by it.
+  // When the next message of these channels is due, and when one of any channel has to be buried since it expires;
+  // none: no message, or none before long.
+  struct Next {
+    std::optional<Micros> due;
+    std::optional<Micros> expiry;
+  };
+  virtual Next next(const Registry& registry) = 0;
+  // Buries messages that have expired, a bounded number. True: there were some.
+  virtual bool expire() = 0;
+  // One bounded step of the sweep: expiry, retention, repair. True: something may have become due by it, or there
+  // is more to do.
   virtual bool sweep() = 0;
   // Waits for a wake-up, at most that long. False: the worker should end.
   virtual bool wait(Micros most) = 0;

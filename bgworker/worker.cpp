@@ -15,6 +15,7 @@ namespace {
 
 constexpr int kFirstPace = 64;
 constexpr Micros kLockedWait = kSecond / 10;
+constexpr Micros kBusyLook = kSecond;      // a worker that never rests looks so often for what has expired
 constexpr Micros kAfterTrouble = kSecond;  // wait after a batch that could not be settled
 
 // Of the server rather than of the message: resources, an operator, the system, a bug. Worth a wait, not an attempt.
@@ -49,6 +50,8 @@ Worker::Worker(const Ports& ports) : ports_(ports), claimer_(ports.source, ports
 void Worker::run() {
   Micros idle_since = ports_.clock.now();
   Micros last_sweep = 0;
+  bool sweep_on = false;   // when there is nothing else to do
+  Micros next_expiry = 0;  // look then
   for (;;) {
     if (ports_.host.any_casualty()) charge_casualties();
     Micros most = ports_.host.poll_interval();
@@ -58,18 +61,29 @@ void Worker::run() {
       ports_.host.backlog(result.more_is_due);
       const Micros now = ports_.clock.now();
       bool again = result.claimed > 0;
-      if (again) idle_since = now;
-      if (now - last_sweep >= most || now < last_sweep) {
+      if (again) {
+        idle_since = now;
+        next_expiry = std::min(next_expiry, now + kBusyLook);
+      }
+      if (now >= next_expiry) {
+        const bool expired = ports_.host.expire();
+        next_expiry = expired ? now : now + kBusyLook;
+        again = expired || again;
+      }
+      if (now - last_sweep >= most || now < last_sweep || (sweep_on && !again)) {
         last_sweep = now;
-        again = ports_.host.sweep() || again;
+        sweep_on = ports_.host.sweep();
+        again = sweep_on || again;
       }
       if (again) {
         if (!ports_.host.wait(0)) return;
         continue;
       }
       // What is due and was not claimed is locked by somebody, whose end may not wake anybody.
-      if (const auto due = ports_.host.next_due(registry_))
-        most = std::min(most, *due > now ? *due - now : kLockedWait);
+      const Host::Next next = ports_.host.next(registry_);
+      for (const auto& moment : {next.due, next.expiry})
+        if (moment) most = std::min(most, *moment > now ? *moment - now : kLockedWait);
+      next_expiry = next.expiry.value_or(kNever);
     } catch (const Error& error) {
       ports_.transaction.rollback();
       ports_.host.handled(0);
@@ -180,11 +194,12 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
   const Micros now = ports_.clock.now();
 
   Settlement settlement;
-  dispose(claim.leftovers, settlement);
+  dispose(claim.leftovers, now, settlement);
   std::size_t ran = 0;
   std::size_t conflicts = 0;
   for (std::size_t i = 0; i < claim.messages.size(); ++i) {
     if (dispatcher.outcomes()[i] != Outcome::kUntouched) ++ran;
+    if (dispatcher.outcomes()[i] == Outcome::kExpired) bury_expired(claim.messages[i], settlement);
     if (dispatcher.outcomes()[i] == Outcome::kHandled) {
       const Claimed& message = claim.messages[i];
       const Dispatcher::Span& span = dispatcher.spans()[i];

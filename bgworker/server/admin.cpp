@@ -1,11 +1,8 @@
-// Handlers and channels: mq_register_handler, mq_unregister_handler, mq_pause, mq_resume, mq_redrive, mq_announce.
+// Handlers and channels: mq_register_handler, mq_unregister_handler, mq_pause, mq_resume, mq_announce.
 
 #include <fmt/core.h>
 
-#include <algorithm>
 #include <string>
-#include <unordered_set>
-#include <vector>
 
 #include "../check.hpp"
 #include "arguments.hpp"
@@ -14,8 +11,6 @@
 #include "handler_call.hpp"
 #include "identity.hpp"
 #include "ledger.hpp"
-#include "send.hpp"
-#include "settle.hpp"
 #include "shared.hpp"
 #include "spi.hpp"
 
@@ -36,7 +31,6 @@ namespace {
 
 constexpr int kMostBatch = 100000;
 constexpr int kMostWorkers = 1000;
-constexpr int kRedriveStep = 10000;  // messages that are moved at once
 
 std::string role_name(Oid role) {
   const char* name = fence::call([&] { return GetUserNameFromId(role, true); });
@@ -168,53 +162,6 @@ bool set_paused(FunctionCallInfo fcinfo, Statement& statement) {
   return true;
 }
 
-// Sends up to kRedriveStep dead messages again. Returns how many letters it took from mq_dead.
-std::size_t redrive_step(const Param& ids, const Param& channel, int retries, std::int64_t& sent) {
-  static Statement take(
-      "DELETE FROM $S.mq_dead WHERE dead_no IN (SELECT d.dead_no FROM $S.mq_dead d"
-      "   WHERE ($1 IS NULL OR d.id = ANY ($1)) AND ($2 IS NULL OR d.channel_name = $2)"
-      "     AND NOT EXISTS (SELECT 1 FROM $S.mq_msgs m WHERE m.id = d.id AND m.attempt_at IS NOT NULL)"
-      "   ORDER BY d.dead_no LIMIT $3 FOR UPDATE SKIP LOCKED)"
-      " RETURNING id, retry_backoff, channel_name, channel_args, ordered, COALESCE(name, channel_name), payload_json,"
-      "           payload_bytes, dead_no",
-      {UUIDARRAYOID, TEXTOID, INT8OID});
-  const Rows rows = take.run({ids, channel, Int64GetDatum(kRedriveStep)});
-  ledger::RowChanges changes(Extension::dead());
-  for (std::size_t i = 0; i < rows.size(); ++i) changes.add(text_view(rows.get(i, 3)), -1);
-  std::vector<std::size_t> order(rows.size());
-  for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
-  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
-    return DatumGetInt64(rows.get(a, 9)) < DatumGetInt64(rows.get(b, 9));
-  });
-
-  Sender sender(Sender::Json::kJsonb, false);
-  std::unordered_set<Uuid, UuidHash> seen;
-  for (const std::size_t i : order) {
-    if (!seen.insert(uuid_of(rows.get(i, 1))).second) continue;  // died more than once
-    const auto column = [&](int n) {
-      Value value;
-      value.datum = rows.get(i, n, value.null);
-      return value;
-    };
-    NewMessage message;
-    message.id = column(1);
-    message.delay = {interval_datum(0), false};
-    message.retries = {Int32GetDatum(retries), false};
-    message.retry_backoff = column(2);
-    message.channel_name = column(3);
-    message.channel_args = column(4);
-    message.ordered = column(5);
-    message.name = column(6);
-    message.payload_json = column(7);
-    message.payload_bytes = column(8);
-    sender.add(message);
-  }
-  remove_messages(sender.ids());  // the row that a message left behind to block its channel
-  sender.send();
-  sent += static_cast<std::int64_t>(sender.ids().size());
-  return rows.size();
-}
-
 }  // namespace
 
 }  // namespace mq
@@ -242,21 +189,6 @@ extern "C" Datum mq_resume_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
     static mq::Statement resume("DELETE FROM $S.mq_paused WHERE channel_name = $1 RETURNING channel_name", {TEXTOID});
     return BoolGetDatum(mq::set_paused(fcinfo, resume));
-  });
-}
-
-extern "C" Datum mq_redrive_entry(FunctionCallInfo fcinfo) {
-  return mq::fence::entry([&] {
-    const int retries = mq::int_of(mq::argument(fcinfo, 2), "retries");
-    mq::check::retries("retries", retries);
-    const mq::Param ids = PG_ARGISNULL(0) ? mq::Param() : mq::Param(PG_GETARG_DATUM(0));
-    const mq::Param channel = PG_ARGISNULL(1) ? mq::Param() : mq::Param(PG_GETARG_DATUM(1));
-    const mq::OwnerScope scope;
-    const mq::SpiConnection spi;
-    std::int64_t sent = 0;
-    while (mq::redrive_step(ids, channel, retries, sent) == mq::kRedriveStep) {
-    }
-    return Int64GetDatum(sent);
   });
 }
 

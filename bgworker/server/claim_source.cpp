@@ -21,7 +21,7 @@ namespace {
 #define COLUMNS                                                                                    \
   "m.id, m.channel_key, m.place, m.attempt_at, m.retry_backoff, m.channel_name, m.channel_args,"   \
   " p.name, m.attempt, m.attempts, m.after_message_id IS NOT NULL, m.commit_interval IS NOT NULL," \
-  " m.ctid, p.ctid, p.payload_json, p.payload_bytes, m.created_at"
+  " m.ctid, p.ctid, p.payload_json, p.payload_bytes, m.expires_at, m.created_at"
 
 #define TABLES "$S.mq_msgs m LEFT JOIN $S.mq_payloads p ON p.id = m.id"
 #define LOCKED "FOR NO KEY UPDATE OF m SKIP LOCKED"
@@ -31,7 +31,8 @@ std::uint64_t location_of(Datum tid) {
   return std::uint64_t{ItemPointerGetBlockNumberNoCheck(pointer)} << 16 | ItemPointerGetOffsetNumberNoCheck(pointer);
 }
 
-constexpr int kProbes = 4;  // channels that a fair draw looks at for each message it may take
+constexpr int kMostHeld = 1000;  // expired messages, leased or locked, that are looked at for the next moment
+constexpr int kProbes = 4;       // channels that a fair draw looks at for each message it may take
 
 }  // namespace
 
@@ -54,6 +55,8 @@ void SqlClaimSource::append(const Rows& rows, Batch& batch) {
     const Datum payload = rows.get(i, kPayloadLocation, null);
     message.has_payload = !null;
     if (!null) message.payload_location = location_of(payload);
+    const Datum expires_at = rows.get(i, kExpiresAt, null);
+    if (!null) message.expires_at = DatumGetTimestampTz(expires_at);
     const Datum name = rows.get(i, kName, null);
     if (!null) message.name = text_view(name);
     message.row = rows_.size();
@@ -156,18 +159,40 @@ bool SqlClaimSource::overlooked() {
 }
 
 void SqlClaimSource::spent(Micros now, int limit, Batch& batch) {
-  static Statement uncommitted("SELECT " COLUMNS " FROM " TABLES
-                               " WHERE m.commit_interval IS NOT NULL AND m.attempt_at <= $1"
-                               " ORDER BY m.attempt_at LIMIT $2 " LOCKED,
-                               {TIMESTAMPTZOID, INT8OID});
-  static Statement exhausted("SELECT " COLUMNS " FROM " TABLES
-                             " WHERE m.attempts <= 0 AND m.commit_interval IS NULL AND m.attempt_at <= $1"
-                             " ORDER BY m.attempt_at LIMIT $2 " LOCKED,
-                             {TIMESTAMPTZOID, INT8OID});
+  static Statement select("SELECT " COLUMNS " FROM " TABLES
+                          " WHERE (m.commit_interval IS NOT NULL OR m.attempts <= 0) AND m.attempt_at <= $1"
+                          " ORDER BY m.attempt_at LIMIT $2 " LOCKED,
+                          {TIMESTAMPTZOID, INT8OID});
   rows_.clear();
   const OwnerScope scope;
-  append(uncommitted.run({TimestampTzGetDatum(now), Int64GetDatum(limit)}), batch);
-  append(exhausted.run({TimestampTzGetDatum(now), Int64GetDatum(limit)}), batch);
+  append(select.run({TimestampTzGetDatum(now), Int64GetDatum(limit)}), batch);
+}
+
+void SqlClaimSource::expired(Micros now, int limit, Batch& batch) {
+  static Statement select("SELECT " COLUMNS " FROM " TABLES
+                          " WHERE m.expires_at <= $1 AND m.commit_interval IS NULL AND m.attempt_at <= $1"
+                          " ORDER BY m.expires_at LIMIT $2 " LOCKED,
+                          {TIMESTAMPTZOID, INT8OID});
+  rows_.clear();
+  const OwnerScope scope;
+  append(select.run({TimestampTzGetDatum(now), Int64GetDatum(limit)}), batch);
+}
+
+std::optional<Micros> SqlClaimSource::next_expiry(Micros now) {
+  static Statement next(
+      "SELECT LEAST("
+      "  (SELECT m.expires_at FROM $S.mq_msgs m WHERE m.expires_at > $1 AND m.commit_interval IS NULL"
+      "    ORDER BY m.expires_at LIMIT 1),"
+      "  (SELECT min(GREATEST(h.attempt_at, h.expires_at)) FROM ("
+      "     SELECT m.attempt_at, m.expires_at FROM $S.mq_msgs m"
+      "      WHERE m.expires_at <= $1 AND m.commit_interval IS NULL AND m.attempt_at IS NOT NULL"
+      "      ORDER BY m.expires_at LIMIT $2) AS h))",
+      {TIMESTAMPTZOID, INT8OID});
+  const OwnerScope scope;
+  const Rows rows = next.run({TimestampTzGetDatum(now), Int64GetDatum(kMostHeld)});
+  bool null = false;
+  const Datum moment = rows.get(0, 1, null);
+  return null ? std::nullopt : std::optional<Micros>(DatumGetTimestampTz(moment));
 }
 
 void SqlClaimSource::named(std::span<const Uuid> ids, Batch& batch, std::vector<int>& crashes) {

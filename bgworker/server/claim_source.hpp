@@ -30,6 +30,7 @@ enum ClaimColumn {
   kPayloadLocation,
   kPayloadJson,
   kPayloadBytes,
+  kExpiresAt,
   kCreatedAt,
 };
 
@@ -48,6 +49,10 @@ class SqlClaimSource : public ClaimSource {
   // Due messages of any channel that cannot be delivered: expired two-phase ones, and last attempts whose lease
   // has run out. For the sweep.
   void spent(Micros now, int limit, Batch& batch);
+  // Messages of any channel that have expired, but for those that somebody handles. For the sweep.
+  void expired(Micros now, int limit, Batch& batch);
+  // When the next one of any channel has to be buried for that; the time of a lease's end if it has one.
+  std::optional<Micros> next_expiry(Micros now);
   // Names of all channels with a head, and when the first of each is due. For mq_poll without names.
   std::vector<std::string> channel_names();
   std::optional<Micros> next_due(std::string_view channel_name);

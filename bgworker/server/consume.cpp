@@ -114,7 +114,7 @@ void poll(const Value& channel_names, int batch_size, ResultSet& result) {
     Claim claim = claimer.claim(sources, batch_size, false);
     if (!claim.leftovers.empty()) {
       Settlement settlement;
-      dispose(claim.leftovers, settlement);
+      dispose(claim.leftovers, clock.now(), settlement);
       SqlSettler().settle(settlement);
     }
     if (!claim.messages.empty()) {
@@ -149,7 +149,8 @@ void keep_alive(const std::vector<Uuid>& ids, Micros duration) {
 
 std::vector<Uuid> commit_messages(const std::vector<Uuid>& ids) {
   static Statement update(
-      "UPDATE $S.mq_msgs m SET attempt_at = m.attempt_at - m.commit_interval, commit_interval = NULL"
+      "UPDATE $S.mq_msgs m SET attempt_at = LEAST(m.attempt_at - m.commit_interval, m.expires_at),"
+      "   commit_interval = NULL"
       " WHERE m.id = ANY ($1) AND m.commit_interval IS NOT NULL AND m.attempt_at > pg_catalog.clock_timestamp()"
       " RETURNING m.id, m.channel_name, m.attempt_at, m.place",
       {UUIDARRAYOID});

@@ -15,17 +15,25 @@ extern "C" {
 
 namespace mq {
 
-std::optional<Micros> ServerHost::next_due(const Registry& registry) {
-  std::optional<Micros> earliest;
+Host::Next ServerHost::next(const Registry& registry) {
+  Next next;
   transaction_.begin();
   const bool installed = Extension::hold();
   for (const auto& [name, channel] : registry.channels()) {
     if (!installed || !channel.parked.empty()) continue;
     const auto due = source_.next_due(name);
-    if (due && (!earliest || *due < *earliest)) earliest = due;
+    if (due && (!next.due || *due < *next.due)) next.due = due;
   }
+  if (installed) next.expiry = source_.next_expiry(clock_.now());
   transaction_.commit();
-  return earliest;
+  return next;
+}
+
+bool ServerHost::expire() {
+  transaction_.begin();
+  const bool expired = Extension::hold() && bury_expired(source_, clock_.now());
+  transaction_.commit();
+  return expired;
 }
 
 bool ServerHost::sweep() {

@@ -15,7 +15,8 @@ class ServerHost : public Host {
   ServerHost(Transaction& transaction, SqlClaimSource& source, FmgrCaller& caller, Clock& clock, Oid role)
       : transaction_(transaction), source_(source), caller_(caller), clock_(clock), role_(role) {}
 
-  std::optional<Micros> next_due(const Registry& registry) override;
+  Next next(const Registry& registry) override;
+  bool expire() override;
   bool sweep() override;
   int batch_size() override;
   Micros poll_interval() override;

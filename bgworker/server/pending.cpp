@@ -116,13 +116,11 @@ Few leased(Micros now) {
 // Due, but the sweep's.
 Few spent(Micros now) {
   static Statement select(
-      "SELECT s.channel_name, count(*) FROM ("
-      "   SELECT m.channel_name FROM $S.mq_msgs m"
-      "    WHERE m.commit_interval IS NOT NULL AND m.attempt_at <= $1 AND " HEAD
+      "SELECT s.channel_name, count(*) FROM (SELECT m.channel_name FROM $S.mq_msgs m"
+      "    WHERE (m.commit_interval IS NOT NULL OR m.attempts <= 0) AND m.attempt_at <= $1 AND " HEAD
       "   UNION ALL"
-      "   SELECT m.channel_name FROM $S.mq_msgs m"
-      "    WHERE m.attempts <= 0 AND m.commit_interval IS NULL AND m.attempt_at <= $1 AND " HEAD
-      " ) s GROUP BY s.channel_name",
+      "   SELECT m.channel_name FROM $S.mq_msgs m WHERE m.expires_at <= $1 AND m.attempts > 0"
+      "      AND m.commit_interval IS NULL AND m.attempt_at <= $1 AND " HEAD " ) s GROUP BY s.channel_name",
       {TIMESTAMPTZOID});
   return few(select, now);
 }

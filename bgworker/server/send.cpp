@@ -5,17 +5,18 @@
 #include <array>
 #include <optional>
 #include <string>
-#include <unordered_map>
 
 #include "../channel_key.hpp"
 #include "../check.hpp"
 #include "../uuid.hpp"
+#include "dedup.hpp"
 #include "entries.h"
 #include "extension.hpp"
 #include "ledger.hpp"
 #include "locks.hpp"
 #include "result_set.hpp"
 #include "spi.hpp"
+#include "tails.hpp"
 
 extern "C" {
 #include "catalog/pg_type.h"
@@ -38,74 +39,23 @@ Uuid new_id() {
   return uuid_v7(GetCurrentTimestamp() / 1000 + kEpoch, random);
 }
 
-struct Tail {
-  Uuid id;
-  bool exists = false;
-};
-
-// Places of channels in the arrays of a statement, and their tails, as they are now.
-struct ChannelTails {
-  std::vector<std::int64_t> keys;
-  std::vector<std::string_view> names, args;
-  std::vector<Tail> tails;
-  std::unordered_multimap<std::int64_t, std::size_t> by_key;
-
-  std::size_t find_or_add(std::int64_t key, std::string_view name, std::string_view arguments) {
-    const auto [first, last] = by_key.equal_range(key);
-    for (auto it = first; it != last; ++it)
-      if (names[it->second] == name && args[it->second] == arguments) return it->second;
-    by_key.emplace(key, keys.size());
-    keys.push_back(key);
-    names.push_back(name);
-    args.push_back(arguments);
-    tails.emplace_back();
-    return keys.size() - 1;
-  }
-};
-
-void find_tails(ChannelTails& channels) {
-  static Statement find(
-      "SELECT c.n::int4, t.id FROM unnest($1, $2, $3) WITH ORDINALITY AS c (key, name, args, n)"
-      " CROSS JOIN LATERAL (SELECT m.id FROM $S.mq_msgs m"
-      "   WHERE m.channel_key = c.key AND m.after_message_id IS NOT NULL"
-      "     AND m.channel_name = c.name AND m.channel_args = c.args ORDER BY m.place DESC LIMIT 1) AS t",
-      {INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID});
-  ArrayParam keys(INT8OID), names(TEXTOID), args(TEXTOID);
-  for (std::size_t i = 0; i < channels.keys.size(); ++i) {
-    keys.add(Int64GetDatum(channels.keys[i]));
-    names.add(text_datum(channels.names[i]));
-    args.add(text_datum(channels.args[i]));
-  }
-  const Rows rows = find.run({keys.datum(), names.datum(), args.datum()});
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    const auto n = static_cast<std::size_t>(DatumGetInt32(rows.get(i, 1)) - 1);
-    channels.tails[n] = {uuid_of(rows.get(i, 2)), true};
-  }
-}
-
-// Under REPEATABLE READ a transaction must not append behind what it cannot see.
-void refuse_stale_snapshot(const ChannelTails& channels) {
-  if (!IsolationUsesXactSnapshot()) return;
-  static Statement visible("SELECT m.id FROM $S.mq_msgs m WHERE m.id = ANY ($1)", {UUIDARRAYOID});
-  ArrayParam ids(UUIDOID);
-  std::size_t tails = 0;
-  for (const Tail& tail : channels.tails) {
-    if (!tail.exists) continue;
-    ids.add(uuid_datum(tail.id));
-    ++tails;
-  }
-  if (tails == 0) return;
-  Snapshot own = fence::call([] { return GetTransactionSnapshot(); });
-  if (visible.run({ids.datum()}, own).size() != tails)
-    throw Error("40001", "could not serialize access: an ordered channel was appended to by a concurrent transaction",
-                "", "The transaction might succeed if retried.");
-}
-
 Datum next_place(Oid sequence) {
   return fence::call([&] { return Int64GetDatum(nextval_internal(sequence, false)); });
 }
 
 }  // namespace
+
+struct Sender::Links {
+  ChannelTails channels;
+  std::vector<Tail> before;  // their tails as they were
+};
+
+void Sender::expire_after(Datum interval) {
+  const Micros now = GetCurrentTransactionStartTimestamp();
+  const Micros length = interval_of({interval, false}, "expires", now);
+  check::positive("expires", interval_text(interval), length);
+  expires_at_ = now + length;
+}
 
 void Sender::add(const NewMessage& given) {
   const std::optional<std::size_t> number = numbered_ ? std::optional(messages_.size() + 1) : std::nullopt;
@@ -126,7 +76,7 @@ void Sender::add(const NewMessage& given) {
   m.retry_backoff = interval_of(given.retry_backoff, field("retry_backoff"), now);
   m.two_phase = !given.commit_interval.null;
   m.commit_interval = m.two_phase ? interval_of(given.commit_interval, field("commit_interval"), now + delay) : 0;
-  m.attempt_at = now + delay + m.commit_interval;
+  m.attempt_at = m.two_phase ? now + delay + m.commit_interval : std::min(now + delay, expires_at_);
   if (given.id.null) check::fail_null(field("id"));
   m.id = uuid_of(given.id.datum);
   if (m.id == Uuid()) check::fail(field("id"), "00000000-0000-0000-0000-000000000000", "must not be the nil uuid");
@@ -134,14 +84,19 @@ void Sender::add(const NewMessage& given) {
   if (json_ == Json::kText && !m.payload_json.null)
     m.payload_json.datum = json_of(text_view(m.payload_json.datum), field("payload_json"));
   m.payload_bytes = given.payload_bytes;
+  if (!given.dedup_key.null) {
+    m.dedup_key = text_view(given.dedup_key.datum);
+    check::dedup_key(field("dedup_key"), m.dedup_key, m.channel_name.size() + m.channel_args.size());
+  }
   m.channel_key = channel_key(m.channel_name, m.channel_args);
   messages_.push_back(m);
   ids_.push_back(m.id);
 }
 
 // Gives each message its place, and each ordered one the message that it follows.
-void Sender::link() {
-  ChannelTails channels;
+Sender::Links Sender::link() {
+  Links links;
+  ChannelTails& channels = links.channels;
   std::vector<std::size_t> channel_of(messages_.size());
   for (std::size_t i = 0; i < messages_.size(); ++i)
     if (messages_[i].ordered)
@@ -151,13 +106,7 @@ void Sender::link() {
     locks::lock_appends(channels.keys);
     find_tails(channels);
     refuse_stale_snapshot(channels);
-    for (std::size_t c = 0; c < channels.keys.size(); ++c) {
-      // Nobody but this transaction can remove what it appended itself.
-      const Tail& tail = channels.tails[c];
-      const Uuid* own = ledger::own_tail(channels.keys[c]);
-      if (tail.exists && (own == nullptr || *own != tail.id))
-        ledger::appended(channels.keys[c], channels.names[c], channels.args[c], tail.id);
-    }
+    links.before = channels.tails;
   }
   const Oid sequence = Extension::get().relation("mq_place_seq");
   for (std::size_t i = 0; i < messages_.size(); ++i) {
@@ -167,22 +116,43 @@ void Sender::link() {
     messages_[i].after = tail.exists ? tail.id : Uuid();
     tail = {messages_[i].id, true};
   }
+  return links;
+}
+
+void Sender::enter(const Links& links) {
+  const ChannelTails& channels = links.channels;
+  for (std::size_t c = 0; c < channels.keys.size(); ++c) {
+    // Nobody but this transaction can remove what it appended itself.
+    const Tail& tail = links.before[c];
+    const Uuid* own = ledger::own_tail(channels.keys[c]);
+    if (tail.exists && (own == nullptr || *own != tail.id))
+      ledger::appended(channels.keys[c], channels.names[c], channels.args[c], tail.id);
+  }
   for (std::size_t c = 0; c < channels.keys.size(); ++c) ledger::set_own_tail(channels.keys[c], channels.tails[c].id);
 }
 
-void Sender::send() {
-  if (messages_.empty()) return;
-  static Statement insert(
-      "WITH payloads AS (INSERT INTO $S.mq_payloads (id, name, payload_json, payload_bytes, channel_key)"
-      "   SELECT p.id, p.name, p.json, p.bytes, p.key FROM unnest($1, $2, $3, $4, $5) AS p (id, name, json, bytes, "
-      "key))"
-      " INSERT INTO $S.mq_msgs (id, attempt_at, attempts, retry_backoff, channel_name, channel_args, commit_interval,"
-      "   after_message_id, channel_key, place)"
-      " SELECT * FROM unnest($1, $6, $7, $8, $9, $10, $11, $12, $5, $13)",
-      {UUIDARRAYOID, TEXTARRAYOID, JSONBARRAYOID, BYTEAARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID, INT4ARRAYOID,
-       INTERVALARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INTERVALARRAYOID, UUIDARRAYOID, INT8ARRAYOID});
-  link();
+void Sender::announce() const {
+  const Micros now = GetCurrentTransactionStartTimestamp();
+  ledger::RowChanges changes(Extension::msgs());
+  for (const Checked& m : messages_) {
+    if (!m.two_phase) ledger::wake(m.channel_name);
+    if (!m.ordered || m.after == Uuid()) ledger::due(m.channel_name, {m.attempt_at, m.place});
+    changes.add(m.channel_name, 1, m.ordered, m.attempt_at > now);
+  }
+}
 
+#define MESSAGE_COLUMNS                                                                    \
+  "(id, attempt_at, attempts, retry_backoff, channel_name, channel_args, commit_interval," \
+  " after_message_id, channel_key, place, expires_at"
+#define MESSAGES "SELECT m.*, $14 FROM unnest($1, $6, $7, $8, $9, $10, $11, $12, $5, $13) AS m"
+#define PAYLOADS                                                                    \
+  "INSERT INTO $S.mq_payloads (id, name, payload_json, payload_bytes, channel_key)" \
+  " SELECT p.id, p.name, p.json, p.bytes, p.key FROM unnest($1, $2, $3, $4, $5) AS p (id, name, json, bytes, key)"
+#define MESSAGE_TYPES                                                                                        \
+  UUIDARRAYOID, TEXTARRAYOID, JSONBARRAYOID, BYTEAARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID, INT4ARRAYOID, \
+      INTERVALARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INTERVALARRAYOID, UUIDARRAYOID, INT8ARRAYOID, TIMESTAMPTZOID
+
+std::vector<Param> Sender::parameters() const {
   const std::size_t n = messages_.size();
   ArrayParam ids(UUIDOID, n), names(TEXTOID, n), json(JSONBOID, n), bytes(BYTEAOID, n), keys(INT8OID, n),
       times(TIMESTAMPTZOID, n), attempts(INT4OID, n), backoffs(INTERVALOID, n), channels(TEXTOID, n), args(TEXTOID, n),
@@ -201,14 +171,55 @@ void Sender::send() {
     intervals.add(m.two_phase ? Param(interval_datum(m.commit_interval)) : Param());
     after.add(m.ordered ? Param(uuid_datum(m.after)) : Param());
     places.add(Int64GetDatum(m.place));
-    if (!m.two_phase) ledger::wake(m.channel_name);
-    if (!m.ordered || m.after == Uuid()) ledger::due(m.channel_name, {m.attempt_at, m.place});
   }
-  insert.run({ids.datum(), names.datum(), json.datum(), bytes.datum(), keys.datum(), times.datum(), attempts.datum(),
-              backoffs.datum(), channels.datum(), args.datum(), intervals.datum(), after.datum(), places.datum()});
-  const Micros now = GetCurrentTransactionStartTimestamp();
-  ledger::RowChanges changes(Extension::msgs());
-  for (const Checked& m : messages_) changes.add(m.channel_name, 1, m.ordered, m.attempt_at > now);
+  return {ids.datum(),       names.datum(),
+          json.datum(),      bytes.datum(),
+          keys.datum(),      times.datum(),
+          attempts.datum(),  backoffs.datum(),
+          channels.datum(),  args.datum(),
+          intervals.datum(), after.datum(),
+          places.datum(),    expires_at_ == kNever ? Param() : Param(TimestampTzGetDatum(expires_at_))};
+}
+
+void Sender::send() {
+  static Statement insert("WITH payloads AS (" PAYLOADS ") INSERT INTO $S.mq_msgs " MESSAGE_COLUMNS ") " MESSAGES,
+                          {MESSAGE_TYPES});
+  if (messages_.empty()) return;
+  const Links links = link();
+  insert.run(parameters());
+  enter(links);
+  announce();
+}
+
+Uuid Sender::send_once() {
+  // Waits for a transaction that is sending the same, and for nothing else but an append before this one: what is
+  // there is found by looking first, though a handler that runs is about to delete it.
+  static Statement insert("WITH messages AS (INSERT INTO $S.mq_msgs " MESSAGE_COLUMNS
+                          ", dedup_key) SELECT m.*, $15 FROM (" MESSAGES
+                          ") AS m"
+                          "   ON CONFLICT (channel_key, dedup_key, channel_name, channel_args)"
+                          "     WHERE dedup_key IS NOT NULL DO NOTHING RETURNING id),"
+                          " payloads AS (" PAYLOADS
+                          " JOIN messages USING (id))"
+                          " SELECT id FROM messages",
+                          {MESSAGE_TYPES, TEXTOID});
+  const Checked& message = messages_.front();
+  const DedupKey wanted{message.channel_key, message.channel_name, message.channel_args, message.dedup_key};
+  for (bool locked = !message.ordered;;) {
+    if (const auto pending = find_pending(wanted)) return *pending;
+    if (!locked) {
+      locks::lock_appends({message.channel_key});
+      locked = true;
+      continue;  // that may have waited for one who sent the same
+    }
+    const Links links = link();
+    std::vector<Param> params = parameters();
+    params.emplace_back(text_datum(message.dedup_key));
+    if (insert.run(params).empty()) continue;
+    enter(links);
+    announce();
+    return message.id;
+  }
 }
 
 namespace {
@@ -299,13 +310,22 @@ extern "C" Datum mq_send_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
     mq::NewMessage message = mq::common_arguments(fcinfo);
     message.payload_json = mq::argument(fcinfo, 1);
-    const Datum id = PG_ARGISNULL(10) ? mq::uuid_datum(mq::new_id()) : PG_GETARG_DATUM(10);
+    Datum id = PG_ARGISNULL(10) ? mq::uuid_datum(mq::new_id()) : PG_GETARG_DATUM(10);
     message.id = {id, false};
+    message.dedup_key = mq::argument(fcinfo, 11);
     mq::Sender sender(mq::Sender::Json::kJsonb, false);
+    if (!PG_ARGISNULL(12)) sender.expire_after(PG_GETARG_DATUM(12));
     sender.add(message);
-    const mq::OwnerScope scope;
-    const mq::SpiConnection spi;
-    sender.send();
+    mq::Uuid sent = sender.ids().front();
+    {
+      const mq::OwnerScope scope;
+      const mq::SpiConnection spi;
+      if (message.dedup_key.null)
+        sender.send();
+      else
+        sent = sender.send_once();
+    }
+    if (sent != sender.ids().front()) id = mq::uuid_datum(sent);
     return id;
   });
 }
@@ -317,6 +337,7 @@ extern "C" Datum mq_send_many_entry(FunctionCallInfo fcinfo) {
     const mq::Elements elements = mq::elements_of(PG_GETARG_DATUM(1));
     mq::NewMessage message = mq::common_arguments(fcinfo);
     mq::Sender sender(mq::Sender::Json::kJsonb, false);
+    if (!PG_ARGISNULL(10)) sender.expire_after(PG_GETARG_DATUM(10));
     for (int i = 0; i < elements.count; ++i) {
       message.payload_json = {elements.values[i], elements.nulls[i]};
       message.id = {mq::uuid_datum(mq::new_id()), false};

@@ -1,5 +1,7 @@
 #include "settle.hpp"
 
+#include <set>
+
 #include "../channel_key.hpp"
 #include "extension.hpp"
 #include "fence.hpp"
@@ -90,15 +92,37 @@ void snooze(const std::vector<Snooze>& snoozes) {
   update.run({ids.datum(), times.datum()});
 }
 
+// Messages whose burial is to be followed as their handlers were registered: those whose channels wait.
+void add_blocking(const std::vector<Burial>& burials, std::set<Uuid>& blocking) {
+  static Statement select(
+      "SELECT m.id FROM $S.mq_msgs m LEFT JOIN $S.mq_payloads p ON p.id = m.id"
+      " CROSS JOIN LATERAL (SELECT h.on_dead FROM $S.mq_handlers h WHERE h.channel_name = m.channel_name"
+      "    AND (h.message_name IS NULL OR h.message_name = p.name) ORDER BY h.message_name IS NULL LIMIT 1) h"
+      " WHERE m.id = ANY ($1) AND h.on_dead = 'block'",
+      {UUIDARRAYOID});
+  ArrayParam ids(UUIDOID);
+  bool any = false;
+  for (const Burial& burial : burials) {
+    if (!burial.block_as_registered || !burial.message->ordered) continue;
+    ids.add(uuid_datum(burial.message->id));
+    any = true;
+  }
+  if (!any) return;
+  const Rows rows = select.run({ids.datum()});
+  for (std::size_t i = 0; i < rows.size(); ++i) blocking.insert(uuid_of(rows.get(i, 1)));
+}
+
 // A blocked message leaves its row behind, without payload and never due: its ordered channel waits for it.
 void bury(const std::vector<Burial>& burials, std::vector<Uuid>& removed) {
   static Statement insert(
       "INSERT INTO $S.mq_dead (id, created_at, died_at, channel_name, channel_args, name, payload_json,"
-      "  payload_bytes, ordered, attempts, reason, sqlstate, error, detail, hint, context, retry_backoff, channel_key)"
+      "  payload_bytes, ordered, attempts, reason, sqlstate, error, detail, hint, context, retry_backoff, channel_key,"
+      "  dedup_key)"
       " SELECT m.id, m.created_at, pg_catalog.clock_timestamp(), m.channel_name, m.channel_args, p.name,"
       "        p.payload_json, p.payload_bytes, m.after_message_id IS NOT NULL, m.attempt + d.charged, d.reason,"
       "        COALESCE(d.sqlstate, f.sqlstate), COALESCE(d.error, f.error), COALESCE(d.detail, f.detail),"
-      "        COALESCE(d.hint, f.hint), COALESCE(d.context, f.context), m.retry_backoff, m.channel_key"
+      "        COALESCE(d.hint, f.hint), COALESCE(d.context, f.context), m.retry_backoff, m.channel_key,"
+      "        m.dedup_key"
       "   FROM unnest($1, $2, $3, $4, $5, $6, $7, $8)"
       "          AS d (id, charged, reason, sqlstate, error, detail, hint, context)"
       "   JOIN $S.mq_msgs m ON m.id = d.id"
@@ -107,13 +131,15 @@ void bury(const std::vector<Burial>& burials, std::vector<Uuid>& removed) {
       "                       ORDER BY l.failure_no DESC LIMIT 1) f ON true",
       {UUIDARRAYOID, INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID});
   static Statement block(
-      "WITH b AS (UPDATE $S.mq_msgs m SET attempt_at = NULL, attempts = 0, attempt = m.attempt + 1, leased = false,"
-      "             after_message_id = " NIL_ID
-      " WHERE m.id = ANY ($1))"
+      "WITH b AS (UPDATE $S.mq_msgs m SET attempt_at = NULL, attempts = 0, attempt = m.attempt + d.charged,"
+      "             leased = false, dedup_key = NULL, expires_at = NULL"
+      "             FROM unnest($1, $2) AS d (id, charged) WHERE m.id = d.id)"
       " DELETE FROM $S.mq_payloads p WHERE p.id = ANY ($1)",
-      {UUIDARRAYOID});
-  ArrayParam ids(UUIDOID), charged(INT4OID), reasons(TEXTOID), blocked(UUIDOID);
+      {UUIDARRAYOID, INT4ARRAYOID});
+  ArrayParam ids(UUIDOID), charged(INT4OID), reasons(TEXTOID), blocked(UUIDOID), blocked_charged(INT4OID);
   ErrorColumns errors;
+  std::set<Uuid> blocking;
+  add_blocking(burials, blocking);
   bool blocks = false;
   for (const Burial& burial : burials) {
     const Datum id = uuid_datum(burial.message->id);
@@ -121,8 +147,9 @@ void bury(const std::vector<Burial>& burials, std::vector<Uuid>& removed) {
     charged.add(Int32GetDatum(burial.charged ? 1 : 0));
     reasons.add(text_datum(burial.reason));
     errors.add(burial.error ? *burial.error : Error("", ""));
-    if (burial.block && burial.message->ordered) {
+    if ((burial.block && burial.message->ordered) || blocking.contains(burial.message->id)) {
       blocked.add(id);
+      blocked_charged.add(Int32GetDatum(burial.charged ? 1 : 0));
       blocks = true;
     } else {
       removed.push_back(burial.message->id);
@@ -137,7 +164,7 @@ void bury(const std::vector<Burial>& burials, std::vector<Uuid>& removed) {
   } else {
     ledger::changed_by_hand(Extension::dead());  // a handler has removed its message
   }
-  if (blocks) block.run({blocked.datum()});
+  if (blocks) block.run({blocked.datum(), blocked_charged.datum()});
 }
 
 }  // namespace

@@ -68,7 +68,7 @@ void Statement::prepare() {
   generation_ = extension.generation();
 }
 
-Rows Statement::run(std::initializer_list<Param> params, Snapshot snapshot) {
+Rows Statement::run(std::span<const Param> params, Snapshot snapshot) {
   prepare();
   Datum values[kMostParams];
   char nulls[kMostParams];
@@ -81,7 +81,7 @@ Rows Statement::run(std::initializer_list<Param> params, Snapshot snapshot) {
   const RunningScope scope;
   fence::call([&] {
     Snapshot used = snapshot != nullptr ? snapshot : GetLatestSnapshot();
-    const int code = SPI_execute_snapshot(plan, values, nulls, used, InvalidSnapshot, false, false, 0);
+    const int code = SPI_execute_snapshot(plan, values, nulls, used, InvalidSnapshot, false, true, 0);
     if (code < 0) elog(ERROR, "SPI_execute_snapshot failed: %s", SPI_result_code_string(code));
   });
   return {SPI_tuptable, SPI_processed};

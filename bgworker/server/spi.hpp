@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <initializer_list>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -79,7 +80,10 @@ class Statement {
   }
 
   // Runs with a fresh snapshot at every isolation level, or with `snapshot`. Throws Error.
-  Rows run(std::initializer_list<Param> params, Snapshot snapshot = nullptr);
+  Rows run(std::initializer_list<Param> params, Snapshot snapshot = nullptr) {
+    return run(std::span(params.begin(), params.size()), snapshot);
+  }
+  Rows run(std::span<const Param> params, Snapshot snapshot = nullptr);
 
   // Whether one of ours runs, and not a user's.
   static bool running();

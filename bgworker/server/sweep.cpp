@@ -16,14 +16,18 @@ namespace {
 
 constexpr std::size_t kStep = 500;  // rows that a step looks at, of each kind
 
+bool bury(const Batch& batch, Micros now) {
+  if (batch.empty()) return false;
+  Settlement settlement;
+  dispose(batch, now, settlement);
+  SqlSettler().settle(settlement);
+  return true;
+}
+
 bool bury_spent(SqlClaimSource& source, Micros now) {
   Batch batch;
   source.spent(now, static_cast<int>(kStep), batch);
-  if (batch.empty()) return false;
-  Settlement settlement;
-  dispose(batch, settlement);
-  SqlSettler().settle(settlement);
-  return true;
+  return bury(batch, now);
 }
 
 // A message that blocks its channel has a dead letter; if somebody deleted that, the channel goes on.
@@ -52,7 +56,8 @@ void remove_orphan_payloads() {
   behind = rows.empty() ? Uuid() : uuid_of(rows.get(0, 1));
 }
 
-void forget_old() {
+// True: there is more of it.
+bool forget_old() {
   static Statement dead(
       "DELETE FROM $S.mq_dead WHERE dead_no IN (SELECT d.dead_no FROM $S.mq_dead d"
       "   WHERE d.died_at < pg_catalog.clock_timestamp() - $1"
@@ -64,12 +69,16 @@ void forget_old() {
       "   WHERE f.failed_at < pg_catalog.clock_timestamp() - $1 ORDER BY f.failed_at LIMIT $2)",
       {INTERVALOID, INT8OID});
   const auto keep = [](int minutes) { return interval_datum(Micros{minutes} * 60 * kSecond); };
+  bool more = false;
   if (mq_dead_retention >= 0) {
     const Rows gone = dead.run({keep(mq_dead_retention), Int64GetDatum(kStep)});
     ledger::RowChanges changes(Extension::dead());
     for (std::size_t i = 0; i < gone.size(); ++i) changes.add(text_view(gone.get(i, 1)), -1);
+    more = gone.size() == kStep;
   }
-  if (mq_failure_retention >= 0) failures.run({keep(mq_failure_retention), Int64GetDatum(kStep)});
+  if (mq_failure_retention >= 0)
+    more = failures.run({keep(mq_failure_retention), Int64GetDatum(kStep)}).size() == kStep || more;
+  return more;
 }
 
 }  // namespace
@@ -115,13 +124,21 @@ bool repair_heads() {
   return repaired;
 }
 
+bool bury_expired(SqlClaimSource& source, Micros now) {
+  const OwnerScope scope;
+  Batch batch;
+  source.expired(now, static_cast<int>(kStep), batch);
+  return bury(batch, now);
+}
+
 bool sweep(SqlClaimSource& source, Micros now) {
   const OwnerScope scope;
-  bool ready = bury_spent(source, now);
+  bool ready = bury_expired(source, now);
+  ready = bury_spent(source, now) || ready;
   ready = unblock() || ready;
   ready = repair_heads() || ready;
   remove_orphan_payloads();
-  forget_old();
+  ready = forget_old() || ready;
   tally::fold();
   return ready;
 }

@@ -18,10 +18,12 @@ CREATE TABLE mq_msgs (
   channel_key bigint NOT NULL,
   place bigint NOT NULL DEFAULT pg_catalog.nextval('mq_place_seq'::pg_catalog.regclass),
   attempt integer NOT NULL DEFAULT 0,
-  leased boolean NOT NULL DEFAULT false
+  leased boolean NOT NULL DEFAULT false,
+  dedup_key text COLLATE "C",
+  expires_at timestamptz
 );
 -- Never out of line: they are read before there is a snapshot to fetch from a TOAST table with.
-ALTER TABLE mq_msgs ALTER channel_name SET STORAGE MAIN, ALTER channel_args SET STORAGE MAIN;
+ALTER TABLE mq_msgs ALTER channel_name SET STORAGE MAIN, ALTER channel_args SET STORAGE MAIN, ALTER dedup_key SET STORAGE MAIN;
 COMMENT ON TABLE mq_msgs IS 'Messages that are pending: small rows, often updated. The payloads are in mq_payloads.';
 COMMENT ON COLUMN mq_msgs.attempt_at IS 'When the message is due next; while an outside consumer works on it, when its lease runs out. NULL: a dead message that blocks its ordered channel.';
 COMMENT ON COLUMN mq_msgs.attempts IS 'Attempts left.';
@@ -32,6 +34,8 @@ COMMENT ON COLUMN mq_msgs.channel_key IS 'XXH3 hash (64 bits) of channel_name an
 COMMENT ON COLUMN mq_msgs.place IS 'Place in the order of the channel; from mq_place_seq.';
 COMMENT ON COLUMN mq_msgs.attempt IS 'Attempts made.';
 COMMENT ON COLUMN mq_msgs.leased IS 'Handed out by mq_poll, and not retried since: attempt_at is when the lease runs out.';
+COMMENT ON COLUMN mq_msgs.dedup_key IS 'Not NULL: no second message of the channel has this key while this one is pending.';
+COMMENT ON COLUMN mq_msgs.expires_at IS 'Not NULL: dead by then if nobody has handled it. attempt_at is not beyond it, but for a lease and while commit_interval is not NULL.';
 
 -- Due messages of a channel name, oldest first. Heads only: an unordered message, or the head of an ordered
 -- channel.
@@ -43,10 +47,14 @@ CREATE INDEX mq_msgs_fair ON mq_msgs (channel_name, channel_key, attempt_at, pla
 -- Ordered channels: their tail, their first message, the run behind a head.
 CREATE INDEX mq_msgs_chain ON mq_msgs (channel_key, place) WHERE after_message_id IS NOT NULL;
 -- For the sweep: two-phase messages that expire, and last attempts whose lease runs out.
-CREATE INDEX mq_msgs_uncommitted ON mq_msgs (attempt_at) WHERE commit_interval IS NOT NULL;
-CREATE INDEX mq_msgs_last_attempt ON mq_msgs (attempt_at) WHERE attempts <= 0;
+CREATE INDEX mq_msgs_spent ON mq_msgs (attempt_at) WHERE commit_interval IS NOT NULL OR attempts <= 0;
 -- For mq_stats: what outside consumers work on.
 CREATE INDEX mq_msgs_leased ON mq_msgs (channel_name, attempt_at) WHERE leased;
+-- For the sweep, and the timers of workers: messages that expire.
+CREATE INDEX mq_msgs_expiry ON mq_msgs (expires_at) WHERE expires_at IS NOT NULL AND commit_interval IS NULL;
+-- One pending message for a dedup_key. With the names, since two channels may share a channel_key.
+CREATE UNIQUE INDEX mq_msgs_dedup ON mq_msgs (channel_key, dedup_key, channel_name, channel_args)
+  WHERE dedup_key IS NOT NULL;
 
 CREATE TABLE mq_loose (
   channel_key bigint NOT NULL,
@@ -85,11 +93,14 @@ CREATE TABLE mq_dead (
   hint text,
   context text,
   retry_backoff interval NOT NULL,
-  channel_key bigint NOT NULL
+  channel_key bigint NOT NULL,
+  dedup_key text COLLATE "C"
 );
 COMMENT ON TABLE mq_dead IS 'Dead letters: messages that will not be tried again, with their payload and the last error. mq_redrive sends them again.';
 COMMENT ON COLUMN mq_dead.attempts IS 'Attempts made.';
 COMMENT ON COLUMN mq_dead.reason IS 'exhausted: no attempt left; discarded: by its handler, or its payload was missing; crashed: it brought the server down twice; expired: not handled in time.';
+COMMENT ON COLUMN mq_dead.retry_backoff IS 'Wait that the next retry would have had; mq_redrive goes on with it.';
+COMMENT ON COLUMN mq_dead.dedup_key IS 'As in mq_msgs; mq_redrive sends the message with it again.';
 COMMENT ON SEQUENCE mq_dead_dead_no_seq IS 'Numbers of dead letters.';
 CREATE INDEX mq_dead_id ON mq_dead (id);
 CREATE INDEX mq_dead_channel ON mq_dead (channel_name, died_at);

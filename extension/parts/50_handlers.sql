@@ -25,10 +25,12 @@ CREATE PROCEDURE mq_run(channel_names text[] DEFAULT NULL, max_messages bigint D
 COMMENT ON PROCEDURE mq_run(text[], bigint, bigint) IS
   'Does in this session what the workers do, for handlers whose run_as is the current role, until nothing is ready or max_messages have been handled; handled counts them. Commits after each batch, unless called inside a transaction block.';
 
-CREATE FUNCTION mq_redrive(ids uuid[] DEFAULT NULL, channel_name text DEFAULT NULL, retries integer DEFAULT 4) RETURNS bigint
+CREATE FUNCTION mq_redrive(
+  ids uuid[] DEFAULT NULL, channel_name text DEFAULT NULL, retries integer DEFAULT 4,
+  died_after timestamptz DEFAULT NULL, died_before timestamptz DEFAULT NULL) RETURNS bigint
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_redrive';
-COMMENT ON FUNCTION mq_redrive(uuid[], text, integer) IS
-  'Sends dead messages again with their own ids: those named by ids, by channel, by both; with neither, all. Ordered ones join the tail of their channel. Returns how many. 22023 for bad retries.';
+COMMENT ON FUNCTION mq_redrive(uuid[], text, integer, timestamptz, timestamptz) IS
+  'Sends dead messages again with their own ids and dedup_keys: those that are among ids, of the channel, and died at died_after or later and before died_before, as far as each is given; with none given, all. Ordered ones join the tail of their channel; none expires again. One whose dedup_key a pending message has stays where it is. Returns how many were sent. 22023 or 22004 for bad retries.';
 
 -- Called by a handler, about the message that it was called with.
 

@@ -81,6 +81,19 @@ TEST(Check, BoundsNamesInBytes) {
   EXPECT_THROW(name("channel_args", std::string(kArgsBytes + 1, 'a'), kArgsBytes), Error);
 }
 
+TEST(Check, BoundsADedupKeyAloneAndTogetherWithItsChannel) {
+  EXPECT_NO_THROW(dedup_key("dedup_key", "", 0));
+  EXPECT_NO_THROW(dedup_key("dedup_key", std::string(1024, 'k'), kDedupBytes - 1024));
+  EXPECT_EQ(error_of([] { dedup_key("dedup_key", std::string(1025, 'k'), 0); }).detail,
+            "dedup_key must not be longer than 1024 bytes; this has 1025.");
+  const Error error = error_of([] { dedup_key("dedup_key", "key", kDedupBytes - 2); });
+  EXPECT_EQ(error.sqlstate, "22023");
+  EXPECT_EQ(error.message, "invalid dedup_key: \"key\"");
+  EXPECT_EQ(
+      error.detail,
+      "dedup_key must not be longer than 2600 bytes together with channel_name and channel_args; these have 2601.");
+}
+
 TEST(Check, LeavesRoomForOneAttemptMoreThanRetries) {
   EXPECT_NO_THROW(retries("retries", 0));
   EXPECT_NO_THROW(retries("retries", 2'147'483'646));

@@ -290,7 +290,7 @@ TEST(Dispose, RemovesTheExpiredAndBuriesTheOthersUncharged) {
   exhausted.attempts_left = 0;
   const Batch leftovers{expired, without_payload, exhausted};
   Settlement settlement;
-  dispose(leftovers, settlement);
+  dispose(leftovers, 0, settlement);
 
   ASSERT_EQ(settlement.removed.size(), 1U);
   EXPECT_EQ(settlement.removed[0], &leftovers[0]);

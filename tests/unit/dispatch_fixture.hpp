@@ -23,10 +23,10 @@ using fake::Table;
 
 inline constexpr Micros kLong = 3600 * kSecond;
 
-// U untouched, H handled, F failed, S snoozed, D discarded, C conflict.
+// U untouched, H handled, F failed, S snoozed, D discarded, C conflict, X expired.
 inline std::string shown(const std::vector<Outcome>& outcomes) {
   std::string text;
-  for (const Outcome outcome : outcomes) text += "UHFSDC"[static_cast<int>(outcome)];
+  for (const Outcome outcome : outcomes) text += "UHFSDCX"[static_cast<int>(outcome)];
   return text;
 }
 

@@ -140,13 +140,8 @@ void FakeTransaction::settle(const Settlement& settlement) {
     const Uuid id = take(*burial.message);
     if (burial.charged && burial.reason == "discarded") settled_effects_.insert(id);
     changes_.emplace_back([this, id, burial] {
-      Row* row = table_.find(id);
-      const std::string sqlstate = burial.error ? burial.error->sqlstate : "";
-      table_.dead.push_back({id, burial.reason, sqlstate, row->attempts + (burial.charged ? 1 : 0)});
-      if (burial.block && row->ordered)
-        row->blocks = true;
-      else
-        table_.erase(id);
+      const bool block = burial.block_as_registered ? table_.blocks_as_registered(*table_.find(id)) : burial.block;
+      table_.bury(id, burial.reason, burial.error ? burial.error->sqlstate : "", burial.charged, block);
     });
   }
   for (const Failure& failure : settlement.failures) {
@@ -182,6 +177,7 @@ void FakeQueue::append(const Row& found, Batch& batch) {
   message.place = row.place;
   message.attempt_at = row.attempt_at;
   message.retry_backoff = row.retry_backoff;
+  message.expires_at = row.expires_at;
   message.channel_name = row.channel_name;
   message.channel_args = row.channel_args;
   message.name = row.name;
@@ -268,6 +264,7 @@ void FakeHandlers::call(const Handler& handler, std::span<const Claimed* const> 
   functions.push_back(handler.function);
   std::vector<Uuid>& call = calls.emplace_back();
   for (const Claimed* message : messages) call.push_back(message->id);
+  const Micros started = clock_.time;
   if (during) during();
 
   // What a failing handler has written before is there to be undone.
@@ -282,6 +279,7 @@ void FakeHandlers::call(const Handler& handler, std::span<const Claimed* const> 
     EXPECT_FALSE(table_.is_behind_another(*row, done))
         << "place " << row->place << " starts before an earlier one of its channel is done";
     EXPECT_LE(row->attempt_at, clock_.time) << "place " << row->place << " is not due";
+    EXPECT_GT(row->expires_at, started) << "place " << row->place << " has expired";
     const Script& script = row->script;
     clock_.time += script.cost;
     const bool snoozes = table_.snoozes[row->id] < script.snoozes;
@@ -334,6 +332,17 @@ bool FakeHost::refresh(Registry& registry) {
   return true;
 }
 
+bool FakeHost::expire() {
+  ++expire_steps;
+  std::vector<Uuid> expired;
+  for (const auto& [place, row] : table_.rows)
+    if (row.expires_at <= clock_.time && row.attempt_at <= clock_.time && !row.uncommitted && !row.blocks &&
+        !table_.locks.contains(row.id))
+      expired.push_back(row.id);
+  for (const Uuid& id : expired) table_.bury(id, "expired", "", false, table_.blocks_as_registered(*table_.find(id)));
+  return !expired.empty();
+}
+
 bool FakeHost::sweep() {
   ++sweeps;
   return on_sweep && on_sweep();
@@ -347,7 +356,7 @@ bool FakeHost::wait(Micros most) {
     return false;
   }
   if (wants_end) return !wants_end();
-  return seen_ == nullptr || table_.next_due(*seen_).has_value();
+  return seen_ == nullptr || table_.next_due(*seen_) || table_.next_expiry();
 }
 
 }  // namespace mq::fake

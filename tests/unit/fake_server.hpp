@@ -51,6 +51,7 @@ struct Message {
   int retries = 4;
   Micros retry_backoff = kSecond;
   Micros delay = 0;
+  Micros expires = kNever;  // that long after it was sent
   bool uncommitted = false;
   bool has_payload = true;
   Script script = {};
@@ -61,6 +62,7 @@ struct Row : Message {
   std::int64_t channel_key = 0;
   std::int64_t place = 0;
   Micros attempt_at = 0;
+  Micros expires_at = kNever;
   int attempts = 0;
   int attempts_left = 0;
   bool blocks = false;  // dead, and its channel waits
@@ -115,6 +117,10 @@ class Table {
   bool is_behind_another(const Row& row, const std::set<Uuid>& done) const;
   bool is_locked_by_another(const Row& row, const FakeTransaction& transaction) const;
   std::optional<Micros> next_due(const Registry& registry) const;
+  // When the next message has to be buried since it expires; what has a lease, when that ends.
+  std::optional<Micros> next_expiry() const;
+  // Moves it to the dead letters. `block`: its row stays behind, if it is ordered.
+  void bury(const Uuid& id, const std::string& reason, const std::string& sqlstate, bool charged, bool block);
   void erase(const Uuid& id);
   void clear();
 
@@ -134,6 +140,8 @@ class Table {
   std::vector<FailedAttempt> failures;
   std::vector<Uuid> expired;
   bool hash_collides = false;  // every channel has the same key
+  // Whether a dead message of this row blocks its channel, as its handler was registered.
+  std::function<bool(const Row&)> blocks_as_registered = [](const Row&) { return false; };
 
  private:
   FakeClock& clock_;
@@ -256,7 +264,8 @@ class FakeHost final : public Host {
   bool refresh(Registry& registry) override;
   bool any_casualty() override { return !ended_calls.empty(); }
   std::vector<Casualty> casualties() override { return std::exchange(ended_calls, {}); }
-  std::optional<Micros> next_due(const Registry& registry) override { return table_.next_due(registry); }
+  Next next(const Registry& registry) override { return {table_.next_due(registry), table_.next_expiry()}; }
+  bool expire() override;
   bool sweep() override;
   bool wait(Micros most) override;
   bool should_leave(Micros idle_for) override { return idle_for >= leave_when_idle_for; }
@@ -283,6 +292,7 @@ class FakeHost final : public Host {
   std::vector<Casualty> ended_calls;
 
   int sweeps = 0;
+  int expire_steps = 0;
   std::vector<Micros> waits;
   std::vector<bool> backlogs;
   std::vector<std::string> reports;

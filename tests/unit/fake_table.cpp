@@ -29,6 +29,10 @@ Uuid Table::send(const Message& message) {
   for (int i = 0; i < 8; ++i) row.id.bytes[15 - i] = static_cast<std::uint8_t>(row.place >> (8 * i));
   row.channel_key = hash_collides ? 7 : channel_key(row.channel_name, row.channel_args);
   row.attempt_at = clock_.time + row.delay;
+  if (row.expires != kNever) {
+    row.expires_at = clock_.time + row.expires;
+    if (!row.uncommitted) row.attempt_at = std::min(row.attempt_at, row.expires_at);
+  }
   row.attempts_left = row.retries + 1;
   places[row.id] = row.place;
   if (row.ordered) ordered[channel_of(row)].insert(row.place);
@@ -74,6 +78,25 @@ std::optional<Micros> Table::next_due(const Registry& registry) const {
     if (!earliest || row.attempt_at < *earliest) earliest = row.attempt_at;
   }
   return earliest;
+}
+
+std::optional<Micros> Table::next_expiry() const {
+  std::optional<Micros> earliest;
+  for (const auto& [place, row] : rows) {
+    if (row.expires_at == kNever || row.uncommitted || row.blocks) continue;
+    const Micros moment = std::max(row.expires_at, row.attempt_at);
+    if (!earliest || moment < *earliest) earliest = moment;
+  }
+  return earliest;
+}
+
+void Table::bury(const Uuid& id, const std::string& reason, const std::string& sqlstate, bool charged, bool block) {
+  Row* row = find(id);
+  dead.push_back({id, reason, sqlstate, row->attempts + (charged ? 1 : 0)});
+  if (block && row->ordered)
+    row->blocks = true;
+  else
+    erase(id);
 }
 
 void Table::erase(const Uuid& id) {

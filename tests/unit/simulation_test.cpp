@@ -29,6 +29,7 @@ class Simulation : public testing::TestWithParam<std::uint64_t> {
       one->host.add_handler("mixed", Shape::kJson, "y").batch_size = 20;
       one->host.batch_limit = 1 + below(200);
     }
+    table.blocks_as_registered = [](const Row& row) { return row.channel_name == "blocking"; };
   }
 
   int below(int end) { return static_cast<int>(random() % static_cast<std::uint64_t>(end)); }
@@ -82,6 +83,7 @@ class Simulation : public testing::TestWithParam<std::uint64_t> {
       if (chance(2)) message.uncommitted = true;
       if (chance(2)) message.has_payload = false;
       if (chance(2)) message.retries = -1;
+      if (chance(10)) message.expires = 1 + below(20) * kSecond;
       sent[table.send(message)] = message;
     }
   }
@@ -130,6 +132,11 @@ class Simulation : public testing::TestWithParam<std::uint64_t> {
     EXPECT_LE(attempts + table.handled(id), allowed);
     for (const Dead& letter : table.dead) {
       if (letter.id != id) continue;
+      if (letter.reason == "expired") {
+        EXPECT_LE(sent_at + message.expires, clock.time);
+        EXPECT_EQ(letter.attempts, attempts);
+        continue;
+      }
       const int discarded = message.has_payload ? attempts + 1 : attempts;
       EXPECT_EQ(letter.attempts, letter.reason == "exhausted" ? allowed : discarded);
     }
@@ -146,8 +153,8 @@ class Simulation : public testing::TestWithParam<std::uint64_t> {
 
   bool is_predictable(const Message& message) const {
     const Script& script = message.script;
-    return !refuses_commits && message.name != "nobody's" && !message.uncommitted && message.has_payload &&
-           script.conflicts == 0 && script.failures_at_commit == 0 && script.flaky == 0;
+    return !refuses_commits && message.expires == kNever && message.name != "nobody's" && !message.uncommitted &&
+           message.has_payload && script.conflicts == 0 && script.failures_at_commit == 0 && script.flaky == 0;
   }
 
   void check() {
@@ -178,6 +185,7 @@ class Simulation : public testing::TestWithParam<std::uint64_t> {
   Worker rival_worker{rival.ports()};
   std::map<Uuid, Message> sent;
   bool refuses_commits = false;
+  const Micros sent_at = clock.time;
 };
 
 TEST_P(Simulation, EachMessageEndsOnceInItsOrder) {

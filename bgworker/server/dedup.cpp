@@ -1,0 +1,81 @@
+#include "dedup.hpp"
+
+#include <vector>
+
+#include "../claim.hpp"
+#include "claim_source.hpp"
+#include "fence.hpp"
+#include "settle.hpp"
+#include "spi.hpp"
+
+namespace mq {
+
+namespace {
+
+struct Holder {
+  Uuid id;
+  bool uncommitted;
+  bool spent;  // will not be delivered any more, unless somebody handles it or commits it at this moment
+};
+
+std::optional<Holder> find_holder(const DedupKey& wanted) {
+  static Statement find(
+      "SELECT m.id, m.commit_interval IS NOT NULL, m.attempt_at <= t.now"
+      "         AND (m.commit_interval IS NOT NULL OR COALESCE(m.expires_at <= t.now, false))"
+      "  FROM $S.mq_msgs m CROSS JOIN pg_catalog.clock_timestamp() AS t (now)"
+      " WHERE m.channel_key = $1 AND m.dedup_key = $2 AND m.channel_name = $3 AND m.channel_args = $4",
+      {INT8OID, TEXTOID, TEXTOID, TEXTOID});
+  const Rows rows = find.run({Int64GetDatum(wanted.channel_key), text_datum(wanted.key),
+                              text_datum(wanted.channel_name), text_datum(wanted.channel_args)});
+  if (rows.empty()) return std::nullopt;
+  return Holder{uuid_of(rows.get(0, 1)), DatumGetBool(rows.get(0, 2)), DatumGetBool(rows.get(0, 3))};
+}
+
+// As the server does for ON CONFLICT DO NOTHING: nothing is left out for a message that the transaction cannot see.
+void refuse_stale_snapshot(const Uuid& id) {
+  if (!IsolationUsesXactSnapshot()) return;
+  static Statement visible("SELECT m.id FROM $S.mq_msgs m WHERE m.id = $1", {UUIDOID});
+  Snapshot own = fence::call([] { return GetTransactionSnapshot(); });
+  if (visible.run({uuid_datum(id)}, own).empty())
+    throw Error("40001",
+                "could not serialize access: a message with this dedup_key was sent by a concurrent transaction", "",
+                "The transaction might succeed if retried.");
+}
+
+// False: somebody has it locked, or it is not there any more.
+bool settle_spent(const Uuid& id) {
+  SqlClaimSource source;
+  Batch batch;
+  std::vector<int> crashes;
+  source.named({&id, 1}, batch, crashes);
+  if (batch.empty()) return false;
+  const Claimed& message = batch.front();
+  const Micros now = GetCurrentTimestamp();
+  if (message.attempt_at > now || (!message.uncommitted && message.expires_at > now)) return true;  // it has changed
+  Settlement settlement;
+  dispose(batch, now, settlement);
+  SqlSettler().settle(settlement);
+  return true;
+}
+
+}  // namespace
+
+std::optional<Uuid> find_pending(const DedupKey& wanted) {
+  static Statement wait("SELECT m.id FROM $S.mq_msgs m WHERE m.id = $1 FOR NO KEY UPDATE", {UUIDOID});
+  for (std::optional<Uuid> held;;) {
+    const std::optional<Holder> holder = find_holder(wanted);
+    if (!holder) return std::nullopt;
+    // Expired while a handler runs: it may still be handled.
+    if (!holder->spent || held == holder->id) {
+      refuse_stale_snapshot(holder->id);
+      return holder->id;
+    }
+    if (settle_spent(holder->id)) continue;
+    if (holder->uncommitted)
+      wait.run({uuid_datum(holder->id)});
+    else
+      held = holder->id;
+  }
+}
+
+}  // namespace mq

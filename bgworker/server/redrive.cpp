@@ -1,0 +1,158 @@
+// mq_redrive: sends dead messages again.
+
+#include <unordered_set>
+#include <vector>
+
+#include "../channel_key.hpp"
+#include "../check.hpp"
+#include "arguments.hpp"
+#include "dedup.hpp"
+#include "entries.h"
+#include "extension.hpp"
+#include "ledger.hpp"
+#include "send.hpp"
+#include "settle.hpp"
+#include "spi.hpp"
+
+namespace mq {
+
+namespace {
+
+constexpr int kStep = 10000;  // letters that are looked at once
+
+// Which letters; a null Param sets no condition.
+struct Selection {
+  Param ids, channel_name, died_after, died_before;
+};
+
+// Columns of the statements of take(), counted from 1.
+enum { kId = 1, kBackoff, kChannel, kArgs, kOrdered, kName, kJson, kBytes, kDedupKey, kNumber };
+
+// The next letters behind the number, in the order in which they died. Not those of messages that are pending.
+Rows take(const Selection& which, std::int64_t behind) {
+#define LETTERS                                                                                                \
+  "SELECT d.id, d.retry_backoff, d.channel_name, d.channel_args, d.ordered, COALESCE(d.name, d.channel_name)," \
+  "       d.payload_json, d.payload_bytes, d.dedup_key, d.dead_no"                                             \
+  "  FROM $S.mq_dead d"                                                                                        \
+  " WHERE ($1 IS NULL OR d.channel_name = $1) AND ($2 IS NULL OR d.died_at >= $2)"                             \
+  "   AND ($3 IS NULL OR d.died_at < $3) AND d.dead_no > $4"                                                   \
+  "   AND NOT EXISTS (SELECT 1 FROM $S.mq_msgs m WHERE m.id = d.id AND m.attempt_at IS NOT NULL)"
+#define STEP " LIMIT $5 FOR UPDATE SKIP LOCKED"
+  static Statement all(LETTERS " ORDER BY d.dead_no" STEP, {TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID, INT8OID});
+  // Sorted, lest the ids be looked for all along the index of the numbers.
+  static Statement named(LETTERS " AND d.id = ANY ($6) ORDER BY d.dead_no + 0" STEP,
+                         {TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID, INT8OID, UUIDARRAYOID});
+  std::vector<Param> params{which.channel_name, which.died_after, which.died_before, Int64GetDatum(behind),
+                            Int64GetDatum(kStep)};
+  if (which.ids.null) return all.run(params);
+  params.push_back(which.ids);
+  return named.run(params);
+}
+
+NewMessage message_of(const Rows& letters, std::size_t i, int retries) {
+  const auto column = [&](int n) {
+    Value value;
+    value.datum = letters.get(i, n, value.null);
+    return value;
+  };
+  NewMessage message;
+  message.id = column(kId);
+  message.delay = {interval_datum(0), false};
+  message.retries = {Int32GetDatum(retries), false};
+  message.retry_backoff = column(kBackoff);
+  message.channel_name = column(kChannel);
+  message.channel_args = column(kArgs);
+  message.ordered = column(kOrdered);
+  message.name = column(kName);
+  message.payload_json = column(kJson);
+  message.payload_bytes = column(kBytes);
+  message.dedup_key = column(kDedupKey);
+  return message;
+}
+
+bool is_taken(const NewMessage& message) {
+  const std::string_view name = text_view(message.channel_name.datum);
+  const std::string_view args = text_view(message.channel_args.datum);
+  return find_pending({channel_key(name, args), name, args, text_view(message.dedup_key.datum)}).has_value();
+}
+
+// The letters of a step that are sent, in their order: those without a dedup_key together, the others alone, as each
+// may turn out to be taken.
+class Redrive {
+ public:
+  explicit Redrive(int retries) : retries_(retries) {}
+
+  void add(const Rows& letters, std::size_t i) {
+    const Uuid id = uuid_of(letters.get(i, kId));
+    if (sent_.contains(id)) return;  // as of a message that is pending
+    const NewMessage message = message_of(letters, i, retries_);
+    if (!message.dedup_key.null) {
+      send();
+      if (is_taken(message)) return;
+      remove_messages({id});
+      Sender one(Sender::Json::kJsonb, false);
+      one.add(message);
+      if (one.send_once() != id) return;
+    } else {
+      together_.push_back(message);
+    }
+    sent_.insert(id);
+    removed_.add(letters.get(i, kNumber));
+  }
+
+  std::int64_t finish() {
+    static Statement remove("DELETE FROM $S.mq_dead d WHERE d.dead_no = ANY ($1) RETURNING d.channel_name",
+                            {INT8ARRAYOID});
+    send();
+    const Rows gone = remove.run({removed_.datum()});
+    ledger::RowChanges changes(Extension::dead());
+    for (std::size_t i = 0; i < gone.size(); ++i) changes.add(text_view(gone.get(i, 1)), -1);
+    return static_cast<std::int64_t>(sent_.size());
+  }
+
+ private:
+  void send() {
+    if (together_.empty()) return;
+    Sender sender(Sender::Json::kJsonb, false);
+    for (const NewMessage& message : together_) sender.add(message);
+    remove_messages(sender.ids());  // the row that a message left behind to block its channel
+    sender.send();
+    together_.clear();
+  }
+
+  const int retries_;
+  std::vector<NewMessage> together_;
+  std::unordered_set<Uuid, UuidHash> sent_;
+  ArrayParam removed_{INT8OID};
+};
+
+// One step; false: there is no more. Its own connection, so that what it has read is freed.
+bool redrive_step(const Selection& which, int retries, std::int64_t& behind, std::int64_t& sent) {
+  const SpiConnection spi;
+  const Rows letters = take(which, behind);
+  Redrive step(retries);
+  for (std::size_t i = 0; i < letters.size(); ++i) step.add(letters, i);
+  sent += step.finish();
+  if (letters.size() < kStep) return false;
+  behind = DatumGetInt64(letters.get(letters.size() - 1, kNumber));
+  return true;
+}
+
+}  // namespace
+
+}  // namespace mq
+
+extern "C" Datum mq_redrive_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    const int retries = mq::int_of(mq::argument(fcinfo, 2), "retries");
+    mq::check::retries("retries", retries);
+    const auto optional = [&](int n) { return PG_ARGISNULL(n) ? mq::Param() : mq::Param(PG_GETARG_DATUM(n)); };
+    const mq::Selection which{optional(0), optional(1), optional(3), optional(4)};
+    const mq::OwnerScope scope;
+    std::int64_t behind = PG_INT64_MIN;
+    std::int64_t sent = 0;
+    while (mq::redrive_step(which, retries, behind, sent)) {
+    }
+    return Int64GetDatum(sent);
+  });
+}
