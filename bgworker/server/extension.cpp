@@ -1,5 +1,7 @@
 #include "extension.hpp"
 
+#include <algorithm>
+
 #include "../error.hpp"
 #include "fence.hpp"
 
@@ -13,6 +15,7 @@ extern "C" {
 #include "jit/jit.h"
 #include "optimizer/cost.h"
 #include "optimizer/paths.h"
+#include "optimizer/plancat.h"
 #include "storage/lmgr.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
@@ -47,10 +50,34 @@ void catalog_changed(Datum, int cache, uint32) {
   ++registry_changes;  // a function, a role or a membership
 }
 
+// OwnerScopes that are open.
+int scopes = 0;
+get_relation_info_hook_type previous_relation_info_hook = nullptr;
+
+// Plans of our statements are kept while tables fill and empty, so they are made for large tables. Of an empty one the
+// planner thinks that all of an index is read as fast as one row of it.
+void plan_for_large_tables(PlannerInfo* root, Oid relation, bool inherits, RelOptInfo* info) {
+  constexpr double kRows = 1e6;
+  constexpr BlockNumber kPages = 20000;
+  if (previous_relation_info_hook != nullptr) previous_relation_info_hook(root, relation, inherits, info);
+  if (scopes == 0 || relation < FirstNormalObjectId) return;
+  info->tuples = std::max(info->tuples, kRows);
+  info->pages = std::max(info->pages, kPages);
+  ListCell* cell = nullptr;
+  foreach (cell, info->indexlist) {
+    auto* index = static_cast<IndexOptInfo*>(lfirst(cell));
+    index->tuples = std::max(index->tuples, kRows);
+    index->pages = std::max(index->pages, kPages / 4);
+    index->tree_height = std::max(index->tree_height, 2);
+  }
+}
+
 void register_callbacks() {
   static bool registered = false;
   if (registered) return;
   registered = true;
+  previous_relation_info_hook = get_relation_info_hook;
+  get_relation_info_hook = plan_for_large_tables;
   CacheRegisterRelcacheCallback(relation_changed, 0);
   CacheRegisterSyscacheCallback(NAMESPACEOID, catalog_changed, 0);
   CacheRegisterSyscacheCallback(PROCOID, catalog_changed, 0);
@@ -160,6 +187,7 @@ OwnerScope::OwnerScope() {
   saved_planner_ = {enable_seqscan,  enable_bitmapscan, enable_indexscan, enable_indexonlyscan,
                     enable_sort,     enable_nestloop,   enable_hashjoin,  enable_mergejoin,
                     enable_material, jit_enabled,       plan_cache_mode};
+  ++scopes;
   nest_level_ = NewGUCNestLevel();
   SetUserIdAndSecContext(owner, saved_context_ | SECURITY_LOCAL_USERID_CHANGE);
   enable_seqscan = enable_bitmapscan = enable_sort = enable_hashjoin = enable_mergejoin = enable_material = false;
@@ -175,6 +203,7 @@ OwnerScope::OwnerScope() {
 }
 
 OwnerScope::~OwnerScope() {
+  --scopes;
   enable_seqscan = saved_planner_.seqscan;
   enable_bitmapscan = saved_planner_.bitmapscan;
   enable_indexscan = saved_planner_.indexscan;

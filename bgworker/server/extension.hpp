@@ -53,8 +53,8 @@ class Extension {
 };
 
 // While it lives, statements run as the extension's owner, with a search_path that holds nothing but
-// pg_catalog, and with plans that take the indexes whatever the statistics say. Left by return or by an
-// exception; a rollback in between restores the same.
+// pg_catalog, and with plans for large tables that take the indexes, whatever the statistics say. Left by return or by
+// an exception; a rollback in between restores the same.
 class OwnerScope {
  public:
   OwnerScope();

@@ -114,6 +114,7 @@ void add_blocking(const std::vector<Burial>& burials, std::set<Uuid>& blocking) 
 
 // A blocked message leaves its row behind, without payload and never due: its ordered channel waits for it.
 void bury(const std::vector<Burial>& burials, std::vector<Uuid>& removed) {
+  // The last failure is found by the message and then sorted, not looked for from the end of all.
   static Statement insert(
       "INSERT INTO $S.mq_dead (id, created_at, died_at, channel_name, channel_args, name, payload_json,"
       "  payload_bytes, ordered, attempts, reason, sqlstate, error, detail, hint, context, retry_backoff, channel_key,"
@@ -128,7 +129,7 @@ void bury(const std::vector<Burial>& burials, std::vector<Uuid>& removed) {
       "   JOIN $S.mq_msgs m ON m.id = d.id"
       "   LEFT JOIN $S.mq_payloads p ON p.id = d.id"
       "   LEFT JOIN LATERAL (SELECT * FROM $S.mq_failures l WHERE l.message_id = d.id AND d.error IS NULL"
-      "                       ORDER BY l.failure_no DESC LIMIT 1) f ON true",
+      "                       ORDER BY l.failure_no + 0 DESC LIMIT 1) f ON true",
       {UUIDARRAYOID, INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID});
   static Statement block(
       "WITH b AS (UPDATE $S.mq_msgs m SET attempt_at = NULL, attempts = 0, attempt = m.attempt + d.charged,"

@@ -1,0 +1,59 @@
+--
+-- Plans are kept for long, so what is planned while the queue is empty must do for a full one: rows are found by index,
+-- each by itself.
+--
+-- Workers stay out of this database.
+ALTER SYSTEM SET mq.max_workers = 0;
+ALTER SYSTEM SET autovacuum = off;
+SELECT pg_reload_conf();
+\c
+CREATE EXTENSION mq;
+CREATE FUNCTION handle(payload jsonb) RETURNS void LANGUAGE plpgsql AS $$ BEGIN IF payload = '"fail"' THEN RAISE EXCEPTION 'as ever'; END IF; END $$;
+SELECT mq_register_handler('work', 'handle(jsonb)'), mq_register_handler('failing', 'handle(jsonb)');
+
+-- Every way of a message once, with a few. Then the tables are as empty as can be, and known to be.
+CREATE PROCEDURE every_way(n int) LANGUAGE plpgsql AS $$
+DECLARE
+  handled bigint;
+  ids uuid[];
+BEGIN
+  PERFORM mq_send_many('work', array_fill('1'::jsonb, ARRAY[n]));
+  PERFORM mq_send_many('work', array_fill('1'::jsonb, ARRAY[n]), channel_args => 'o', ordered => true);
+  PERFORM mq_send_many('failing', array_fill('"fail"'::jsonb, ARRAY[n]), retries => 1, retry_backoff => '0');
+  PERFORM mq_send_many('unwatched', array_fill('1'::jsonb, ARRAY[n]), expires => '1 microsecond');
+  PERFORM mq_send_many('outside', array_fill('1'::jsonb, ARRAY[n]), retry_backoff => '1 hour');
+  SELECT array_agg(id) INTO ids FROM mq_poll('{outside}', n);
+  PERFORM mq_keep_alive(ids, '2 hours');
+  PERFORM mq_delete(ids);
+  SELECT array_agg(id) INTO ids FROM mq_send_many('twice', array_fill('1'::jsonb, ARRAY[n]), commit_interval => '1 hour') AS s (id);
+  PERFORM mq_commit(ids);
+  PERFORM mq_clear('{twice}');
+  CALL mq_run(handled => handled);
+  PERFORM mq_redrive(channel_name => 'unwatched');
+  PERFORM mq_clear_all();
+END $$;
+CALL every_way(3);
+DELETE FROM mq_dead;
+DELETE FROM mq_failures;
+VACUUM mq_msgs, mq_payloads, mq_dead, mq_failures;
+SELECT relname, relpages, reltuples FROM pg_class WHERE relname IN ('mq_msgs', 'mq_payloads') ORDER BY relname;
+
+-- In a session that has planned nothing yet: once while they are empty, and once with many.
+\c
+CALL mq_run();
+SELECT count(id) FROM mq_poll(NULL, 10);
+CALL every_way(1);
+BEGIN;
+CALL every_way(300);
+SELECT relname, n_live_rows_read < 60 * 300 AS few
+  FROM (SELECT relname, seq_tup_read + idx_tup_fetch AS n_live_rows_read FROM pg_stat_xact_user_tables
+         WHERE relname IN ('mq_msgs', 'mq_payloads', 'mq_dead', 'mq_failures')) AS read
+ ORDER BY relname;
+ROLLBACK;
+
+DROP PROCEDURE every_way(int);
+DROP FUNCTION handle(jsonb);
+DROP EXTENSION mq;
+ALTER SYSTEM RESET mq.max_workers;
+ALTER SYSTEM RESET autovacuum;
+SELECT pg_reload_conf();
