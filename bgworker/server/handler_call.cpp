@@ -240,6 +240,7 @@ void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> me
     timeout.check();
   } catch (Error& error) {
     inflight::clear();
+    shared::note_returned();
     current_call = mine.outer;
     MemoryContextSwitchTo(before);
     MemoryContextReset(call_context_);
@@ -249,6 +250,7 @@ void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> me
     throw;
   }
   inflight::clear();
+  shared::note_returned();
   current_call = mine.outer;
   AtEOXact_GUC(false, nest_level);
   MemoryContextSwitchTo(before);

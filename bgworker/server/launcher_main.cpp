@@ -27,6 +27,7 @@ extern "C" {
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
+#include "storage/ipc.h"
 #include "storage/latch.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
@@ -116,8 +117,10 @@ class Launcher {
       }
       check_starting();
       Micros wait = kLookAround;
+      out_of_slots_ = false;
       for (const shared::DatabaseState& database : databases)
         if (!database.closed) wait = std::min(wait, serve(database, now));
+      shared::set_out_of_slots(out_of_slots_);
       if (!starting_.empty()) wait = std::min<Micros>(wait, kSecond);
 
       const long milliseconds = static_cast<long>(wait / 1000);
@@ -174,9 +177,9 @@ class Launcher {
       BackgroundWorkerHandle* h = nullptr;
       return RegisterDynamicBackgroundWorker(&worker, &h) ? h : nullptr;
     });
-    shared::set_out_of_slots(handle == nullptr);
     if (handle == nullptr) {
-      shared::start_failed(seat);
+      out_of_slots_ = true;  // no fault of the pool's
+      shared::release_seat(seat);
       return false;
     }
     starting_.push_back({seat, handle});
@@ -199,6 +202,7 @@ class Launcher {
   }
 
   std::vector<Starting> starting_;
+  bool out_of_slots_ = false;  // in this round
   std::string databases_setting_ = mq_databases;
 };
 
@@ -209,6 +213,7 @@ class Launcher {
 extern "C" void mq_launcher_run(void) {
   mq::fence::guard([] {
     mq::fence::call([] {
+      before_shmem_exit([](int, Datum) { mq::shared::launcher_detach(); }, 0);
       BackgroundWorkerUnblockSignals();
       BackgroundWorkerInitializeConnection(nullptr, nullptr, 0);
     });

@@ -54,7 +54,9 @@ extern "C" Datum mq_service_state_entry(FunctionCallInfo fcinfo) {
     mq::ResultSet result(fcinfo);
     const mq::shared::ServiceState state = mq::shared::service();
     result.add({BoolGetDatum(mq::shared::available()), BoolGetDatum(state.launcher), BoolGetDatum(state.served),
-                BoolGetDatum(state.out_of_slots)});
+                BoolGetDatum(state.out_of_slots),
+                state.failed_starts > 0 ? mq::Param(ObjectIdGetDatum(state.failing_role)) : mq::Param(),
+                Int32GetDatum(state.failed_starts)});
     return Datum{0};
   });
 }

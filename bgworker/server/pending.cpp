@@ -8,6 +8,7 @@
 #include "../channel_key.hpp"
 #include "counts.hpp"
 #include "extension.hpp"
+#include "heads.hpp"
 #include "ledger.hpp"
 #include "shared.hpp"
 #include "spi.hpp"
@@ -16,84 +17,9 @@ namespace mq::pending {
 
 namespace {
 
-#define NIL_ID "'00000000-0000-0000-0000-000000000000'"
-#define HEAD "(m.after_message_id IS NULL OR m.after_message_id = " NIL_ID ")"
-
-constexpr std::int64_t kSmall = 200;
 constexpr std::int64_t kRoom = 100'000;  // rows of large channels that a look counts to divide them
 constexpr Micros kRefresh = kSecond / 10;
 constexpr Micros kRefreshByLooker = kSecond / 50;
-
-// A channel name at a look. Counts of kinds end at kSmall + 1.
-struct Look {
-  std::string name;
-  std::int64_t key = 0;
-  std::optional<Micros> oldest = {};        // that is to be handled at some time
-  std::optional<counts::Known> known = {};  // of how many rows there are
-  std::int64_t due = 0;                     // heads, and what has no order
-  std::int64_t later = 0;                   // the same
-  bool small() const { return due <= kSmall && later <= kSmall; }
-};
-
-std::vector<Look> find_names() {
-  // A skip scan over the names; the first row of each is its oldest.
-  static Statement names(
-      "WITH RECURSIVE n (name, oldest) AS ("
-      "  (SELECT m.channel_name, m.attempt_at FROM $S.mq_msgs m WHERE " HEAD
-      "    ORDER BY m.channel_name, m.attempt_at LIMIT 1)"
-      "  UNION ALL"
-      "  SELECT o.channel_name, o.attempt_at FROM n CROSS JOIN LATERAL ("
-      "    SELECT m.channel_name, m.attempt_at FROM $S.mq_msgs m WHERE m.channel_name > n.name AND " HEAD
-      "     ORDER BY m.channel_name, m.attempt_at LIMIT 1) AS o)"
-      " SELECT n.name, n.oldest FROM n",
-      {});
-  const Rows rows = names.run({});
-  std::vector<Look> looks(rows.size());
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    bool null = false;
-    const Datum oldest = rows.get(i, 2, null);
-    looks[i].name = text_view(rows.get(i, 1));
-    looks[i].key = channel_key(looks[i].name, {});
-    if (!null) looks[i].oldest = DatumGetTimestampTz(oldest);
-  }
-  return looks;
-}
-
-void find_known(std::vector<Look>& looks, bool wanted) {
-  std::vector<std::int64_t> keys;
-  keys.reserve(looks.size());
-  for (const Look& look : looks) keys.push_back(look.key);
-  const std::vector<std::optional<counts::Known>> known = counts::find(Extension::msgs(), keys, wanted);
-  for (std::size_t i = 0; i < looks.size(); ++i) looks[i].known = known[i];
-}
-
-// Due heads of each name, or later ones.
-void count_heads(std::vector<Look>& looks, Micros now, bool due) {
-#define COUNT_HEADS(condition)                                               \
-  "SELECT n.n::int4, h.count FROM unnest($1) WITH ORDINALITY AS n (name, n)" \
-  " CROSS JOIN LATERAL (SELECT count(*) FROM (SELECT 1 FROM $S.mq_msgs m"    \
-  "   WHERE m.channel_name = n.name AND m.attempt_at " condition " $2 AND " HEAD " LIMIT $3) AS head) AS h (count)"
-  static Statement count_due(COUNT_HEADS("<="), {TEXTARRAYOID, TIMESTAMPTZOID, INT8OID});
-  static Statement count_later(COUNT_HEADS(">"), {TEXTARRAYOID, TIMESTAMPTZOID, INT8OID});
-  ArrayParam names(TEXTOID, looks.size());
-  std::vector<Look*> counted;
-  for (Look& look : looks) {
-    // Of unordered ones that are known the later ones do, unless they are many.
-    if (due && look.known && !look.known->ordered && look.later <= kSmall) {
-      look.due = look.oldest && *look.oldest <= now ? 1 : 0;
-      continue;
-    }
-    names.add(text_datum(look.name));
-    counted.push_back(&look);
-  }
-  if (counted.empty()) return;
-  const Rows rows =
-      (due ? count_due : count_later).run({names.datum(), TimestampTzGetDatum(now), Int64GetDatum(kSmall + 1)});
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    Look& look = *counted[static_cast<std::size_t>(DatumGetInt32(rows.get(i, 1)) - 1)];
-    (due ? look.due : look.later) = DatumGetInt64(rows.get(i, 2));
-  }
-}
 
 // A few of all messages, by channel name.
 using Few = std::map<std::string, std::int64_t, std::less<>>;
@@ -115,12 +41,15 @@ Few leased(Micros now) {
 
 // Due, but the sweep's.
 Few spent(Micros now) {
+  // Whether they are heads is asked afterwards, or the planner might look for them among all heads.
   static Statement select(
-      "SELECT s.channel_name, count(*) FROM (SELECT m.channel_name FROM $S.mq_msgs m"
-      "    WHERE (m.commit_interval IS NOT NULL OR m.attempts <= 0) AND m.attempt_at <= $1 AND " HEAD
+      "SELECT m.channel_name, count(*) FROM ("
+      "   SELECT s.channel_name, s.after_message_id FROM $S.mq_msgs s"
+      "    WHERE (s.commit_interval IS NOT NULL OR s.attempts <= 0) AND s.attempt_at <= $1"
       "   UNION ALL"
-      "   SELECT m.channel_name FROM $S.mq_msgs m WHERE m.expires_at <= $1 AND m.attempts > 0"
-      "      AND m.commit_interval IS NULL AND m.attempt_at <= $1 AND " HEAD " ) s GROUP BY s.channel_name",
+      "   SELECT e.channel_name, e.after_message_id FROM $S.mq_msgs e"
+      "    WHERE e.expires_at <= $1 AND e.commit_interval IS NULL AND e.attempts > 0 AND e.attempt_at <= $1"
+      "   OFFSET 0) m WHERE " HEAD " GROUP BY m.channel_name",
       {TIMESTAMPTZOID});
   return few(select, now);
 }
@@ -159,14 +88,16 @@ struct Followers {
   "       count(*) FILTER (WHERE NOT r.head_due) FROM ("                                                        \
   "  SELECT h.due AS head_due, f.due FROM (" heads                                                              \
   ") AS h CROSS JOIN LATERAL ("                                                                                 \
-  "    SELECT bool_and(m.attempt_at <= $2 AND m.commit_interval IS NULL AND m.attempts > 0)"                    \
+  "    SELECT bool_and(m.attempt_at <= $2 AND m.commit_interval IS NULL AND m.attempts > 0"                     \
+  "                      AND (m.expires_at IS NULL OR m.expires_at > $2))"                                      \
   "             OVER (ORDER BY m.place ROWS UNBOUNDED PRECEDING) AS due"                                        \
   "      FROM $S.mq_msgs m WHERE m.channel_key = h.channel_key AND m.place > h.place"                           \
   "       AND m.after_message_id IS NOT NULL AND m.channel_name = $1 AND m.channel_args = h.channel_args) AS f" \
   "  LIMIT $3) AS r"
-#define HEADS(due, condition)                           \
-  "SELECT m.channel_key, m.channel_args, m.place, " due \
-  " AS due FROM $S.mq_msgs m WHERE m.channel_name = $1 AND m.after_message_id = " NIL_ID " AND " condition
+#define HEADS(due, condition)                            \
+  "(SELECT m.channel_key, m.channel_args, m.place, " due \
+  " AS due FROM $S.mq_msgs m"                            \
+  "  WHERE m.channel_name = $1 AND m.after_message_id = " NIL_ID " AND " condition " ORDER BY m.attempt_at)"
 
 Followers followers(Statement& statement, std::string_view name, Micros now, const Param& limit, Snapshot snapshot) {
   const Rows rows = statement.run({text_datum(name), TimestampTzGetDatum(now), limit}, snapshot);
@@ -205,20 +136,6 @@ counts::Counted count_all(std::string_view name, Micros now, bool ordered) {
   counted.ordered = behind.all() > 0;
   recount.finish(counted);
   return counted;
-}
-
-// Due heads of a channel name, or later ones, up to a limit.
-std::int64_t count_heads(std::string_view name, Micros now, bool due, std::int64_t limit) {
-  static Statement count_due(
-      "SELECT count(*) FROM (SELECT 1 FROM $S.mq_msgs m WHERE m.channel_name = $1 AND m.attempt_at <= $2 AND " HEAD
-      " LIMIT $3) AS due",
-      {TEXTOID, TIMESTAMPTZOID, INT8OID});
-  static Statement count_later(
-      "SELECT count(*) FROM (SELECT 1 FROM $S.mq_msgs m WHERE m.channel_name = $1 AND m.attempt_at > $2 AND " HEAD
-      " LIMIT $3) AS later",
-      {TEXTOID, TIMESTAMPTZOID, INT8OID});
-  Statement& statement = due ? count_due : count_later;
-  return DatumGetInt64(statement.run({text_datum(name), TimestampTzGetDatum(now), Int64GetDatum(limit)}).get(0, 1));
 }
 
 // Divides the rows of a channel name, of which their number is known. Counts up to `room` rows for that, which it

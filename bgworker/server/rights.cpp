@@ -43,7 +43,7 @@ constexpr Right kRights[] = {
       " $S.mq_uuid_exists, $S.mq_latest_message, $S.mq_active_channels, $S.mq_poll, $S.mq_delete, $S.mq_keep_alive,"
       " $S.mq_checkpoint, $S.mq_snooze, $S.mq_discard, $S.mq_clear, $S.mq_clear_all, $S.mq_register_handler,"
       " $S.mq_unregister_handler, $S.mq_pause, $S.mq_resume, $S.mq_redrive, $S.mq_grant, $S.mq_revoke,"
-      " $S.mq_health, $S.mq_worker_seats, $S.mq_channel_stats, $S.mq_reset_stats",
+      " $S.mq_health, $S.mq_horizon_holders, $S.mq_worker_seats, $S.mq_channel_stats, $S.mq_reset_stats",
       "EXECUTE ON PROCEDURE $S.mq_run"}},
 };
 

@@ -257,11 +257,15 @@ void note_call(std::string_view channel_name, const Uuid& message) {
   Seat& seat = mine();
   const auto bytes = static_cast<std::size_t>(
       pg_mbcliplen(channel_name.data(), static_cast<int>(channel_name.size()), kChannelBytes - 1));
-  if (!seat.in_call) seat.since = GetCurrentTimestamp();
+  seat.since = GetCurrentTimestamp();
   memcpy(seat.channel_name, channel_name.data(), bytes);
   seat.channel_name[bytes] = 0;
   seat.message = message;
   seat.in_call = true;
+}
+
+void note_returned() {
+  if (my_seat >= 0) mine().in_call = false;
 }
 
 void note_idle() {
@@ -321,9 +325,15 @@ std::vector<WorkerState> workers() {
 }
 
 ServiceState service() {
-  if (!available()) return {false, false, false};
+  if (!available()) return {};
   Guard guard(LW_SHARED);
-  return {state->launcher != nullptr, find_database(MyDatabaseId) != nullptr, state->out_of_slots};
+  ServiceState result{state->launcher != nullptr, find_database(MyDatabaseId) != nullptr, state->out_of_slots, 0, 0};
+  for (const Pool& pool : state->pools)
+    if (pool.database == MyDatabaseId && pool.failed_starts > result.failed_starts) {
+      result.failing_role = pool.role;
+      result.failed_starts = pool.failed_starts;
+    }
+  return result;
 }
 
 }  // namespace mq::shared

@@ -64,6 +64,7 @@ std::vector<Casualty> take_casualties();
 
 // What this worker does, for mq_workers. Cheap: called for each message.
 void note_call(std::string_view channel_name, const Uuid& message);
+void note_returned();
 void note_idle();
 void note_handled(std::uint64_t messages);
 void note_batch(const Batch& messages);  // that the worker holds until note_idle
@@ -87,6 +88,8 @@ struct ServiceState {
   bool launcher;      // runs
   bool served;        // the launcher knows of this database
   bool out_of_slots;  // the last worker could not be started
+  Oid failing_role;   // whose workers end before they can serve, if there is one
+  int failed_starts;  // of it, in a row
 };
 ServiceState service();
 
@@ -99,6 +102,7 @@ struct DatabaseState {
   bool closed;
 };
 void launcher_attach();
+void launcher_detach();   // registered to run at exit
 bool take_look_around();  // whether somebody asked for it since
 void forget_databases_but(const std::vector<Oid>& existing);
 std::vector<DatabaseState> databases();
@@ -107,6 +111,7 @@ std::vector<PoolState> pools();
 int workers_of(Oid database);
 void set_contended(Oid database, bool contended);
 int reserve_seat(Oid database, Oid role);  // -1: all are taken
+void release_seat(int seat);               // nobody was asked to take it
 void start_failed(int seat);               // the process never came, or came and went without taking it
 bool seat_is_taken(int seat);              // a worker sits on it
 void set_out_of_slots(bool out);           // the server has no room for another worker

@@ -16,6 +16,11 @@ void launcher_attach() {
     if (seat.database != InvalidOid && seat.worker == nullptr) seat.database = InvalidOid;
 }
 
+void launcher_detach() {
+  Guard guard(LW_EXCLUSIVE);
+  if (state->launcher == MyProc) state->launcher = nullptr;
+}
+
 void forget_databases_but(const std::vector<Oid>& existing) {
   Guard guard(LW_EXCLUSIVE);
   const auto gone = [&](Oid id) {
@@ -88,6 +93,11 @@ int reserve_seat(Oid database, Oid role) {
     return i;
   }
   return -1;
+}
+
+void release_seat(int seat) {
+  Guard guard(LW_EXCLUSIVE);
+  state->seats[seat].database = InvalidOid;
 }
 
 void start_failed(int seat) {
