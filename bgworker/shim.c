@@ -167,13 +167,14 @@ database_to_leave(Node *node)
 static void
 executor_start(QueryDesc *query, int flags)
 {
+	bool		ours = mq_is_own_statement();
 	ListCell   *cell;
 
 	if (prev_executor_start_hook)
 		prev_executor_start_hook(query, flags);
 	else
 		standard_ExecutorStart(query, flags);
-	if (query->estate == NULL)
+	if (ours || query->estate == NULL)
 		return;
 	foreach(cell, query->estate->es_opened_result_relations)
 	{

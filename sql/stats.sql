@@ -247,6 +247,17 @@ TRUNCATE mq_dead;
 SELECT * FROM pg_temp.agree() WHERE channel_name = 'large dead';
 UPDATE mq_msgs SET channel_name = 'large renamed', channel_key = mq_channel_key('large renamed', '') WHERE channel_name = 'large both';
 SELECT * FROM pg_temp.agree() WHERE channel_name IN ('large both', 'large renamed');
+-- By somebody's trigger on our table.
+CREATE FUNCTION forget_another() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$
+BEGIN
+  DELETE FROM mq_msgs WHERE id IN (SELECT id FROM mq_msgs WHERE channel_name = 'large' LIMIT 50);
+  RETURN NULL;
+END $$;
+CREATE TRIGGER forget_another AFTER INSERT ON mq_msgs EXECUTE FUNCTION forget_another();
+SELECT mq_send('large') IS NOT NULL AS sent;
+DROP TRIGGER forget_another ON mq_msgs;
+DROP FUNCTION forget_another();
+SELECT * FROM pg_temp.agree() WHERE channel_name = 'large';
 -- Cleared: one channel, all.
 SELECT mq_clear('{large renamed}');
 SELECT * FROM pg_temp.agree();

@@ -67,9 +67,10 @@ extern Oid mq_leave_database(const char* name);
 extern void mq_database_is_left(Oid database);
 
 /*
- * Hooks: a statement changes the rows of a table of this name; transactions that other sessions prepared have been
- * committed.
+ * Hooks: the statement that starts is one of ours (ask once for each); a statement changes the rows of a table of
+ * this name; transactions that other sessions prepared have been committed.
  */
+extern bool mq_is_own_statement(void);
 extern bool mq_counts_table(const char* name);
 extern void mq_table_changed(Oid relation);
 extern void mq_prepared_committed(void);

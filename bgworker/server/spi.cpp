@@ -2,6 +2,7 @@
 
 #include <exception>
 #include <string>
+#include <utility>
 
 #include "extension.hpp"
 #include "fence.hpp"
@@ -30,18 +31,18 @@ void SpiConnection::finish() {
 
 namespace {
 
-// Set by Statement::run, and by nobody else; ours run no functions that could run statements of others.
-bool statement_runs = false;
+// One of ours is about to start. Set by Statement::run, cleared by the start and, without one, by the end.
+bool ours_starts = false;
 
-struct RunningScope {
-  RunningScope() { statement_runs = true; }
-  ~RunningScope() { statement_runs = false; }
+struct StartScope {
+  StartScope() { ours_starts = true; }
+  ~StartScope() { ours_starts = false; }
 };
 
 }  // namespace
 
-bool Statement::running() {
-  return statement_runs;
+bool Statement::take_start() {
+  return std::exchange(ours_starts, false);
 }
 
 void Statement::prepare() {
@@ -78,7 +79,7 @@ Rows Statement::run(std::span<const Param> params, Snapshot snapshot) {
     nulls[n++] = param.null ? 'n' : ' ';
   }
   SPIPlanPtr plan = plan_;
-  const RunningScope scope;
+  const StartScope scope;
   fence::call([&] {
     Snapshot used = snapshot != nullptr ? snapshot : GetLatestSnapshot();
     const int code = SPI_execute_snapshot(plan, values, nulls, used, InvalidSnapshot, false, true, 0);

@@ -85,8 +85,8 @@ class Statement {
   }
   Rows run(std::span<const Param> params, Snapshot snapshot = nullptr);
 
-  // Whether one of ours runs, and not a user's.
-  static bool running();
+  // For ExecutorStart: whether what starts is ours. Asked once for each: what triggers run inside is not.
+  static bool take_start();
 
  private:
   void prepare();

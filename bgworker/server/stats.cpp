@@ -86,11 +86,14 @@ extern "C" Datum mq_reset_stats_entry(FunctionCallInfo) {
 
 // The hooks; see shim.c.
 
+extern "C" bool mq_is_own_statement(void) {
+  return mq::Statement::take_start();
+}
+
 extern "C" bool mq_counts_table(const char* name) {
   return strcmp(name, "mq_msgs") == 0 || strcmp(name, "mq_dead") == 0;
 }
 
 extern "C" void mq_table_changed(Oid relation) {
-  if (OidIsValid(relation) && !mq::Statement::running())
-    mq::fence::guard([&] { mq::ledger::changed_by_hand(relation); });
+  if (OidIsValid(relation)) mq::fence::guard([&] { mq::ledger::changed_by_hand(relation); });
 }
