@@ -15,11 +15,11 @@ bool deliverable(const Claimed& message, Micros now) {
   return !message.uncommitted && message.attempts_left > 0 && message.has_payload && message.expires_at > now;
 }
 
-// Drops from `batch` everything behind `from` that stands in it before.
+// Drops from `batch` everything behind `from` that stands in it before, or is not to be had.
 void drop_repeats(Batch& batch, std::size_t from) {
   std::unordered_set<Uuid, UuidHash> seen;
   for (std::size_t i = 0; i < from; ++i) seen.insert(batch[i].id);
-  const auto repeated = [&](const Claimed& message) { return !seen.insert(message.id).second; };
+  const auto repeated = [&](const Claimed& message) { return message.held || !seen.insert(message.id).second; };
   batch.erase(std::remove_if(batch.begin() + static_cast<std::ptrdiff_t>(from), batch.end(), repeated), batch.end());
 }
 

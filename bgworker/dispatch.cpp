@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include <fmt/core.h>
+#include "policy.hpp"
 
 namespace mq {
 
@@ -82,9 +82,7 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
     for (std::size_t k = i; k < end; ++k) batch.push_back(&messages_[k]);
     const Micros started = now_;
     try {
-      if (handlers_[i] == nullptr)
-        throw Error("42883", fmt::format("no handler of channel \"{}\" matches message name \"{}\"",
-                                         messages_[i].channel_name, messages_[i].name));
+      if (handlers_[i] == nullptr) throw no_handler(messages_[i]);
       caller_.call(*handlers_[i], batch);
       note_wishes(i, end);
     } catch (const Error& error) {

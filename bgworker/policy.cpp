@@ -1,5 +1,7 @@
 #include "policy.hpp"
 
+#include <fmt/core.h>
+
 #include <algorithm>
 
 #include "backoff.hpp"
@@ -35,6 +37,11 @@ void settle_failure(const Failure& failure, const Handler* handler, Micros now, 
   const Micros backoff = bounded_backoff(message.retry_backoff, ceiling);
   settlement.retries.push_back(
       {&message, std::min(now + jittered(backoff, dice), message.expires_at), doubled_backoff(backoff, ceiling)});
+}
+
+Error no_handler(const Claimed& message) {
+  return {"42883",
+          fmt::format("no handler of channel \"{}\" matches message name \"{}\"", message.channel_name, message.name)};
 }
 
 void settle_wish(const Claimed& message, const Wish& wish, const Handler& handler, Micros now, Settlement& settlement) {

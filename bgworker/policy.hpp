@@ -10,6 +10,11 @@ namespace mq {
 // `handler` may be nullptr: no handler matched the name.
 void settle_failure(const Failure& failure, const Handler* handler, Micros now, double dice, Settlement& settlement);
 
+inline constexpr int kMostConflicts = 10;  // 40001 and 40P01 in a row before an attempt is charged
+
+// What fails the attempt of a message that no handler matches.
+Error no_handler(const Claimed& message);
+
 inline constexpr int kMostCrashes = 2;  // of the server under a message, then it is dead
 
 // Adds an attempt that the server's end ended, or that ignored its time limit. `crashes` were before it.

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "error.hpp"
+#include "handler_session.hpp"
 #include "message.hpp"
 #include "registry.hpp"
 
@@ -134,6 +135,7 @@ struct Casualty {
   Uuid message;      // the first one of the call
   int messages = 1;  // that the call was given
   Loss loss = Loss::kCrash;
+  std::int64_t token = 0;  // of a leased call; then `messages` counts the calls that ran together
 };
 
 // Everything else that a worker's loop needs.
@@ -145,13 +147,13 @@ class Host {
   // Calls that ended so in this database since they were last asked for; and whether to ask.
   virtual bool any_casualty() { return false; }
   virtual std::vector<Casualty> casualties() { return {}; }
-  // When the next message of these channels is due, and when one of any channel has to be buried since it expires;
-  // none: no message, or none before long.
+  // When the next message of these channels is due (of leased ones, if `leased`), and when one of any channel has to be
+  // buried since it expires; none: no message, or none before long.
   struct Next {
     std::optional<Micros> due;
     std::optional<Micros> expiry;
   };
-  virtual Next next(const Registry& registry) = 0;
+  virtual Next next(const Registry& registry, bool leased) = 0;
   // Buries messages that have expired, a bounded number. True: there were some.
   virtual bool expire() = 0;
   // One bounded step of the sweep: expiry, retention, repair. True: something may have become due by it, or there
@@ -159,6 +161,10 @@ class Host {
   virtual bool sweep() = 0;
   // Waits for a wake-up, at most that long. False: the worker should end.
   virtual bool wait(Micros most) = 0;
+  // What ends a wait besides a wake-up, from now on.
+  virtual void watch(std::vector<Socket> /* sockets */) {}
+  // Waits though the worker should end, since leased calls run. False: it must not wait for them.
+  virtual bool wait_to_leave(Micros /* most */) { return false; }
   virtual bool should_leave(Micros idle_for) = 0;
   virtual void backlog(bool more_is_due) = 0;
   virtual void report(std::string_view activity) = 0;

@@ -25,6 +25,8 @@ struct Handler {
   Micros timeout = 0;
   Micros max_backoff = 0;
   bool block_on_dead = false;
+  bool leased = false;
+  bool procedure = false;
   std::size_t slot = 0;  // the server layer's function call information
 };
 
@@ -40,6 +42,8 @@ struct Channel {
   // Most messages to claim for one transaction, and most workers at once (0: no limit).
   int batch_size() const;
   int max_workers() const;
+  // All handlers of a channel name have the same mode.
+  bool leased() const { return !handlers.empty() && handlers.front()->leased; }
 };
 
 class Registry {

@@ -35,6 +35,8 @@ int mq_max_workers = 2;
 int mq_poll_interval = 5000;
 int mq_handler_timeout = 300000;
 int mq_batch_size = 500;
+int mq_leased_sessions = 16;
+char* mq_leased_conninfo = NULL;
 int mq_notify = MQ_NOTIFY_AUTO;
 int mq_dead_retention = 30 * 24 * 60;
 int mq_failure_retention = 7 * 24 * 60;
@@ -59,6 +61,17 @@ static shmem_request_hook_type prev_shmem_request_hook = NULL;
 PGDLLEXPORT void _PG_init(void);
 PGDLLEXPORT void mq_launcher_main(Datum main_arg);
 PGDLLEXPORT void mq_worker_main(Datum main_arg);
+
+static bool
+check_conninfo(char **newval, void **extra, GucSource source)
+{
+	char		message[256];
+
+	if (mq_conninfo_is_valid(*newval, message, sizeof message))
+		return true;
+	GUC_check_errdetail("%s", message);
+	return false;
+}
 
 static void
 define_settings(void)
@@ -88,6 +101,16 @@ define_settings(void)
 							NULL,
 							&mq_batch_size, 500, 1, 100000, PGC_SUSET, 0,
 							NULL, NULL, NULL);
+	DefineCustomIntVariable("mq.leased_sessions",
+							"Most leased handlers that a worker looks after at once.",
+							"Each has a session of its own, which counts in max_connections.",
+							&mq_leased_sessions, 16, 1, 512, PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
+	DefineCustomStringVariable("mq.leased_conninfo",
+							   "How the sessions of leased handlers connect to this server.",
+							   "A libpq connection string; dbname and user are set by the worker. Empty is the local socket.",
+							   &mq_leased_conninfo, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+							   check_conninfo, NULL, NULL);
 	DefineCustomEnumVariable("mq.notify",
 							 "When sending a message sends NOTIFY to consumers outside the server.",
 							 "auto: while some consumer has called mq_poll in the last ten minutes.",
@@ -352,5 +375,6 @@ EXPORT(mq_worker_seats)
 EXPORT(mq_service_state)
 EXPORT(mq_channel_stats)
 EXPORT(mq_reset_stats)
+EXPORT(mq_connection_refusals)
 EXPORT(mq_grant)
 EXPORT(mq_revoke)

@@ -52,15 +52,21 @@ void Worker::run() {
   Micros last_sweep = 0;
   bool sweep_on = false;   // when there is nothing else to do
   Micros next_expiry = 0;  // look then
+  bool look_for_orphans = true;
   for (;;) {
     if (ports_.host.any_casualty()) charge_casualties();
     Micros most = ports_.host.poll_interval();
     try {
+      if (look_for_orphans) release_orphans();
+      look_for_orphans = false;
       const BatchResult result = run_batch(ports_.host.batch_size(), nullptr);
-      if (result.over) return;
-      ports_.host.backlog(result.more_is_due);
+      if (result.over) return drain();
+      LeasedHandlers::Turn turn;
+      if (ports_.leased != nullptr) turn = ports_.leased->turn(registry_, false);
+      if (turn.handled > 0) ports_.host.handled(turn.handled);
+      ports_.host.backlog(result.more_is_due || turn.more_is_due);
       const Micros now = ports_.clock.now();
-      bool again = result.claimed > 0;
+      bool again = result.claimed > 0 || turn.moved;
       if (again) {
         idle_since = now;
         next_expiry = std::min(next_expiry, now + kBusyLook);
@@ -74,16 +80,21 @@ void Worker::run() {
         last_sweep = now;
         sweep_on = ports_.host.sweep();
         again = sweep_on || again;
+        look_for_orphans = true;
       }
       if (again) {
-        if (!ports_.host.wait(0)) return;
+        if (!ports_.host.wait(0)) return drain();
         continue;
       }
       // What is due and was not claimed is locked by somebody, whose end may not wake anybody.
-      const Host::Next next = ports_.host.next(registry_);
+      const Host::Next next = ports_.host.next(registry_, ports_.leased != nullptr && ports_.leased->can_begin(now));
       for (const auto& moment : {next.due, next.expiry})
         if (moment) most = std::min(most, *moment > now ? *moment - now : kLockedWait);
       next_expiry = next.expiry.value_or(kNever);
+      if (ports_.leased != nullptr) {
+        if (const auto turn_at = ports_.leased->next_turn()) most = std::clamp<Micros>(*turn_at - now, 0, most);
+        ports_.host.watch(ports_.leased->sockets());
+      }
     } catch (const Error& error) {
       ports_.transaction.rollback();
       ports_.host.handled(0);
@@ -92,9 +103,41 @@ void Worker::run() {
       most = std::min(most, kAfterTrouble);
     }
     ports_.host.report({});
+    if (is_leasing()) idle_since = ports_.clock.now();
     if (ports_.host.should_leave(ports_.clock.now() - idle_since)) return;
-    if (!ports_.host.wait(most)) return;
+    if (!ports_.host.wait(most)) return drain();
   }
+}
+
+bool Worker::is_leasing() const {
+  return ports_.leased != nullptr && ports_.leased->busy();
+}
+
+// Before it leaves a worker waits for the leased calls that run, and begins no others. Sessions are closed when they
+// are idle: one that was closed in the middle of something complains in the server's log.
+void Worker::drain() {
+  while (ports_.leased != nullptr && ports_.leased->has_sessions()) {
+    Micros most = kSecond;
+    try {
+      const LeasedHandlers::Turn turn = ports_.leased->turn(registry_, true);
+      ports_.host.handled(turn.handled);
+      if (!ports_.leased->has_sessions()) return;
+      if (const auto next = ports_.leased->next_turn()) most = std::clamp<Micros>(*next - ports_.clock.now(), 0, most);
+      ports_.host.watch(ports_.leased->sockets());
+    } catch (const Error& error) {
+      ports_.transaction.rollback();
+      if (is_over()) return;
+      ports_.host.warn(error);
+    }
+    if (!ports_.host.wait_to_leave(most)) return;
+  }
+}
+
+void Worker::release_orphans() {
+  if (ports_.leased == nullptr) return;
+  ports_.transaction.begin();
+  if (ports_.host.refresh(registry_)) ports_.leased->release_orphans(registry_);
+  ports_.transaction.commit();
 }
 
 // What brought the server down must not be tried for ever: its message is charged now, and dead the second time.
@@ -115,6 +158,10 @@ void Worker::charge(const std::vector<Casualty>& casualties) {
   std::vector<Uuid> ids;
   std::vector<Loss> losses;
   for (const Casualty& casualty : casualties) {
+    if (casualty.token != 0) {
+      if (ports_.leased != nullptr) charge_leased(casualty);
+      continue;
+    }
     if (casualty.messages > 1) {
       one_by_one_ = std::max(one_by_one_, casualty.messages);
       continue;
@@ -135,6 +182,14 @@ void Worker::charge(const std::vector<Casualty>& casualties) {
                     ports_.clock.now(), ports_.clock.dice(), settlement);
   }
   ports_.settler.settle(settlement);
+}
+
+void Worker::charge_leased(const Casualty& casualty) {
+  Batch found;
+  std::vector<int> crashes;
+  ports_.source.begin({});
+  ports_.source.named(std::span(&casualty.message, 1), found, crashes);
+  if (!found.empty()) ports_.leased->charge_crash(casualty, crashes.front(), registry_);
 }
 
 // After an error: the extension may have been dropped under the batch.
@@ -268,7 +323,7 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
 std::vector<Source> Worker::sources(const std::vector<std::string_view>* only) {
   std::vector<Source> sources;
   for (const auto& [name, channel] : registry_.channels()) {
-    if (!channel.parked.empty()) continue;
+    if (!channel.parked.empty() || channel.leased()) continue;
     if (only != nullptr && std::find(only->begin(), only->end(), name) == only->end()) continue;
     if (const int most = channel.max_workers(); most > 0 && !ports_.source.take_place(name, most)) continue;
     sources.push_back({name, channel.batch_size()});

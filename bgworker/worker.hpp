@@ -13,12 +13,13 @@
 #include <vector>
 
 #include "claim.hpp"
+#include "leased.hpp"
+#include "policy.hpp"
 #include "ports.hpp"
 
 namespace mq {
 
 inline constexpr Micros kSlice = 200'000;  // how long a batch's handlers may run together
-inline constexpr int kMostConflicts = 10;  // 40001 and 40P01 in a row before an attempt is charged
 
 class Worker {
  public:
@@ -29,6 +30,7 @@ class Worker {
     ClaimSource& source;
     HandlerCaller& caller;
     Settler& settler;
+    LeasedHandlers* leased = nullptr;  // none: leased channels are left alone
   };
 
   explicit Worker(const Ports& ports);
@@ -48,6 +50,10 @@ class Worker {
   };
 
   bool is_over();
+  bool is_leasing() const;
+  void drain();
+  void release_orphans();
+  void charge_leased(const Casualty& casualty);
   void charge_casualties();
   void charge(const std::vector<Casualty>& casualties);
   BatchResult run_batch(int limit, const std::vector<std::string_view>* only);

@@ -34,6 +34,7 @@ CREATE FUNCTION other_type(json) RETURNS void LANGUAGE sql RETURN NULL;
 CREATE FUNCTION no_arguments() RETURNS void LANGUAGE sql RETURN NULL;
 CREATE FUNCTION a_set(jsonb) RETURNS SETOF int LANGUAGE sql AS 'SELECT 1';
 CREATE PROCEDURE a_procedure(jsonb) LANGUAGE sql AS 'SELECT 1';
+CREATE PROCEDURE a_batch_procedure(mq_message[]) LANGUAGE sql AS 'SELECT 1';
 CREATE AGGREGATE an_aggregate(jsonb) (SFUNC = jsonb_concat, STYPE = jsonb);
 SELECT pg_temp.refusal(format('SELECT mq_register_handler(%s)', arguments)) AS outcome
   FROM unnest(ARRAY[$$NULL, 'handle(jsonb)'$$,
@@ -50,7 +51,8 @@ SELECT pg_temp.refusal(format('SELECT mq_register_handler(%s)', arguments)) AS o
                     $$'work', 'handle(jsonb)', repeat('n', 1025)$$,
                     $$'work', 'handle(jsonb)', mode => NULL$$,
                     $$'work', 'handle(jsonb)', mode => 'eager'$$,
-                    $$'work', 'handle(jsonb)', mode => 'leased'$$,
+                    $$'work', 'a_batch_procedure(mq_message[])', mode => 'leased'$$,
+                    $$'work', 'handle(jsonb)', mode => 'leased', batch_size => 2$$,
                     $$'work', 'handle(jsonb)', batch_size => 0$$,
                     $$'work', 'handle(jsonb)', batch_size => -1$$,
                     $$'work', 'handle(jsonb)', timeout => '0'$$,
@@ -64,7 +66,12 @@ SELECT pg_temp.refusal(format('SELECT mq_register_handler(%s)', arguments)) AS o
 SELECT count(*) AS registered FROM mq_handlers;
 SELECT pg_temp.refusal($$SELECT mq_unregister_handler(NULL)$$);
 DROP FUNCTION two_arguments(jsonb, jsonb), other_type(json), no_arguments(), a_set(jsonb);
-DROP PROCEDURE a_procedure(jsonb);
+-- A procedure is one in leased mode, which all handlers of a channel share.
+SELECT mq_register_handler('work', 'a_procedure(jsonb)', mode => 'leased', batch_size => 1, max_workers => 3);
+SELECT handler, mode, batch_size, max_workers FROM mq_handlers;
+SELECT pg_temp.refusal($$SELECT mq_register_handler('work', 'handle(jsonb)', 'job')$$);
+SELECT mq_unregister_handler('work');
+DROP PROCEDURE a_procedure(jsonb), a_batch_procedure(mq_message[]);
 DROP AGGREGATE an_aggregate(jsonb);
 
 -- The defaults, every option, and that registering again replaces.

@@ -76,7 +76,7 @@ SELECT mq_clear_all();
 SELECT count(mq_send('polled', NULL, i::text, retries => i)) FROM generate_series(0, 3) i;
 SELECT count(*) FROM mq_poll('{polled}', 3);
 SELECT * FROM pending WHERE channel_name = 'polled';
-UPDATE mq_msgs SET attempt_at = now() - interval '1 second' WHERE leased;
+UPDATE mq_msgs SET attempt_at = now() - interval '1 second' WHERE lease IS NOT NULL;
 -- The one that had no retry is about to be dead; the others come again.
 SELECT * FROM pending WHERE channel_name = 'polled';
 SELECT count(*) FROM mq_poll('{polled}', 10);

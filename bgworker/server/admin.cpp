@@ -38,19 +38,18 @@ std::string role_name(Oid role) {
   return name;
 }
 
-// Whether workers of this server can connect as the role.
-bool may_connect(Oid role) {
+// Whether workers of this server, or the sessions of leased handlers, can connect as the role.
+bool may_connect(Oid role, bool leased) {
 #if PG_VERSION_NUM >= 170000
-  (void)role;
-  return true;
-#else
+  if (!leased) return true;
+#endif
+  (void)leased;
   return fence::call([&] {
     HeapTuple tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(role));
     const bool login = HeapTupleIsValid(tuple) && ((Form_pg_authid)GETSTRUCT(tuple))->rolcanlogin;
     if (HeapTupleIsValid(tuple)) ReleaseSysCache(tuple);
     return login;
   });
-#endif
 }
 
 Param optional_interval(const Value& value, std::string_view field) {
@@ -78,8 +77,7 @@ void register_handler(FunctionCallInfo fcinfo) {
   }
   const std::string_view mode = text_of(argument(fcinfo, 3), "mode");
   check::one_of("mode", mode, "transactional", "leased");
-  if (mode == "leased")
-    throw Error("0A000", "mode \"leased\" is not supported by this version of mq", "", "Use mode \"transactional\".");
+  const bool leased = mode == "leased";
   const Param batch_size = optional_count(argument(fcinfo, 4), "batch_size", kMostBatch);
   const Param timeout = optional_interval(argument(fcinfo, 5), "timeout");
   const Param max_workers = optional_count(argument(fcinfo, 6), "max_workers", kMostWorkers);
@@ -89,31 +87,38 @@ void register_handler(FunctionCallInfo fcinfo) {
   const std::string_view on_dead = text_of(argument(fcinfo, 9), "on_dead");
   check::one_of("on_dead", on_dead, "skip", "block");
 
-  (void)shape_of(function);
+  const Shape shape = shape_of(function, leased);
+  if (leased && shape != Shape::kBatch && !batch_size.null && DatumGetInt32(batch_size.value) != 1)
+    check::fail("batch_size", std::to_string(DatumGetInt32(batch_size.value)),
+                "must be 1 or NULL for a leased handler that takes one message");
   const Oid caller = GetUserId();
   const Oid run_as = PG_ARGISNULL(7) ? caller : PG_GETARG_OID(7);
   const std::string run_as_name = role_name(run_as);
   if (!may_become(caller, run_as))
     throw Error("42501",
                 fmt::format("must be a member of role \"{}\" to register a handler that runs as it", run_as_name));
-  if (!may_connect(run_as))
+  if (!may_connect(run_as, leased))
     throw Error("22023", fmt::format("invalid run_as: \"{}\"", run_as_name),
                 "run_as must be a role with LOGIN: workers connect as it.");
   const std::string signature = fence::call([&] { return format_procedure_qualified(function); });
-  check_handler_rights(function, run_as);
+  check_handler_rights(function, run_as, leased);
 
   const OwnerScope scope;
   const SpiConnection spi;
   const Datum name = text_datum(channel);
   static Statement others(
-      "SELECT h.run_as FROM $S.mq_handlers h WHERE h.channel_name = $1 AND h.message_name IS DISTINCT FROM $2"
-      "   AND h.run_as <> $3 LIMIT 1",
-      {TEXTOID, TEXTOID, TEXTOID});
-  const Rows other = others.run({name, message_name, text_datum(run_as_name)});
-  if (!other.empty())
-    check::fail("run_as", run_as_name,
-                fmt::format("must be \"{}\", as for the other handlers of channel \"{}\"", text_view(other.get(0, 1)),
-                            channel));
+      "SELECT h.run_as, h.mode FROM $S.mq_handlers h"
+      " WHERE h.channel_name = $1 AND h.message_name IS DISTINCT FROM $2 LIMIT 1",
+      {TEXTOID, TEXTOID});
+  const Rows other = others.run({name, message_name});
+  const auto same_as_others = [&](std::string_view field, std::string_view value, int column) {
+    const std::string_view theirs = other.empty() ? value : text_view(other.get(0, column));
+    if (theirs != value)
+      check::fail(field, value,
+                  fmt::format("must be \"{}\", as for the other handlers of channel \"{}\"", theirs, channel));
+  };
+  same_as_others("run_as", run_as_name, 1);
+  same_as_others("mode", mode, 2);
 
 #define COLUMNS \
   "(channel_name, message_name, handler, mode, batch_size, timeout, max_workers, run_as, max_backoff, on_dead)"

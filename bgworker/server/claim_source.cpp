@@ -6,6 +6,7 @@
 #include "link.hpp"
 #include "locks.hpp"
 #include "marks.hpp"
+#include "shared.hpp"
 #include "skip_scan.hpp"
 
 namespace mq {
@@ -21,7 +22,7 @@ namespace {
 #define COLUMNS                                                                                    \
   "m.id, m.channel_key, m.place, m.attempt_at, m.retry_backoff, m.channel_name, m.channel_args,"   \
   " p.name, m.attempt, m.attempts, m.after_message_id IS NOT NULL, m.commit_interval IS NOT NULL," \
-  " m.ctid, p.ctid, p.payload_json, p.payload_bytes, m.expires_at, m.created_at"
+  " m.ctid, p.ctid, p.payload_json, p.payload_bytes, m.expires_at, m.created_at, m.lease"
 
 #define TABLES "$S.mq_msgs m LEFT JOIN $S.mq_payloads p ON p.id = m.id"
 #define LOCKED "FOR NO KEY UPDATE OF m SKIP LOCKED"
@@ -32,7 +33,12 @@ std::uint64_t location_of(Datum tid) {
 }
 
 constexpr int kMostHeld = 1000;  // expired messages, leased or locked, that are looked at for the next moment
-constexpr int kProbes = 4;       // channels that a fair draw looks at for each message it may take
+// What a call goes on with is not spent.
+void drop_held(Batch& batch) {
+  std::erase_if(batch, [](const Claimed& message) { return message.held; });
+}
+
+constexpr int kProbes = 4;  // channels that a fair draw looks at for each message it may take
 
 }  // namespace
 
@@ -57,6 +63,8 @@ void SqlClaimSource::append(const Rows& rows, Batch& batch) {
     if (!null) message.payload_location = location_of(payload);
     const Datum expires_at = rows.get(i, kExpiresAt, null);
     if (!null) message.expires_at = DatumGetTimestampTz(expires_at);
+    const Datum lease = rows.get(i, kLeaseToken, null);
+    message.held = !null && DatumGetInt64(lease) > 0 && shared::lease_is_alive(DatumGetInt64(lease));
     const Datum name = rows.get(i, kName, null);
     if (!null) message.name = text_view(name);
     message.row = rows_.size();
@@ -121,7 +129,7 @@ void SqlClaimSource::runs(std::span<const Claimed> heads, Micros now, int limit,
       ") c"
       " WHERE c.attempt_at <= $5",
       {INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID, TIMESTAMPTZOID, INT8OID});
-  constexpr int kAfter = kCreatedAt + 1;
+  constexpr int kAfter = kLeaseToken + 1;
   const OwnerScope scope;
   ArrayParam keys(INT8OID, heads.size());
   ArrayParam names(TEXTOID, heads.size());
@@ -166,6 +174,7 @@ void SqlClaimSource::spent(Micros now, int limit, Batch& batch) {
   rows_.clear();
   const OwnerScope scope;
   append(select.run({TimestampTzGetDatum(now), Int64GetDatum(limit)}), batch);
+  drop_held(batch);
 }
 
 void SqlClaimSource::expired(Micros now, int limit, Batch& batch) {
@@ -176,6 +185,7 @@ void SqlClaimSource::expired(Micros now, int limit, Batch& batch) {
   rows_.clear();
   const OwnerScope scope;
   append(select.run({TimestampTzGetDatum(now), Int64GetDatum(limit)}), batch);
+  drop_held(batch);
 }
 
 std::optional<Micros> SqlClaimSource::next_expiry(Micros now) {
@@ -201,13 +211,29 @@ void SqlClaimSource::named(std::span<const Uuid> ids, Batch& batch, std::vector<
                           "   WHERE f.message_id = m.id AND f.sqlstate = '57P02')"
                           "  FROM " TABLES " WHERE m.id = ANY ($1) " LOCKED,
                           {UUIDARRAYOID});
-  constexpr int kCrashes = kCreatedAt + 1;
+  constexpr int kCrashes = kLeaseToken + 1;
   const OwnerScope scope;
   ArrayParam array(UUIDOID, ids.size());
   for (const Uuid& id : ids) array.add(uuid_datum(id));
   const Rows rows = select.run({array.datum()});
   append(rows, batch);
   for (std::size_t i = 0; i < rows.size(); ++i) crashes.push_back(DatumGetInt32(rows.get(i, kCrashes)));
+}
+
+bool SqlClaimSource::leased(std::int64_t token, Batch& batch) {
+  static Statement select("SELECT " COLUMNS " FROM " TABLES " WHERE m.lease = $1 AND m.lease > 0 " LOCKED, {INT8OID});
+  static Statement count("SELECT pg_catalog.count(*) FROM $S.mq_msgs m WHERE m.lease = $1 AND m.lease > 0", {INT8OID});
+  const OwnerScope scope;
+  const std::size_t before = batch.size();
+  append(select.run({Int64GetDatum(token)}), batch);
+  for (std::size_t i = before; i < batch.size(); ++i) {
+    batch[i].held = false;
+    batch[i].lease = token;
+    --batch[i].attempts;
+    ++batch[i].attempts_left;
+  }
+  const auto all = DatumGetInt64(count.run({Int64GetDatum(token)}).get(0, 1));
+  return static_cast<std::int64_t>(batch.size() - before) == all;
 }
 
 bool SqlClaimSource::take_place(std::string_view channel_name, int most) {

@@ -32,6 +32,7 @@ enum ClaimColumn {
   kPayloadBytes,
   kExpiresAt,
   kCreatedAt,
+  kLeaseToken,
 };
 
 class SqlClaimSource : public ClaimSource {
@@ -46,6 +47,10 @@ class SqlClaimSource : public ClaimSource {
 
   // Whether the claim that found nothing has overlooked something: a mark was too high.
   bool overlooked();
+  // Locks the messages of a lease and appends them as they were before its attempt was charged. False: some of them are
+  // locked by others.
+  bool leased(std::int64_t token, Batch& batch);
+
   // Due messages of any channel that cannot be delivered: expired two-phase ones, and last attempts whose lease
   // has run out. For the sweep.
   void spent(Micros now, int limit, Batch& batch);

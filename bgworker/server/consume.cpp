@@ -52,7 +52,7 @@ Datum uuid_array(const std::vector<Uuid>& ids) {
 void lease(const Batch& messages, Micros now) {
   static Statement update(
       "UPDATE $S.mq_msgs m SET attempt_at = l.lease_end, retry_backoff = l.backoff, attempts = m.attempts - 1,"
-      "       attempt = m.attempt + 1, leased = true"
+      "       attempt = m.attempt + 1, lease = 0"
       "  FROM unnest($1, $2, $3) AS l (id, lease_end, backoff) WHERE m.id = l.id",
       {UUIDARRAYOID, TIMESTAMPTZARRAYOID, INTERVALARRAYOID});
   if (messages.empty()) return;
@@ -224,24 +224,6 @@ extern "C" Datum mq_checkpoint_entry(FunctionCallInfo fcinfo) {
     mq::keep_alive({mq::uuid_of(id.datum)}, duration);
     if (retries != 0) add_retries.run({id.datum, Int32GetDatum(retries)});
     if (!json.null || !bytes.null) replace.run({id.datum, json, bytes});
-    return Datum{0};
-  });
-}
-
-extern "C" Datum mq_snooze_entry(FunctionCallInfo fcinfo) {
-  return mq::fence::entry([&] {
-    const mq::Micros delay = mq::interval_of(mq::argument(fcinfo, 0), "delay", GetCurrentTimestamp());
-    const mq::Uuid id = PG_ARGISNULL(1) ? mq::Uuid() : mq::uuid_of(PG_GETARG_DATUM(1));
-    mq::wish(mq::Wish::kSnooze, PG_ARGISNULL(1) ? nullptr : &id, delay, {});
-    return Datum{0};
-  });
-}
-
-extern "C" Datum mq_discard_entry(FunctionCallInfo fcinfo) {
-  return mq::fence::entry([&] {
-    const std::string reason(mq::text_of(mq::argument(fcinfo, 0), "reason"));
-    const mq::Uuid id = PG_ARGISNULL(1) ? mq::Uuid() : mq::uuid_of(PG_GETARG_DATUM(1));
-    mq::wish(mq::Wish::kDiscard, PG_ARGISNULL(1) ? nullptr : &id, 0, reason);
     return Datum{0};
   });
 }

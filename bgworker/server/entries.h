@@ -40,6 +40,7 @@ MQ_ENTRY(mq_worker_seats);
 MQ_ENTRY(mq_service_state);
 MQ_ENTRY(mq_channel_stats);
 MQ_ENTRY(mq_reset_stats);
+MQ_ENTRY(mq_connection_refusals);
 MQ_ENTRY(mq_grant);
 MQ_ENTRY(mq_revoke);
 #undef MQ_ENTRY
@@ -50,6 +51,9 @@ extern int mq_shared_locks(void);
 extern void mq_shared_startup(void);
 extern Size mq_counts_size(void);
 extern void mq_counts_startup(void);
+
+/* Whether libpq understands it as a connection string; if not, why, cut to size. */
+extern bool mq_conninfo_is_valid(const char* conninfo, char* message, size_t size);
 
 /* The processes. */
 extern void mq_launcher_run(void);

@@ -18,6 +18,7 @@ extern "C" {
 #include "catalog/pg_proc.h"
 #include "parser/parse_func.h"
 #include "utils/array.h"
+#include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/regproc.h"
@@ -32,7 +33,7 @@ namespace {
 constexpr Micros kAskEvery = 10'000;
 
 // Columns of mq_handlers, in the order of the statement in load().
-enum { kChannel = 1, kMessageName, kFunction, kBatchSize, kTimeout, kMaxWorkers, kMaxBackoff, kOnDead };
+enum { kChannel = 1, kMessageName, kFunction, kBatchSize, kTimeout, kMaxWorkers, kMaxBackoff, kOnDead, kMode };
 
 // The call that runs now: set by FmgrCaller::call, which stands in the stack of whoever reads it. Calls nest when a
 // handler calls mq_run.
@@ -57,11 +58,16 @@ void subtransaction_event(SubXactEvent event, SubTransactionId mine, SubTransact
 
 }  // namespace
 
-void wish(Wish::Kind kind, const Uuid* id, Micros delay, const std::string& reason) {
-  const char* name = kind == Wish::kSnooze ? "mq_snooze" : "mq_discard";
-  if (current_call == nullptr)
-    throw Error("55000", fmt::format("{} must be called by a handler", name),
-                "It says what is to become of the message that the handler was called with.");
+const char* name_of(Wish::Kind kind) {
+  return kind == Wish::kSnooze ? "mq_snooze" : "mq_discard";
+}
+
+Error not_of_the_call(Wish::Kind kind) {
+  return {"22023", fmt::format("{}: the handler was not called with a message of that id", name_of(kind))};
+}
+
+bool note_wish(const Wish& wish, bool any) {
+  if (current_call == nullptr) return false;
   static bool registered = false;
   if (!registered) {
     fence::call([] { RegisterSubXactCallback(subtransaction_event, nullptr); });
@@ -69,11 +75,12 @@ void wish(Wish::Kind kind, const Uuid* id, Micros delay, const std::string& reas
   }
   bool found = false;
   for (const Claimed* message : current_call->messages) {
-    if (id != nullptr && message->id != *id) continue;
+    if (!any && message->id != wish.id) continue;
     found = true;
-    current_call->wishes.push_back({GetCurrentSubTransactionId(), {kind, message->id, delay, reason}});
+    current_call->wishes.push_back({GetCurrentSubTransactionId(), {wish.kind, message->id, wish.delay, wish.reason}});
   }
-  if (!found) throw Error("22023", fmt::format("{}: the handler was not called with a message of that id", name));
+  if (!found) throw not_of_the_call(wish.kind);
+  return true;
 }
 
 void refuse_in_handler(const char* function) {
@@ -90,7 +97,7 @@ Oid argument_type(Shape shape) {
   return shape == Shape::kMessage ? message : fence::call([&] { return get_array_type(message); });
 }
 
-Shape shape_of(Oid function) {
+Shape shape_of(Oid function, bool leased) {
   struct Found {
     Oid argument;
     int arguments;
@@ -109,18 +116,22 @@ Shape shape_of(Oid function) {
     return f;
   });
   if (!found.exists) throw Error("42883", fmt::format("function with OID {} does not exist", function));
-  if (found.kind == PROKIND_FUNCTION && !found.set && found.arguments == 1)
+  const bool procedure = found.kind == PROKIND_PROCEDURE;
+  if ((found.kind == PROKIND_FUNCTION || (procedure && leased)) && !found.set && found.arguments == 1)
     for (const Shape shape : {Shape::kJson, Shape::kMessage, Shape::kBatch})
-      if (found.argument == argument_type(shape)) return shape;
+      if (found.argument == argument_type(shape) && !(procedure && shape == Shape::kBatch)) return shape;
   const std::string name = fence::call([&] { return format_procedure_qualified(function); });
+  if (procedure)
+    throw Error("42883", fmt::format("procedure {} does not have the shape of a handler", name),
+                "A procedure that is a handler has mode \"leased\" and one argument, jsonb or mq_message.");
   throw Error("42883", fmt::format("function {} does not have the shape of a handler", name),
               "A handler is a function f(jsonb), f(mq_message) or f(mq_message[]) that returns no set.");
 }
 
 void FmgrCaller::load(Oid role, Registry& registry) {
   static Statement select(
-      "SELECT channel_name, message_name, handler, batch_size, timeout, max_workers, max_backoff, on_dead"
-      "  FROM $S.mq_handlers h WHERE h.run_as = $1 AND h.mode = 'transactional'"
+      "SELECT channel_name, message_name, handler, batch_size, timeout, max_workers, max_backoff, on_dead, mode"
+      "  FROM $S.mq_handlers h WHERE h.run_as = $1"
       "    AND NOT EXISTS (SELECT 1 FROM $S.mq_paused p WHERE p.channel_name = h.channel_name)"
       "  ORDER BY channel_name",
       {TEXTOID});
@@ -164,6 +175,7 @@ void FmgrCaller::load(Oid role, Registry& registry) {
       handler.max_workers = null ? 0 : DatumGetInt32(max_workers);
       handler.max_backoff = micros_of_interval(rows.get(i, kMaxBackoff));
       handler.block_on_dead = text_view(rows.get(i, kOnDead)) == "block";
+      handler.leased = text_view(rows.get(i, kMode)) == "leased";
       handlers.push_back(std::move(handler));
     }
   }
@@ -186,6 +198,25 @@ void FmgrCaller::load(Oid role, Registry& registry) {
   parked_ = std::move(parked);
 }
 
+namespace {
+
+// The names are the catalog's, and quoted.
+std::string statement_of(Oid function) {
+  struct Names {
+    const char* name;
+    bool procedure;
+  };
+  const Names names = fence::call([&] {
+    const char* schema = get_namespace_name(get_func_namespace(function));
+    const char* name = get_func_name(function);
+    if (schema == nullptr || name == nullptr) elog(ERROR, "cache lookup failed for function %u", function);
+    return Names{quote_qualified_identifier(schema, name), get_func_prokind(function) == PROKIND_PROCEDURE};
+  });
+  return fmt::format("{} {}($1)", names.procedure ? "CALL" : "SELECT", names.name);
+}
+
+}  // namespace
+
 void FmgrCaller::resolve(Handler& handler, Oid role) {
   const char* signature = handler.function.c_str();
   const Oid function = fence::call([&] {
@@ -198,15 +229,47 @@ void FmgrCaller::resolve(Handler& handler, Oid role) {
     return fcinfo->isnull ? InvalidOid : DatumGetObjectId(found);
   });
   if (!OidIsValid(function)) throw Error("42883", "the function does not exist");
-  const HandlerOwner owner = check_handler_rights(function, role);
-  handler.shape = shape_of(function);
+  const HandlerOwner owner = check_handler_rights(function, role, handler.leased);
+  handler.shape = shape_of(function, handler.leased);
+  handler.slot = functions_.size();
+  if (handler.leased) {
+    if (handler.shape != Shape::kBatch) handler.batch_size = 1;
+    functions_.push_back({nullptr, owner, statement_of(function)});
+    return;
+  }
   FmgrInfo* info = fence::call([&] {
     auto* call_info = static_cast<FmgrInfo*>(MemoryContextAllocZero(functions_context_, sizeof(FmgrInfo)));
     fmgr_info_cxt(function, call_info, functions_context_);
     return call_info;
   });
-  handler.slot = functions_.size();
-  functions_.push_back({info, owner});
+  functions_.push_back({info, owner, {}});
+}
+
+LeasedCall FmgrCaller::leased_call(const Handler& handler, std::span<const Claimed* const> messages) {
+  const MemoryContext before = MemoryContextSwitchTo(call_context_);
+  LeasedCall call{functions_[handler.slot].statement, argument_type(handler.shape), std::nullopt};
+  try {
+    fence::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
+    bool null = false;
+    const Datum argument = this->argument(handler, messages, null);
+    if (!null) {
+      const bytea* bytes = fence::call([&] {
+        Oid send = InvalidOid;
+        bool varlena = false;
+        getTypeBinaryOutputInfo(call.parameter_type, &send, &varlena);
+        return OidSendFunctionCall(send, argument);
+      });
+      call.parameter.emplace(VARDATA_ANY(bytes), VARSIZE_ANY_EXHDR(bytes));
+    }
+    PopActiveSnapshot();
+  } catch (const Error&) {
+    MemoryContextSwitchTo(before);
+    MemoryContextReset(call_context_);
+    throw;
+  }
+  MemoryContextSwitchTo(before);
+  MemoryContextReset(call_context_);
+  return call;
 }
 
 void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> messages) {
@@ -225,7 +288,7 @@ void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> me
     const HandlerTimeout timeout(handler.timeout);
     HandlerOwner owner = functions_[handler.slot].owner;
     // It may have ceased to be SECURITY DEFINER a moment ago.
-    if (owner == HandlerOwner::kOther) owner = check_handler_rights(function->fn_oid, GetUserId());
+    if (owner == HandlerOwner::kOther) owner = check_handler_rights(function->fn_oid, GetUserId(), false);
     const HandlerScope scope(owner);
     fence::call([&] {
       LOCAL_FCINFO(fcinfo, 1);

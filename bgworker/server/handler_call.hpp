@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "../handler_session.hpp"
 #include "../ports.hpp"
 #include "claim_source.hpp"
 #include "identity.hpp"
@@ -15,8 +16,8 @@ namespace mq {
 
 // The argument type of a handler's shape in this database. Throws 42704.
 Oid argument_type(Shape shape);
-// The shape of a function; throws 42883 naming the shapes there are.
-Shape shape_of(Oid function);
+// The shape of a function, or of a procedure for leased mode; throws 42883 naming the shapes there are.
+Shape shape_of(Oid function, bool leased);
 
 class FmgrCaller : public HandlerCaller {
  public:
@@ -27,6 +28,8 @@ class FmgrCaller : public HandlerCaller {
 
   void call(const Handler& handler, std::span<const Claimed* const> messages) override;
   std::vector<Wish> wishes() override;
+  // The call of a leased handler, for its session. The messages are those of the current claim.
+  LeasedCall leased_call(const Handler& handler, std::span<const Claimed* const> messages);
   bool hurry() override;
   // For mq_run: a cancel by the user stops everything, not just the handler that it hit.
   void stop_when_cancelled() { stop_when_cancelled_ = true; }
@@ -38,8 +41,9 @@ class FmgrCaller : public HandlerCaller {
 
   const SqlClaimSource& source_;
   struct Function {
-    FmgrInfo* info;
+    FmgrInfo* info;  // of a transactional handler
     HandlerOwner owner;
+    std::string statement;  // that calls a leased one
   };
   std::vector<Function> functions_;            // by Handler::slot
   MemoryContext functions_context_ = nullptr;  // owned by the process; emptied by load
@@ -57,8 +61,10 @@ class FmgrCaller : public HandlerCaller {
 // them again.
 void refuse_in_handler(const char* function);
 
-// Notes what the handler that runs wishes for its message, or for the one of its batch with this id; for all of
-// the batch without an id. Throws 55000 outside of a handler, 22023 for an id that is not of the batch.
-void wish(Wish::Kind kind, const Uuid* id, Micros delay, const std::string& reason);
+// Notes what the transactional handler that runs in this process wishes for the message of that id, or for `any`: all
+// that it was called with. Throws 22023 for an id that is not of the call. False: no such handler runs.
+bool note_wish(const Wish& wish, bool any);
+const char* name_of(Wish::Kind kind);
+Error not_of_the_call(Wish::Kind kind);
 
 }  // namespace mq

@@ -15,12 +15,12 @@ extern "C" {
 
 namespace mq {
 
-Host::Next ServerHost::next(const Registry& registry) {
+Host::Next ServerHost::next(const Registry& registry, bool leased) {
   Next next;
   transaction_.begin();
   const bool installed = Extension::hold();
   for (const auto& [name, channel] : registry.channels()) {
-    if (!installed || !channel.parked.empty()) continue;
+    if (!installed || !channel.parked.empty() || (channel.leased() && !leased)) continue;
     const auto due = source_.next_due(name);
     if (due && (!next.due || *due < *next.due)) next.due = due;
   }

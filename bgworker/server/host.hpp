@@ -15,7 +15,7 @@ class ServerHost : public Host {
   ServerHost(Transaction& transaction, SqlClaimSource& source, FmgrCaller& caller, Clock& clock, Oid role)
       : transaction_(transaction), source_(source), caller_(caller), clock_(clock), role_(role) {}
 
-  Next next(const Registry& registry) override;
+  Next next(const Registry& registry, bool leased) override;
   bool expire() override;
   bool sweep() override;
   int batch_size() override;

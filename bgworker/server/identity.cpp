@@ -7,10 +7,12 @@
 #include "fence.hpp"
 
 extern "C" {
+#include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/guc.h"
+#include "utils/lsyscache.h"
 #include "utils/regproc.h"
 #include "utils/syscache.h"
 }
@@ -25,6 +27,17 @@ bool may_execute(Oid function, Oid role) {
     return object_aclcheck(ProcedureRelationId, function, role, ACL_EXECUTE) == ACLCHECK_OK;
 #else
     return pg_proc_aclcheck(function, role, ACL_EXECUTE) == ACLCHECK_OK;
+#endif
+  });
+}
+
+bool may_use_schema(Oid function, Oid role) {
+  return fence::call([&] {
+    const Oid schema = get_func_namespace(function);
+#if PG_VERSION_NUM >= 160000
+    return object_aclcheck(NamespaceRelationId, schema, role, ACL_USAGE) == ACLCHECK_OK;
+#else
+    return pg_namespace_aclcheck(schema, role, ACL_USAGE) == ACLCHECK_OK;
 #endif
   });
 }
@@ -63,14 +76,17 @@ bool may_become(Oid role, Oid other) {
   });
 }
 
-HandlerOwner check_handler_rights(Oid function, Oid run_as) {
+HandlerOwner check_handler_rights(Oid function, Oid run_as, bool leased) {
   const auto signature = [&] { return std::string(fence::call([&] { return format_procedure_qualified(function); })); };
   if (!may_execute(function, run_as))
     throw Error("42501", fmt::format("permission denied for function {}", signature()),
                 fmt::format("The handler runs as role \"{}\", which may not execute it.", name_of(run_as)));
+  if (leased && !may_use_schema(function, run_as))
+    throw Error("42501", fmt::format("permission denied for the schema of {}", signature()),
+                fmt::format("The handler runs as role \"{}\", which may not use it.", name_of(run_as)));
   const auto [owner, is_definer] = definer_of(function);
   if (may_become(owner, run_as)) return HandlerOwner::kTrusted;
-  if (!is_definer)
+  if (!is_definer || leased)
     throw Error("42501",
                 fmt::format("function {} is owned by role \"{}\", which is not a member of role \"{}\"", signature(),
                             name_of(owner), name_of(run_as)),

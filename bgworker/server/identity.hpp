@@ -13,8 +13,9 @@ bool may_become(Oid role, Oid other);
 enum class HandlerOwner { kTrusted, kOther };
 
 // Throws 42501 if a function may not be called as `run_as`: without EXECUTE on it; or where its owner, who can
-// replace its body at any time, would so act as a role that he is not a member of.
-HandlerOwner check_handler_rights(Oid function, Oid run_as);
+// replace its body at any time, would so act as a role that he is not a member of. A leased one is called by its name,
+// so it needs USAGE on the schema as well, and in a session that nobody restricts, so kOther is refused.
+HandlerOwner check_handler_rights(Oid function, Oid run_as, bool leased);
 
 // While a handler runs. The session's user may be more than the role whose code runs: after SET ROLE, or in and around
 // SECURITY DEFINER functions. Then the handler must not get at those rights: the server refuses RESET ROLE and

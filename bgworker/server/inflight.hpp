@@ -13,20 +13,25 @@
 namespace mq::inflight {
 
 struct Mark {
-  Oid database;  // InvalidOid: nothing runs
-  std::int32_t messages;
+  Oid database;           // InvalidOid: nothing runs
+  std::int32_t messages;  // of the call; of a leased one, the calls that ran together
   Uuid message;
+  std::int64_t token = 0;  // of a leased call
+  Oid role = InvalidOid;   // that runs it
 };
 
-// For a worker: maps the file. A seat has one mark. Without the file (disk full, say) marks are not kept.
-void open(int seat);
+// For a worker: maps the file of `marks` marks, the first ones by seat, those behind `leased` by the numbers of leased
+// calls. Without the file (disk full, say) marks are not kept.
+void open(int seat, int leased, int marks);
 // A handler is called with these messages; it has come back.
 void set(const Uuid& message, std::size_t messages);
 void clear();
+void set_leased(int number, const Mark& mark);
+void clear_leased(int number);
 // The mark of this worker.
 Mark current();
 
 // For the start of the server: what was left, and an empty file.
-std::vector<Mark> take_all(int seats);
+std::vector<Mark> take_all(int marks);
 
 }  // namespace mq::inflight

@@ -49,6 +49,15 @@ extern "C" Datum mq_worker_seats_entry(FunctionCallInfo fcinfo) {
   });
 }
 
+extern "C" Datum mq_connection_refusals_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    mq::ResultSet result(fcinfo);
+    for (const mq::shared::Refusal& refusal : mq::shared::refusals())
+      result.add({ObjectIdGetDatum(refusal.role), mq::text_datum(refusal.text)});
+    return Datum{0};
+  });
+}
+
 extern "C" Datum mq_service_state_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
     mq::ResultSet result(fcinfo);

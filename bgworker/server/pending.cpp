@@ -34,7 +34,8 @@ Few few(Statement& statement, Micros now) {
 
 Few leased(Micros now) {
   static Statement select(
-      "SELECT m.channel_name, count(*) FROM $S.mq_msgs m WHERE m.leased AND m.attempt_at > $1 GROUP BY m.channel_name",
+      "SELECT m.channel_name, count(*) FROM $S.mq_msgs m WHERE m.lease IS NOT NULL AND m.attempt_at > $1 GROUP BY "
+      "m.channel_name",
       {TIMESTAMPTZOID});
   return few(select, now);
 }

@@ -17,6 +17,8 @@ extern int mq_max_workers;       /* mq.max_workers: most workers of one database
 extern int mq_poll_interval;     /* mq.poll_interval: ms */
 extern int mq_handler_timeout;   /* mq.handler_timeout: ms; 0 is none */
 extern int mq_batch_size;        /* mq.batch_size: messages */
+extern int mq_leased_sessions;   /* mq.leased_sessions: most sessions of a worker */
+extern char* mq_leased_conninfo; /* mq.leased_conninfo: how they connect */
 extern int mq_notify;            /* mq.notify: MQ_NOTIFY_... */
 extern int mq_dead_retention;    /* mq.dead_retention: minutes; -1 is for ever */
 extern int mq_failure_retention; /* mq.failure_retention: minutes; -1 is for ever */

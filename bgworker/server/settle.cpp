@@ -62,34 +62,42 @@ void record(const std::vector<Failure>& failures) {
               errors.context.datum(), keys.datum()});
 }
 
+// With a lease the attempt was charged already.
+int to_charge(const Claimed& message) {
+  return message.lease == 0 ? 1 : 0;
+}
+
 void retry(const std::vector<Retry>& retries) {
   static Statement update(
-      "UPDATE $S.mq_msgs m SET attempt_at = r.attempt_at, retry_backoff = r.backoff, attempts = m.attempts - 1,"
-      "       attempt = m.attempt + 1, leased = false"
-      "  FROM unnest($1, $2, $3) AS r (id, attempt_at, backoff) WHERE m.id = r.id",
-      {UUIDARRAYOID, TIMESTAMPTZARRAYOID, INTERVALARRAYOID});
-  ArrayParam ids(UUIDOID), times(TIMESTAMPTZOID), backoffs(INTERVALOID);
+      "UPDATE $S.mq_msgs m SET attempt_at = r.attempt_at, retry_backoff = r.backoff, attempts = m.attempts - r.charged,"
+      "       attempt = m.attempt + r.charged, lease = NULL"
+      "  FROM unnest($1, $2, $3, $4) AS r (id, attempt_at, backoff, charged) WHERE m.id = r.id",
+      {UUIDARRAYOID, TIMESTAMPTZARRAYOID, INTERVALARRAYOID, INT4ARRAYOID});
+  ArrayParam ids(UUIDOID), times(TIMESTAMPTZOID), backoffs(INTERVALOID), charged(INT4OID);
   for (const Retry& r : retries) {
     ids.add(uuid_datum(r.message->id));
     times.add(TimestampTzGetDatum(r.attempt_at));
     backoffs.add(interval_datum(r.retry_backoff));
     ledger::due(r.message->channel_name, {r.attempt_at, r.message->place});
+    charged.add(Int32GetDatum(to_charge(*r.message)));
   }
-  update.run({ids.datum(), times.datum(), backoffs.datum()});
+  update.run({ids.datum(), times.datum(), backoffs.datum(), charged.datum()});
 }
 
 void snooze(const std::vector<Snooze>& snoozes) {
   static Statement update(
-      "UPDATE $S.mq_msgs m SET attempt_at = s.attempt_at, leased = false FROM unnest($1, $2) AS s (id, attempt_at) "
-      "WHERE m.id = s.id",
-      {UUIDARRAYOID, TIMESTAMPTZARRAYOID});
-  ArrayParam ids(UUIDOID), times(TIMESTAMPTZOID);
+      "UPDATE $S.mq_msgs m SET attempt_at = s.attempt_at, attempts = m.attempts + s.back, attempt = m.attempt - s.back,"
+      "       lease = NULL"
+      "  FROM unnest($1, $2, $3) AS s (id, attempt_at, back) WHERE m.id = s.id",
+      {UUIDARRAYOID, TIMESTAMPTZARRAYOID, INT4ARRAYOID});
+  ArrayParam ids(UUIDOID), times(TIMESTAMPTZOID), back(INT4OID);
   for (const Snooze& s : snoozes) {
     ids.add(uuid_datum(s.message->id));
     times.add(TimestampTzGetDatum(s.attempt_at));
     ledger::due(s.message->channel_name, {s.attempt_at, s.message->place});
+    back.add(Int32GetDatum(1 - to_charge(*s.message)));
   }
-  update.run({ids.datum(), times.datum()});
+  update.run({ids.datum(), times.datum(), back.datum()});
 }
 
 // Messages whose burial is to be followed as their handlers were registered: those whose channels wait.
@@ -133,7 +141,7 @@ void bury(const std::vector<Burial>& burials, std::vector<Uuid>& removed) {
       {UUIDARRAYOID, INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID});
   static Statement block(
       "WITH b AS (UPDATE $S.mq_msgs m SET attempt_at = NULL, attempts = 0, attempt = m.attempt + d.charged,"
-      "             leased = false, dedup_key = NULL, expires_at = NULL"
+      "             lease = NULL, dedup_key = NULL, expires_at = NULL"
       "             FROM unnest($1, $2) AS d (id, charged) WHERE m.id = d.id)"
       " DELETE FROM $S.mq_payloads p WHERE p.id = ANY ($1)",
       {UUIDARRAYOID, INT4ARRAYOID});
@@ -145,12 +153,12 @@ void bury(const std::vector<Burial>& burials, std::vector<Uuid>& removed) {
   for (const Burial& burial : burials) {
     const Datum id = uuid_datum(burial.message->id);
     ids.add(id);
-    charged.add(Int32GetDatum(burial.charged ? 1 : 0));
+    charged.add(Int32GetDatum(burial.charged ? to_charge(*burial.message) : 0));
     reasons.add(text_datum(burial.reason));
     errors.add(burial.error ? *burial.error : Error("", ""));
     if ((burial.block && burial.message->ordered) || blocking.contains(burial.message->id)) {
       blocked.add(id);
-      blocked_charged.add(Int32GetDatum(burial.charged ? 1 : 0));
+      blocked_charged.add(Int32GetDatum(burial.charged ? to_charge(*burial.message) : 0));
       blocks = true;
     } else {
       removed.push_back(burial.message->id);
@@ -201,7 +209,7 @@ void count_consumed(const Rows& removed) {
 
 #define REMOVED                                                        \
   " RETURNING m.channel_key, m.channel_name, m.channel_args, m.place," \
-  "   m.after_message_id = " NIL_ID ", m.leased"
+  "   m.after_message_id = " NIL_ID ", m.lease IS NOT NULL"
 
 Datum tid_datum(std::uint64_t location) {
   return fence::call([&] {

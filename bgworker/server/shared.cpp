@@ -16,10 +16,9 @@ extern "C" {
 namespace mq::shared {
 
 State* state = nullptr;
+int my_seat = -1;
 
 namespace {
-
-int my_seat = -1;  // set by take_seat
 
 void add_lost(const inflight::Mark& mark, Loss loss) {
   auto* end = state->lost + kCasualties;
@@ -133,10 +132,15 @@ Assignment take_seat(int seat) {
   return {s.database, s.role};
 }
 
+void open_marks() {
+  inflight::open(my_seat, kSeats, kSeats + kLeases);
+}
+
 void leave_seat() {
   if (my_seat < 0) return;
   Guard guard(LW_EXCLUSIVE);
   if (Pool* pool = find_pool(mine().database, mine().role); pool != nullptr && !mine().served) ++pool->failed_starts;
+  abandon_leases();
   mine() = Seat{};
   my_seat = -1;
   wake_launcher();
@@ -196,6 +200,13 @@ void end_wait() {
   mine().waiting = false;
 }
 
+bool is_closed() {
+  if (my_seat < 0) return false;
+  Guard guard(LW_SHARED);
+  const Database* d = find_database(mine().database);
+  return d == nullptr || (d->closed_until != 0 && GetCurrentTimestamp() < d->closed_until);
+}
+
 bool must_leave() {
   if (my_seat < 0) return false;
   Guard guard(LW_SHARED);
@@ -244,7 +255,9 @@ std::vector<Casualty> take_casualties() {
   Guard guard(LW_EXCLUSIVE);
   for (Lost& lost : state->lost) {
     if (lost.mark.database != MyDatabaseId) continue;
-    casualties.push_back({lost.mark.message, lost.mark.messages, lost.loss});
+    // Of leased calls by the workers that would run them again.
+    if (lost.mark.token != 0 && lost.mark.role != mine().role) continue;
+    casualties.push_back({lost.mark.message, lost.mark.messages, lost.loss, lost.mark.token});
     lost.mark.database = InvalidOid;
     --state->lost_calls;
   }
@@ -358,7 +371,7 @@ extern "C" void mq_shared_startup(void) {
     state->lock = &locks->lock;
     state->mark_locks = locks + 1;
     if (!pg_strong_random(&state->mark_seed, sizeof state->mark_seed)) state->mark_seed = GetCurrentTimestamp();
-    for (const mq::inflight::Mark& mark : mq::inflight::take_all(mq::shared::kSeats))
+    for (const mq::inflight::Mark& mark : mq::inflight::take_all(mq::shared::kSeats + mq::shared::kLeases))
       mq::shared::add_lost(mark, mq::Loss::kCrash);
   }
   LWLockRelease(AddinShmemInitLock);

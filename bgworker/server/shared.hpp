@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -43,6 +44,7 @@ struct Assignment {
   Oid role;
 };
 Assignment take_seat(int seat);  // InvalidOid: it is not for this process any more
+void open_marks();               // for what it runs, see inflight.hpp
 void leave_seat();               // registered to run at exit
 void publish_pools(bool installed, const std::vector<Oid>& roles);
 void set_backlog(bool backlog);  // of this worker's pool; tells the launcher when it grows
@@ -52,6 +54,7 @@ std::uint64_t announcements();   // of this worker's database: what it read befo
 bool begin_wait(std::uint64_t seen);
 void end_wait();
 bool must_leave();    // database closed or not served, pool gone, or too many workers
+bool is_closed();     // somebody wants the database for himself
 bool is_contended();  // other pools of the database wait for a place
 bool is_extra();      // another worker of the pool is waiting for work as well
 void started_well();  // it can serve: its pool's count of failed starts begins anew
@@ -68,6 +71,34 @@ void note_returned();
 void note_idle();
 void note_handled(std::uint64_t messages);
 void note_batch(const Batch& messages);  // that the worker holds until note_idle
+
+// Leased calls of this worker. A call that has been entered is alive until it is left, or its session has ended.
+struct NewLease {
+  std::int64_t token;
+  int backend;
+  std::int64_t name_key;  // channel_key of the channel name and no arguments
+  int most;               // calls on the channel name in this database at once; 0: no limit
+  bool block_on_dead;
+};
+int enter_lease(const NewLease& lease);  // its number; -1: no room
+void leave_lease(int number);
+int leases_on(std::int64_t name_key);
+bool lease_is_alive(std::int64_t token);
+bool is_session_of_mine(int backend);  // of this database and role
+Oid my_role();
+// What this session was called with, where it is one that a worker has opened.
+struct HandledHere {
+  std::int64_t token;
+  bool block_on_dead;
+};
+std::optional<HandledHere> handled_here();
+// How opening a session went; empty: well. True: it has changed.
+bool note_connection(const std::string& refusal);
+struct Refusal {
+  Oid role;
+  std::string text;
+};
+std::vector<Refusal> refusals();  // of this database
 
 // For the views, from any session. Empty without shared memory.
 struct WorkerState {

@@ -19,11 +19,13 @@ namespace mq::shared {
 constexpr int kDatabases = 256;
 constexpr int kPools = 512;
 constexpr int kSeats = 128;
-constexpr int kCasualties = 2 * kSeats;
+constexpr int kLeases = 1024;
+constexpr int kCasualties = 2 * kSeats + kLeases;
 constexpr std::size_t kMarkSets = 512;  // for some 4,000 channel names
 constexpr std::size_t kMarkLocks = 16;
 constexpr std::size_t kChannelBytes = 128;
 constexpr int kNamesHeld = 64;
+constexpr std::size_t kRefusalBytes = 256;
 constexpr Micros kPolledLately = 600 * kSecond;  // longer than any sensible client sleeps between polls
 constexpr Micros kClosedFor = 10 * kSecond;      // DROP DATABASE itself waits for 5
 
@@ -46,6 +48,7 @@ struct Pool {
   bool backlog;
   TimestampTz last_start;
   int failed_starts;
+  char refusal[kRefusalBytes];  // of the last connection for leased handlers; empty: it was accepted
 };
 
 struct Held {
@@ -68,6 +71,17 @@ struct Seat {
   Held held[kNamesHeld];  // the current batch; what has no room is not shown
 };
 
+// A leased call that runs.
+struct Lease {
+  std::int64_t token;  // 0: free
+  Oid database;
+  Oid role;
+  int seat;     // -1: its worker has ended, its session maybe not yet
+  int backend;  // the session's process id
+  std::int64_t name_key;
+  bool block_on_dead;
+};
+
 struct Lost {
   inflight::Mark mark;  // of no database: free
   Loss loss;
@@ -87,10 +101,14 @@ struct State {
   LWLockPadded* mark_locks;
   std::uint64_t mark_seed;  // so that nobody can make names that meet in one place
   MarkSet marks[kMarkSets];
+  Lease leases[kLeases];
 };
 static_assert(kMarkSets % kMarkLocks == 0);
 
 extern State* state;  // set by mq_shared_startup in the postmaster, inherited
+extern int my_seat;   // set by take_seat; -1 where there is none
+
+void abandon_leases();  // of this worker, which ends; under the lock
 
 class Guard {
  public:
@@ -124,7 +142,7 @@ inline void add_pool(Oid database, Oid role) {
   if (find_pool(database, role) != nullptr) return;
   auto* end = state->pools + kPools;
   auto* free = std::find_if(state->pools, end, [](const Pool& p) { return p.database == InvalidOid; });
-  if (free != end) *free = Pool{database, role, false, 0, 0};
+  if (free != end) *free = Pool{database, role, false, 0, 0, {}};
 }
 
 inline void wake_launcher() {

@@ -21,6 +21,7 @@
 #include "host.hpp"
 #include "identity.hpp"
 #include "inflight.hpp"
+#include "lease_store.hpp"
 #include "ledger.hpp"
 #include "pending.hpp"
 #include "session.hpp"
@@ -85,16 +86,10 @@ class WorkerHost : public ServerHost {
     if (contended) most = std::min(most, kTurn);
     if (shared::is_extra()) most = std::min(most, kExtraLingers);
     if (most > 0 && !shared::must_leave() && shared::begin_wait(seen_)) {
-      const long milliseconds = static_cast<long>((most + 999) / 1000);
-      fence::call([&] {
-        (void)WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, milliseconds, PG_WAIT_EXTENSION);
-      });
+      wait_for_events(most);
       shared::end_wait();
     }
-    ResetLatch(MyLatch);
-    QueryCancelPending = false;  // nothing runs that it could be meant for
-    fence::call([] { CHECK_FOR_INTERRUPTS(); });
-    reload();
+    after_wait();
     return !shared::must_leave();
   }
 
@@ -107,6 +102,16 @@ class WorkerHost : public ServerHost {
     }
     transaction_.commit();
     return ready;
+  }
+
+  void watch(std::vector<Socket> sockets) override { sockets_ = std::move(sockets); }
+
+  bool wait_to_leave(Micros most) override {
+    fence::call([] { (void)pgstat_report_stat(true); });
+    if (shared::is_closed()) return false;
+    wait_for_events(most);
+    after_wait();
+    return !shared::is_closed();
   }
 
   bool should_leave(Micros idle_for) override { return idle_for >= kExtraLingers && shared::is_extra(); }
@@ -135,6 +140,39 @@ class WorkerHost : public ServerHost {
   }
 
  private:
+  void wait_for_events(Micros most) {
+    const auto milliseconds = static_cast<long>((most + 999) / 1000);
+    if (sockets_.empty()) {
+      fence::call([&] {
+        (void)WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, milliseconds, PG_WAIT_EXTENSION);
+      });
+      return;
+    }
+    fence::call([&] {
+      const auto size = static_cast<int>(sockets_.size());
+#if PG_VERSION_NUM >= 170000
+      WaitEventSet* set = CreateWaitEventSet(nullptr, size + 2);
+#else
+      WaitEventSet* set = CreateWaitEventSet(CurrentMemoryContext, size + 2);
+#endif
+      AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, nullptr);
+      AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, nullptr, nullptr);
+      for (const Socket& socket : sockets_)
+        AddWaitEventToSet(set, socket.to_write ? WL_SOCKET_WRITEABLE : WL_SOCKET_READABLE, socket.descriptor, nullptr,
+                          nullptr);
+      WaitEvent event;
+      (void)WaitEventSetWait(set, milliseconds, &event, 1, PG_WAIT_EXTENSION);
+      FreeWaitEventSet(set);
+    });
+  }
+
+  static void after_wait() {
+    ResetLatch(MyLatch);
+    QueryCancelPending = false;  // nothing runs that it could be meant for
+    fence::call([] { CHECK_FOR_INTERRUPTS(); });
+    reload();
+  }
+
   static void reload() {
     if (!ConfigReloadPending) return;
     ConfigReloadPending = false;
@@ -157,6 +195,7 @@ class WorkerHost : public ServerHost {
     return roles;
   }
 
+  std::vector<Socket> sockets_;  // that end a wait
   std::uint64_t seen_ = 0;       // wake-ups of the database when the batch began
   std::uint64_t announced_ = 0;  // announcements for the database that have been heeded
   Micros read_at_ = 0;
@@ -183,7 +222,7 @@ void run(int seat) {
   const shared::Assignment mine = shared::take_seat(seat);
   if (!OidIsValid(mine.database)) return;
   fence::call([] { before_shmem_exit(leave_seat, 0); });
-  inflight::open(seat);
+  shared::open_marks();
   HandlerTimeout::may_end_process();
   fence::call([&] {
     BackgroundWorkerUnblockSignals();
@@ -203,7 +242,9 @@ void run(int seat) {
   FmgrCaller caller(source);
   SqlSettler settler;
   WorkerHost host(transaction, source, caller, clock, mine.role);
-  Worker worker({host, clock, transaction, source, caller, settler});
+  SqlLeaseStore store(source, caller);
+  LeasedHandlers leased({clock, transaction, source, settler, store});
+  Worker worker({host, clock, transaction, source, caller, settler, &leased});
   worker.run();
 }
 

@@ -18,7 +18,7 @@ CREATE TABLE mq_msgs (
   channel_key bigint NOT NULL,
   place bigint NOT NULL DEFAULT pg_catalog.nextval('mq_place_seq'::pg_catalog.regclass),
   attempt integer NOT NULL DEFAULT 0,
-  leased boolean NOT NULL DEFAULT false,
+  lease bigint,
   dedup_key text COLLATE "C",
   expires_at timestamptz
 );
@@ -33,7 +33,7 @@ COMMENT ON COLUMN mq_msgs.after_message_id IS 'NULL: not ordered. The nil uuid: 
 COMMENT ON COLUMN mq_msgs.channel_key IS 'XXH3 hash (64 bits) of channel_name and channel_args.';
 COMMENT ON COLUMN mq_msgs.place IS 'Place in the order of the channel; from mq_place_seq.';
 COMMENT ON COLUMN mq_msgs.attempt IS 'Attempts made.';
-COMMENT ON COLUMN mq_msgs.leased IS 'Handed out by mq_poll, and not retried since: attempt_at is when the lease runs out.';
+COMMENT ON COLUMN mq_msgs.lease IS 'Token of the lease until attempt_at, if there is one: no two leases of workers have the same; 0: of a consumer outside the server.';
 COMMENT ON COLUMN mq_msgs.dedup_key IS 'Not NULL: no second message of the channel has this key while this one is pending.';
 COMMENT ON COLUMN mq_msgs.expires_at IS 'Not NULL: dead by then if nobody has handled it. attempt_at is not beyond it, but for a lease and while commit_interval is not NULL.';
 
@@ -48,8 +48,10 @@ CREATE INDEX mq_msgs_fair ON mq_msgs (channel_name, channel_key, attempt_at, pla
 CREATE INDEX mq_msgs_chain ON mq_msgs (channel_key, place) WHERE after_message_id IS NOT NULL;
 -- For the sweep: two-phase messages that expire, and last attempts whose lease runs out.
 CREATE INDEX mq_msgs_spent ON mq_msgs (attempt_at) WHERE commit_interval IS NOT NULL OR attempts <= 0;
--- For mq_stats: what outside consumers work on.
-CREATE INDEX mq_msgs_leased ON mq_msgs (channel_name, attempt_at) WHERE leased;
+-- What leased handlers are called with; empty where there are none.
+CREATE INDEX mq_msgs_lease ON mq_msgs (lease) WHERE lease > 0;
+-- For mq_stats: what is leased.
+CREATE INDEX mq_msgs_leased ON mq_msgs (channel_name, attempt_at) WHERE lease IS NOT NULL;
 -- For the sweep, and the timers of workers: messages that expire.
 CREATE INDEX mq_msgs_expiry ON mq_msgs (expires_at) WHERE expires_at IS NOT NULL AND commit_interval IS NULL;
 -- One pending message for a dedup_key. With the names, since two channels may share a channel_key.

@@ -70,6 +70,10 @@ CREATE FUNCTION mq_horizon_holders(OUT kind text, OUT name text, OUT pid integer
   END;
 COMMENT ON FUNCTION mq_horizon_holders() IS 'For mq_horizon.';
 
+CREATE FUNCTION mq_connection_refusals(OUT role oid, OUT error text)
+  RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_connection_refusals';
+COMMENT ON FUNCTION mq_connection_refusals() IS 'Why the last connection for leased handlers of a role was refused, where it was; for mq_health().';
+
 CREATE VIEW mq_horizon AS
   SELECT h.kind, h.name, h.pid, h.xmin, age(h.xmin) AS xids, h.since, clock_timestamp() - h.since AS held_for, h.detail
     FROM mq_horizon_holders() AS h
@@ -153,6 +157,9 @@ CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text
       FROM mq_handlers h
      WHERE NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = h.run_as
                           AND (r.rolcanlogin OR current_setting('server_version_num')::int >= 170000))
+    UNION ALL
+    SELECT 'leased connections', pg_catalog.count(r.error) = 0, string_agg(pg_catalog.format('as %s: %s', r.role::pg_catalog.regrole, r.error), '; ')
+      FROM mq_connection_refusals() r
     UNION ALL
     SELECT 'channels not blocked', pg_catalog.count(m.id) = 0, 'blocked by a dead message: ' || string_agg(DISTINCT m.channel_name, ', ')
       FROM mq_msgs m WHERE m.attempts <= 0 AND m.attempt_at IS NULL

@@ -20,7 +20,8 @@ REVOKE ALL ON FUNCTION
   mq_register_handler(text, regprocedure, text, text, integer, interval, integer, regrole, interval, text),
   mq_unregister_handler(text, text), mq_pause(text), mq_resume(text), mq_redrive(uuid[], text, integer, timestamptz, timestamptz),
   mq_snooze(interval, uuid), mq_discard(text, uuid), mq_announce(),
-  mq_channel_stats(), mq_reset_stats(), mq_worker_seats(), mq_service_state(), mq_horizon_holders(), mq_health(),
+  mq_channel_stats(), mq_reset_stats(), mq_worker_seats(), mq_service_state(),
+  mq_connection_refusals(), mq_horizon_holders(), mq_health(),
   mq_grant(regrole, text), mq_revoke(regrole, text) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE mq_run(text[], bigint, bigint) FROM PUBLIC;
 REVOKE ALL ON TYPE mq_new_t, mq_message FROM PUBLIC;

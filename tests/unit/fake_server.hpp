@@ -264,7 +264,7 @@ class FakeHost final : public Host {
   bool refresh(Registry& registry) override;
   bool any_casualty() override { return !ended_calls.empty(); }
   std::vector<Casualty> casualties() override { return std::exchange(ended_calls, {}); }
-  Next next(const Registry& registry) override { return {table_.next_due(registry), table_.next_expiry()}; }
+  Next next(const Registry& registry, bool) override { return {table_.next_due(registry), table_.next_expiry()}; }
   bool expire() override;
   bool sweep() override;
   bool wait(Micros most) override;

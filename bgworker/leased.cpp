@@ -1,0 +1,401 @@
+#include "leased.hpp"
+
+#include <algorithm>
+#include <map>
+#include <utility>
+
+#include <fmt/core.h>
+
+#include "policy.hpp"
+
+namespace mq {
+
+namespace {
+
+constexpr Micros kConnectTimeout = 10 * kSecond;
+constexpr Micros kFirstRefusal = kSecond;  // wait after a refused connection; doubled up to
+constexpr Micros kLastRefusal = 30 * kSecond;
+constexpr Micros kLeastGrace = kSecond;  // between the time limit and termination
+constexpr Micros kMostGrace = 30 * kSecond;
+constexpr Micros kSettleAgain = kSecond / 10;  // when a message was locked
+constexpr Micros kAfterLoss = 5 * kSecond;     // of a connection: if the server went down, so will the worker
+constexpr std::size_t kMostRemembered = 10'000;
+constexpr std::size_t kOrphans = 100;  // in one step
+
+}  // namespace
+
+LeasedHandlers::Turn LeasedHandlers::turn(const Registry& registry, bool drain) {
+  Turn turn;
+  const Micros now = ports_.clock.now();
+  for (const auto& run : runs_) {
+    turn.moved = poll(*run, now) || turn.moved;
+    stop(*run, now);
+  }
+  renew(now);
+  for (const auto& run : runs_) {
+    const std::size_t messages = run->error ? 0 : run->messages;
+    if (run->state != Run::kEnded || !settle(*run, now)) continue;
+    turn.handled += messages;
+    turn.moved = true;
+  }
+  std::erase_if(runs_, [&](const auto& run) {
+    return run->state == Run::kBroken || (run->state == Run::kIdle && (drain || now - run->since > kSessionLingers));
+  });
+  if (drain) return turn;
+  if (begin(registry, turn, now)) turn.moved = true;
+  open_sessions(registry, turn, now);
+  return turn;
+}
+
+void LeasedHandlers::enter_state(Run& run, Run::State state, Micros now) {
+  run.state = state;
+  run.since = now;
+}
+
+// True if the state changed.
+bool LeasedHandlers::poll(Run& run, Micros now) {
+  if (run.state == Run::kEnded || run.state == Run::kBroken) return false;
+  const HandlerSession::State state = run.session->poll();
+  const Run::State before = run.state;
+  const bool broken = state == HandlerSession::State::kBroken;
+  const bool idle = state == HandlerSession::State::kIdle;
+  switch (run.state) {
+    case Run::kConnecting:
+      if (idle || broken || now - run.since > kConnectTimeout) connection_ended(run, now);
+      break;
+    case Run::kRunning:
+      if (idle || broken) end(run, now);
+      break;
+    case Run::kCleaning:
+      if (broken || (idle && run.session->error())) enter_state(run, Run::kBroken, now);
+      if (idle && !run.session->error()) enter_state(run, Run::kIdle, now);
+      break;
+    default:
+      if (broken) enter_state(run, Run::kBroken, now);
+  }
+  return run.state != before;
+}
+
+void LeasedHandlers::connection_ended(Run& run, Micros now) {
+  std::optional<Error> refusal = run.session->error();
+  if (run.session->poll() == HandlerSession::State::kConnecting) {
+    refusal = Error("08001", "connection took too long");
+  } else if (!refusal && !ports_.store.is_ours(run.session->backend())) {
+    refusal = Error("08004", "mq.leased_conninfo leads to another server");
+  }
+  ports_.store.note_connection(refusal);
+  if (!refusal) {
+    refusals_ = 0;
+    enter_state(run, Run::kIdle, now);
+    return;
+  }
+  if (now >= refused_until_) {  // those that were refused together count once
+    refused_until_ = now + std::min(kLastRefusal, kFirstRefusal << std::min(refusals_, 10));
+    ++refusals_;
+  }
+  enter_state(run, Run::kBroken, now);
+}
+
+void LeasedHandlers::stop(Run& run, Micros now) {
+  if (run.state != Run::kRunning || run.stop_at == 0 || now < run.stop_at) return;
+  if (run.stop == Run::kNot) {
+    run.stop = Run::kCancelled;
+    run.stop_at = now + std::clamp(run.handler.timeout, kLeastGrace, kMostGrace);
+    ports_.store.cancel(run.session->backend());
+  } else {
+    run.stop = Run::kTerminated;
+    run.stop_at = now + kMostGrace;  // again, should it not have heard
+    ports_.store.terminate(run.session->backend());
+  }
+}
+
+void LeasedHandlers::renew(Micros now) {
+  std::vector<std::int64_t> tokens;
+  for (const auto& run : runs_) {
+    if (run->number < 0 || now < run->renew_at) continue;
+    tokens.push_back(run->token);
+    run->renew_at = now + kLease / 2;
+  }
+  if (tokens.empty()) return;
+  ports_.transaction.begin();
+  ports_.store.renew(tokens, now + kLease);
+  ports_.transaction.commit();
+}
+
+void LeasedHandlers::end(Run& run, Micros now) {
+  run.error = run.session->error();
+  run.duration = now - run.since;
+  if (run.error && run.stop != Run::kNot) {
+    const bool terminated = run.stop == Run::kTerminated;
+    const std::string context = run.error->context;
+    run.error = Error("57014", fmt::format("handler timed out after {} ms", run.handler.timeout / 1000),
+                      terminated ? "It did not heed the cancel, and its session was terminated." : "");
+    run.error->context = context;
+  }
+  // A session that ends without a word has crashed, and the server with it: the next start charges that.
+  run.settle_at = run.error && run.error->sqlstate == "08006" ? now + kAfterLoss : now;
+  enter_state(run, Run::kEnded, now);
+}
+
+bool LeasedHandlers::settle(Run& run, Micros now) {
+  if (now < run.settle_at) return false;
+  ports_.transaction.begin();
+  ports_.source.begin({});
+  Batch batch;
+  if (!ports_.store.reclaim(run.token, batch)) {
+    ports_.transaction.commit();
+    run.settle_at = now + kSettleAgain;  // somebody has locked a message of it
+    return false;
+  }
+  Settlement settlement;
+  if (run.error) {
+    settle_failed(run, batch, now, settlement);
+  } else {
+    for (const Claimed& message : batch) {
+      settlement.removed.push_back(&message);
+      settlement.handled.push_back({&message, run.waited, run.duration / static_cast<Micros>(run.messages)});
+    }
+    if (!conflicts_.empty())
+      for (const Claimed& message : batch) conflicts_.erase(message.id);
+  }
+  ports_.settler.settle(settlement);
+  ports_.transaction.commit();
+  ports_.store.leave(run.number);
+  run.number = -1;
+  alone_ = std::max(0, alone_ - 1);
+  if (run.session->poll() == HandlerSession::State::kIdle) {
+    run.session->clean();
+    enter_state(run, Run::kCleaning, now);
+  } else {
+    enter_state(run, Run::kBroken, now);
+  }
+  return true;
+}
+
+// Nobody knows which message of a batch it was: they come again one by one, and none is charged.
+void LeasedHandlers::settle_failed(const Run& run, const Batch& batch, Micros now, Settlement& settlement) {
+  if (conflicts_.size() > kMostRemembered) conflicts_.clear();
+  if (single_.size() > kMostRemembered) single_.clear();
+  for (const Claimed& message : batch) {
+    if (run.messages > 1) {
+      single_.insert(message.id);
+      settlement.snoozes.push_back({&message, now});
+    } else if (run.error->is_conflict() && ++conflicts_[message.id] <= kMostConflicts) {
+      settlement.snoozes.push_back({&message, now});
+    } else {
+      conflicts_.erase(message.id);
+      settle_failure({&message, *run.error, run.duration}, &run.handler, now, ports_.clock.dice(), settlement);
+    }
+  }
+}
+
+std::size_t LeasedHandlers::count(Run::State state) const {
+  return static_cast<std::size_t>(
+      std::count_if(runs_.begin(), runs_.end(), [&](const auto& run) { return run->state == state; }));
+}
+
+std::size_t LeasedHandlers::most_sessions() {
+  return alone_ > 0 ? 1 : static_cast<std::size_t>(std::max(1, ports_.store.most_sessions()));
+}
+
+bool LeasedHandlers::busy() const {
+  return std::any_of(runs_.begin(), runs_.end(), [](const auto& run) { return run->number >= 0; });
+}
+
+bool LeasedHandlers::can_begin(Micros now) const {
+  if (alone_ > 0 && busy()) return false;
+  if (count(Run::kIdle) > 0) return true;
+  return now >= refused_until_ && runs_.size() < static_cast<std::size_t>(ports_.store.most_sessions());
+}
+
+// The leased channels that may begin something, and how many messages each.
+std::vector<Source> LeasedHandlers::sources(const Registry& registry, std::size_t idle) {
+  std::vector<Source> sources;
+  for (const auto& [name, channel] : registry.channels()) {
+    if (!channel.leased() || !channel.parked.empty()) continue;
+    int room = static_cast<int>(idle);
+    if (const int most = channel.max_workers(); most > 0) room = std::min(room, most - ports_.store.running_on(name));
+    if (room > 0) sources.push_back({name, room * channel.batch_size()});
+  }
+  return sources;
+}
+
+// One call a message, but what a batch handler gets together. What no handler matches has failed.
+std::vector<LeasedHandlers::Call> LeasedHandlers::calls_of(const Registry& registry, const Batch& messages,
+                                                           Settlement& settlement) {
+  std::vector<Call> calls;
+  std::map<const Handler*, std::size_t> open;  // the call of a batch handler that has room
+  for (const Claimed& message : messages) {
+    const Channel* channel = registry.find(message.channel_name);
+    const Handler* handler = channel != nullptr ? channel->find(message.name) : nullptr;
+    if (handler == nullptr) {
+      settle_failure({&message, no_handler(message)}, nullptr, ports_.clock.now(), ports_.clock.dice(), settlement);
+      continue;
+    }
+    const bool alone = handler->shape != Shape::kBatch || single_.contains(message.id);
+    const auto found = alone ? open.end() : open.find(handler);
+    if (found != open.end()) {
+      Call& call = calls[found->second];
+      call.messages.push_back(&message);
+      if (call.messages.size() >= static_cast<std::size_t>(handler->batch_size)) open.erase(found);
+      continue;
+    }
+    if (!alone && handler->batch_size > 1) open[handler] = calls.size();
+    calls.push_back({handler, {&message}});
+  }
+  return calls;
+}
+
+// Leases what is due to idle sessions. True if there was something.
+bool LeasedHandlers::begin(const Registry& registry, Turn& turn, Micros now) {
+  std::vector<Run*> idle;
+  for (const auto& run : runs_)
+    if (run->state == Run::kIdle) idle.push_back(run.get());
+  if (alone_ > 0) idle.resize(std::min<std::size_t>(idle.size(), busy() ? 0 : 1));
+  if (idle.empty()) return false;
+  const std::vector<Source> from = sources(registry, idle.size());
+  int limit = 0;
+  for (const Source& source : from) limit = std::max(limit, source.most);
+  if (limit == 0) return false;
+
+  ports_.transaction.begin();
+  const Claim claim = claimer_.claim(from, limit, false);
+  if (claim.messages.empty() && claim.leftovers.empty()) {
+    ports_.transaction.commit();
+    return false;
+  }
+  std::vector<std::pair<Run*, Call>> begun;
+  std::vector<LeasedCall> statements;
+  std::size_t left = 0;
+  try {
+    Settlement settlement;
+    dispose(claim.leftovers, now, settlement);
+    const std::vector<Call> calls = calls_of(registry, claim.messages, settlement);
+    ports_.settler.settle(settlement);
+    const std::size_t running = runs_.size() - count(Run::kIdle) - count(Run::kConnecting) - count(Run::kCleaning);
+    const auto company = static_cast<int>(running + std::min(idle.size(), calls.size()) - 1);
+    for (const Call& call : calls) {
+      if (begun.size() == idle.size()) {
+        ++left;
+        continue;
+      }
+      Run& run = *idle[begun.size()];
+      run.token = ports_.store.new_token();
+      run.number = ports_.store.enter({run.token, run.session->backend(), *call.handler, *call.messages.front(),
+                                       static_cast<int>(call.messages.size()), company});
+      if (run.number < 0) continue;
+      begun.emplace_back(&run, call);
+      ports_.store.lease(call.messages, run.token, now + kLease);
+      statements.push_back(ports_.store.call_of(*call.handler, call.messages));
+    }
+    ports_.transaction.commit();
+  } catch (...) {
+    for (auto& [run, call] : begun) {
+      ports_.store.leave(run->number);
+      run->number = -1;
+    }
+    throw;
+  }
+  for (std::size_t i = 0; i < begun.size(); ++i) {
+    auto& [run, call] = begun[i];
+    run->messages = call.messages.size();
+    run->handler = *call.handler;
+    run->waited = std::max<Micros>(0, now - call.messages.front()->attempt_at);
+    run->renew_at = now + kLease / 2;
+    run->stop = Run::kNot;
+    run->stop_at = run->handler.timeout > 0 ? ports_.clock.now() + run->handler.timeout : 0;
+    run->error.reset();
+    run->session->run(statements[i]);
+    enter_state(*run, Run::kRunning, ports_.clock.now());
+  }
+  turn.more_is_due = (claim.more_is_due || left > 0) && runs_.size() >= most_sessions();
+  return !begun.empty() || !claim.leftovers.empty();
+}
+
+// As many as there are messages due and no session for.
+void LeasedHandlers::open_sessions(const Registry& registry, Turn& turn, Micros now) {
+  const std::size_t most = most_sessions();
+  if (now < refused_until_ || count(Run::kIdle) > 0) return;
+  const auto room = static_cast<int>(most - std::min(most, runs_.size()));
+  const std::vector<Source> from = sources(registry, std::max<std::size_t>(1, static_cast<std::size_t>(room)));
+  if (from.empty()) return;
+  int wanted = 0;
+  ports_.transaction.begin();
+  for (const Source& source : from) {
+    const int batch = registry.find(source.channel_name)->batch_size();
+    wanted += (ports_.store.due(source.channel_name, now, source.most) + batch - 1) / batch;
+  }
+  wanted -= static_cast<int>(count(Run::kConnecting) + count(Run::kCleaning));
+  if (wanted > room) turn.more_is_due = true;
+  for (int i = std::min(wanted, room); i > 0; --i) {
+    std::unique_ptr<HandlerSession> session = ports_.store.open();
+    if (!session) break;
+    auto run = std::make_unique<Run>();
+    run->session = std::move(session);
+    enter_state(*run, Run::kConnecting, now);
+    runs_.push_back(std::move(run));
+    turn.moved = true;  // a local connection is often there at once
+  }
+  ports_.transaction.commit();
+}
+
+void LeasedHandlers::charge_crash(const Casualty& casualty, int crashes, const Registry& registry) {
+  Batch batch;
+  ports_.source.begin({});
+  if (!ports_.store.reclaim(casualty.token, batch)) return;
+  run_alone(casualty.messages);
+  Settlement settlement;
+  const Micros now = ports_.clock.now();
+  for (const Claimed& message : batch) {
+    const Channel* channel = registry.find(message.channel_name);
+    const Handler* handler = channel != nullptr ? channel->find(message.name) : nullptr;
+    if (batch.size() > 1) {
+      single_.insert(message.id);
+      settlement.snoozes.push_back({&message, now});
+    } else {
+      settle_casualty(message, casualty.loss, crashes, handler, now, ports_.clock.dice(), settlement);
+    }
+  }
+  ports_.settler.settle(settlement);
+}
+
+void LeasedHandlers::release_orphans(const Registry& registry) {
+  for (const std::int64_t token : ports_.store.orphans(kOrphans)) {
+    Batch batch;
+    ports_.source.begin({});
+    if (!ports_.store.reclaim(token, batch)) continue;
+    Settlement settlement;
+    for (const Claimed& message : batch) {
+      const Channel* channel = registry.find(message.channel_name);
+      if (channel == nullptr) continue;  // of another role: its worker will see
+      settle_failure({&message, Error("57P01", "worker ended while the handler ran")}, channel->find(message.name),
+                     ports_.clock.now(), ports_.clock.dice(), settlement);
+    }
+    ports_.settler.settle(settlement);
+  }
+}
+
+std::optional<Micros> LeasedHandlers::next_turn() const {
+  std::optional<Micros> next;
+  const auto sooner = [&](Micros at) {
+    if (!next || at < *next) next = at;
+  };
+  for (const auto& run : runs_) {
+    if (run->number >= 0) sooner(run->renew_at);
+    if (run->state == Run::kRunning && run->stop_at != 0) sooner(run->stop_at);
+    if (run->state == Run::kEnded) sooner(run->settle_at);
+    if (run->state == Run::kConnecting) sooner(run->since + kConnectTimeout + 1);
+    if (run->state == Run::kIdle) sooner(run->since + kSessionLingers + 1);
+  }
+  if (refused_until_ > ports_.clock.now()) sooner(refused_until_);
+  return next;
+}
+
+std::vector<Socket> LeasedHandlers::sockets() const {
+  std::vector<Socket> sockets;
+  for (const auto& run : runs_)
+    if (run->state != Run::kEnded && run->state != Run::kBroken) sockets.push_back(run->session->socket());
+  return sockets;
+}
+
+}  // namespace mq

@@ -1,0 +1,162 @@
+// Leased handlers: each call runs in a session of its own, and the worker looks after several at once between its
+// batches. Nothing here waits.
+//
+//   connecting ──▶ idle ── lease, commit ──▶ running ── settle, commit ──▶ cleaning ──▶ idle
+//
+// A session comes before the claim, so that a connection that is refused charges nobody. A lease is a message's row
+// with a token in it that no other lease ever has: whoever settles, renews or gives back asks for the token, and finds
+// nothing where the lease was lost. The attempt is charged with the lease.
+//
+// At its time limit a call is cancelled; if it goes on, its session is terminated after as long again (at least a
+// second, at most thirty).
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "claim.hpp"
+#include "handler_session.hpp"
+#include "ports.hpp"
+
+namespace mq {
+
+inline constexpr Micros kLease = 30 * kSecond;          // renewed when half of it is over
+inline constexpr Micros kSessionLingers = 5 * kSecond;  // an idle one
+
+// What leased handlers ask of the server beyond what all do. Statements run in the current transaction.
+class LeaseStore {
+ public:
+  virtual ~LeaseStore() = default;
+
+  // Most sessions of this worker.
+  virtual int most_sessions() = 0;
+  // Begins to open one. nullptr: the process has no room for another.
+  virtual std::unique_ptr<HandlerSession> open() = 0;
+  // Whether the process is a session of this server, database and role: what is cancelled has to be ours.
+  virtual bool is_ours(int backend) = 0;
+  virtual void cancel(int backend) = 0;
+  virtual void terminate(int backend) = 0;
+  // How the last attempt to open a session went, for mq_health().
+  virtual void note_connection(const std::optional<Error>& refusal) = 0;
+
+  // How many calls run on the channel name in this database, whoever runs them.
+  virtual int running_on(std::string_view channel_name) = 0;
+  // Whether anything is due; at most `limit`, and without locks.
+  virtual int due(std::string_view channel_name, Micros now, int limit) = 0;
+
+  // A call that is about to run: until leave() its lease is alive even if its end has passed, and what it is called
+  // with is known to its session and outlives the server. Returns its number; -1: there is no room for it.
+  // `company`: as many calls run beside it.
+  struct Entry {
+    std::int64_t token;
+    int backend;
+    const Handler& handler;
+    const Claimed& first;
+    int messages;
+    int company;
+  };
+  virtual int enter(const Entry& entry) = 0;
+  virtual void leave(int number) = 0;
+
+  virtual std::int64_t new_token() = 0;
+  // Charges locked messages an attempt and leases them.
+  virtual void lease(const std::vector<const Claimed*>& messages, std::int64_t token, Micros until) = 0;
+  virtual void renew(const std::vector<std::int64_t>& tokens, Micros until) = 0;
+  // Locks what is still leased with the token, and returns it as it was before the attempt was charged. False: some of
+  // it is locked by somebody.
+  virtual bool reclaim(std::int64_t token, Batch& batch) = 0;
+  // Tokens of leases that nobody holds any more.
+  virtual std::vector<std::int64_t> orphans(std::size_t limit) = 0;
+  virtual LeasedCall call_of(const Handler& handler, const std::vector<const Claimed*>& messages) = 0;
+};
+
+class LeasedHandlers {
+ public:
+  struct Ports {
+    Clock& clock;
+    Transaction& transaction;
+    ClaimSource& source;
+    Settler& settler;
+    LeaseStore& store;
+  };
+
+  explicit LeasedHandlers(const Ports& ports) : ports_(ports), claimer_(ports.source, ports.clock) {}
+
+  struct Turn {
+    bool moved = false;        // another turn may find more to do at once
+    bool more_is_due = false;  // than this worker has sessions for
+    std::size_t handled = 0;
+  };
+  // Looks after what runs, settles what has ended and, unless `drain`, begins what is due. Throws what the server
+  // throws; the caller rolls back.
+  Turn turn(const Registry& registry, bool drain);
+  // A call that the server's last end cut short, in the current transaction. `crashes` were before. One of as many as
+  // ran together brought it down: as many run alone now, one after another.
+  void charge_crash(const Casualty& casualty, int crashes, const Registry& registry);
+  // Leases whose worker and session are gone: a failed attempt each. In the current transaction.
+  void release_orphans(const Registry& registry);
+
+  bool busy() const;                                    // calls run
+  bool has_sessions() const { return !runs_.empty(); }  // busy or not
+  // Whether a message that becomes due could be begun.
+  bool can_begin(Micros now) const;
+  // When the next turn is due at the latest; and what else should cause one.
+  std::optional<Micros> next_turn() const;
+  std::vector<Socket> sockets() const;
+
+ private:
+  struct Run {
+    std::unique_ptr<HandlerSession> session;
+    enum State { kConnecting, kIdle, kRunning, kEnded, kCleaning, kBroken } state = kConnecting;
+    Micros since = 0;  // in this state
+    // The call, from kRunning to kEnded.
+    int number = -1;
+    std::int64_t token = 0;
+    std::size_t messages = 0;
+    Handler handler;
+    Micros renew_at = 0;
+    Micros stop_at = 0;  // 0: never
+    enum Stop { kNot, kCancelled, kTerminated } stop = kNot;
+    std::optional<Error> error;
+    Micros duration = 0;
+    Micros waited = 0;  // its first message, since it was due
+    Micros settle_at = 0;
+  };
+  struct Call {
+    const Handler* handler;
+    std::vector<const Claimed*> messages;
+  };
+
+  bool poll(Run& run, Micros now);
+  void enter_state(Run& run, Run::State state, Micros now);
+  void connection_ended(Run& run, Micros now);
+  void stop(Run& run, Micros now);
+  void renew(Micros now);
+  void end(Run& run, Micros now);
+  bool settle(Run& run, Micros now);  // false: not yet
+  void run_alone(int calls) { alone_ = std::max(alone_, calls); }
+  void settle_failed(const Run& run, const Batch& batch, Micros now, Settlement& settlement);
+  std::vector<Source> sources(const Registry& registry, std::size_t idle);
+  bool begin(const Registry& registry, Turn& turn, Micros now);
+  std::vector<Call> calls_of(const Registry& registry, const Batch& messages, Settlement& settlement);
+  void open_sessions(const Registry& registry, Turn& turn, Micros now);
+  std::size_t count(Run::State state) const;
+  std::size_t most_sessions();
+
+  Ports ports_;
+  Claimer claimer_;
+  std::vector<std::unique_ptr<Run>> runs_;
+  Micros refused_until_ = 0;
+  int refusals_ = 0;  // in a row
+  int alone_ = 0;
+  std::unordered_set<Uuid, UuidHash> single_;  // of a batch call that failed: called one by one
+  std::unordered_map<Uuid, int, UuidHash> conflicts_;
+};
+
+}  // namespace mq

@@ -1,0 +1,190 @@
+#include "lease_store.hpp"
+
+#include <csignal>
+#include <string>
+#include <utility>
+
+#include "../channel_key.hpp"
+#include "../pq_session.hpp"
+#include "extension.hpp"
+#include "fence.hpp"
+#include "inflight.hpp"
+#include "marks.hpp"
+#include "settings.h"
+#include "shared.hpp"
+#include "spi.hpp"
+
+extern "C" {
+#include "commands/dbcommands.h"
+#include "commands/sequence.h"
+#include "mb/pg_wchar.h"
+#include "postmaster/postmaster.h"
+#include "storage/fd.h"
+}
+
+namespace mq {
+
+namespace {
+
+// Counts in the server's budget of file descriptors.
+class ServerSession : public PqSession {
+ public:
+  using PqSession::PqSession;
+  ~ServerSession() override { ReleaseExternalFD(); }
+  ServerSession(const ServerSession&) = delete;
+  ServerSession& operator=(const ServerSession&) = delete;
+};
+
+// Before whatever the role or the database have set: limits are the worker's business, and what a handler runs under is
+// what it would run under in transactional mode. A session whose worker is gone ends itself.
+constexpr const char* kOptions =
+    "-c role=none -c exit_on_error=off -c statement_timeout=0 -c lock_timeout=0"
+    " -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0"
+#if PG_VERSION_NUM >= 170000
+    " -c transaction_timeout=0"
+#endif
+    " -c default_transaction_isolation=read\\ committed -c default_transaction_read_only=off"
+    " -c default_transaction_deferrable=off -c client_connection_check_interval=2s";
+
+// The first of unix_socket_directories; this machine where there is none.
+std::string socket_host() {
+  std::string directories = Unix_socket_directories != nullptr ? Unix_socket_directories : "";
+  directories = directories.substr(0, directories.find(','));
+  const auto is_padding = [](char c) { return c == ' ' || c == '"' || c == '\''; };
+  while (!directories.empty() && is_padding(directories.front())) directories.erase(0, 1);
+  while (!directories.empty() && is_padding(directories.back())) directories.pop_back();
+  return directories.empty() ? "localhost" : directories;
+}
+
+}  // namespace
+
+int SqlLeaseStore::most_sessions() {
+  return mq_leased_sessions;
+}
+
+std::unique_ptr<HandlerSession> SqlLeaseStore::open() {
+  SessionParameters parameters;
+  const char* database = fence::call([] { return get_database_name(MyDatabaseId); });
+  const char* role = fence::call([] { return GetUserNameFromId(GetSessionUserId(), false); });
+  parameters.conninfo = mq_leased_conninfo;
+  parameters.socket_host = socket_host();
+  parameters.socket_port = std::to_string(PostPortNumber);
+  parameters.database = database != nullptr ? database : "";
+  parameters.role = role;
+  parameters.encoding = GetDatabaseEncodingName();
+  parameters.options = kOptions;
+  if (!fence::call([] { return AcquireExternalFD(); })) return nullptr;
+  return std::make_unique<ServerSession>(parameters);
+}
+
+bool SqlLeaseStore::is_ours(int backend) {
+  return shared::is_session_of_mine(backend);
+}
+
+// Signals, as pg_cancel_backend and pg_terminate_backend send them: libpq before 17 has no cancel that does not block.
+// The role is the same as the worker's, so this is nothing that it could not do itself.
+void SqlLeaseStore::cancel(int backend) {
+  if (is_ours(backend)) (void)kill(backend, SIGINT);
+}
+
+void SqlLeaseStore::terminate(int backend) {
+  if (is_ours(backend)) (void)kill(backend, SIGTERM);
+}
+
+void SqlLeaseStore::note_connection(const std::optional<Error>& refusal) {
+  const bool news = shared::note_connection(refusal ? refusal->message : std::string());
+  if (!refusal || !news) return;
+  const char* text = refusal->message.c_str();
+  fence::call([&] { ereport(LOG, (errmsg("mq: no connection for leased handlers: %s", text))); });
+}
+
+int SqlLeaseStore::running_on(std::string_view channel_name) {
+  return shared::leases_on(channel_key(channel_name, {}));
+}
+
+int SqlLeaseStore::due(std::string_view channel_name, Micros now, int limit) {
+  static Statement count(
+      "SELECT pg_catalog.count(*)::int4 FROM (SELECT 1 FROM $S.mq_msgs m WHERE m.channel_name = $1"
+      "   AND m.attempt_at <= $2 AND (m.attempt_at, m.place) >= ($4, $5)"
+      "   AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000') LIMIT $3) d",
+      {TEXTOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID});
+  const OwnerScope scope;
+  const Position from = marks::start(channel_name);
+  const Rows rows = count.run({text_datum(channel_name), TimestampTzGetDatum(now), Int64GetDatum(limit),
+                               TimestampTzGetDatum(from.attempt_at), Int64GetDatum(from.place)});
+  return DatumGetInt32(rows.get(0, 1));
+}
+
+int SqlLeaseStore::enter(const Entry& entry) {
+  const std::int64_t name_key = channel_key(entry.first.channel_name, {});
+  const int number = shared::enter_lease(
+      {entry.token, entry.backend, name_key, entry.handler.max_workers, entry.handler.block_on_dead});
+  if (number < 0) return -1;
+  shared::note_call(entry.first.channel_name, entry.first.id);
+  inflight::set_leased(number, {MyDatabaseId, entry.company + 1, entry.first.id, entry.token, shared::my_role()});
+  return number;
+}
+
+void SqlLeaseStore::leave(int number) {
+  inflight::clear_leased(number);
+  shared::leave_lease(number);
+}
+
+std::int64_t SqlLeaseStore::new_token() {
+  const Oid sequence = Extension::get().relation("mq_place_seq");
+  const OwnerScope scope;
+  return fence::call([&] { return nextval_internal(sequence, false); });
+}
+
+void SqlLeaseStore::lease(const std::vector<const Claimed*>& messages, std::int64_t token, Micros until) {
+  static Statement update(
+      "UPDATE $S.mq_msgs m SET attempt_at = $2, attempts = m.attempts - 1, attempt = m.attempt + 1, lease = $3"
+      " WHERE m.id = ANY ($1)",
+      {UUIDARRAYOID, TIMESTAMPTZOID, INT8OID});
+  const OwnerScope scope;
+  ArrayParam ids(UUIDOID, messages.size());
+  for (const Claimed* message : messages) ids.add(uuid_datum(message->id));
+  update.run({ids.datum(), TimestampTzGetDatum(until), Int64GetDatum(token)});
+}
+
+// What is locked is passed over: by the handler itself, which has said something of its message.
+void SqlLeaseStore::renew(const std::vector<std::int64_t>& tokens, Micros until) {
+  static Statement update(
+      "WITH held AS MATERIALIZED (SELECT m.id FROM $S.mq_msgs m WHERE m.lease = ANY ($1) AND m.lease > 0"
+      "                             AND m.attempt_at < $2 FOR NO KEY UPDATE SKIP LOCKED)"
+      " UPDATE $S.mq_msgs m SET attempt_at = $2 FROM held WHERE m.id = held.id",
+      {INT8ARRAYOID, TIMESTAMPTZOID});
+  const OwnerScope scope;
+  ArrayParam array(INT8OID, tokens.size());
+  for (const std::int64_t token : tokens) array.add(Int64GetDatum(token));
+  update.run({array.datum(), TimestampTzGetDatum(until)});
+}
+
+bool SqlLeaseStore::reclaim(std::int64_t token, Batch& batch) {
+  return source_.leased(token, batch);
+}
+
+std::vector<std::int64_t> SqlLeaseStore::orphans(std::size_t limit) {
+  static Statement leases("SELECT DISTINCT m.lease FROM $S.mq_msgs m WHERE m.lease > 0 ORDER BY m.lease LIMIT $1",
+                          {INT8OID});
+  std::vector<std::int64_t> tokens;
+  const OwnerScope scope;
+  const Rows rows = leases.run({Int64GetDatum(static_cast<std::int64_t>(limit))});
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const std::int64_t token = DatumGetInt64(rows.get(i, 1));
+    if (!shared::lease_is_alive(token)) tokens.push_back(token);
+  }
+  return tokens;
+}
+
+LeasedCall SqlLeaseStore::call_of(const Handler& handler, const std::vector<const Claimed*>& messages) {
+  return caller_.leased_call(handler, messages);
+}
+
+}  // namespace mq
+
+extern "C" bool mq_conninfo_is_valid(const char* conninfo, char* message, size_t size) {
+  const std::string error = mq::conninfo_error(conninfo);
+  strlcpy(message, error.c_str(), size);
+  return error.empty();
+}

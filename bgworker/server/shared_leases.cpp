@@ -1,0 +1,120 @@
+// Leases in shared memory: which session handles what, for the handler that says something of its message, for the
+// limit of a channel, and to tell a lease that is alive from an orphan.
+
+#include <csignal>
+#include <cstring>
+
+#include <algorithm>
+
+#include "shared_state.hpp"
+
+extern "C" {
+#include "storage/procarray.h"
+}
+
+namespace mq::shared {
+
+namespace {
+
+bool is_session(int backend, Oid database, Oid role) {
+  const PGPROC* process = BackendPidGetProc(backend);
+  return process != nullptr && process->databaseId == database && process->roleId == role &&
+         !process->isBackgroundWorker;
+}
+
+bool is_alive(const Lease& lease) {
+  return lease.token != 0 && (lease.seat >= 0 || is_session(lease.backend, lease.database, lease.role));
+}
+
+}  // namespace
+
+bool is_session_of_mine(int backend) {
+  return my_seat >= 0 && is_session(backend, state->seats[my_seat].database, state->seats[my_seat].role);
+}
+
+Oid my_role() {
+  return my_seat >= 0 ? state->seats[my_seat].role : InvalidOid;
+}
+
+int enter_lease(const NewLease& lease) {
+  if (my_seat < 0) return -1;
+  Guard guard(LW_EXCLUSIVE);
+  int free = -1;
+  int on_channel = 0;
+  for (int i = 0; i < kLeases; ++i) {
+    Lease& l = state->leases[i];
+    if (l.token != 0 && !is_alive(l)) l.token = 0;
+    if (l.token == 0) {
+      if (free < 0) free = i;
+    } else if (l.database == MyDatabaseId && l.name_key == lease.name_key) {
+      ++on_channel;
+    }
+  }
+  if (free < 0 || (lease.most > 0 && on_channel >= lease.most)) return -1;
+  const Seat& seat = state->seats[my_seat];
+  state->leases[free] = {lease.token,   seat.database,  seat.role,          my_seat,
+                         lease.backend, lease.name_key, lease.block_on_dead};
+  return free;
+}
+
+void leave_lease(int number) {
+  Guard guard(LW_EXCLUSIVE);
+  state->leases[number].token = 0;
+}
+
+int leases_on(std::int64_t name_key) {
+  if (!available()) return 0;
+  Guard guard(LW_SHARED);
+  return static_cast<int>(std::count_if(state->leases, state->leases + kLeases, [&](const Lease& l) {
+    return l.database == MyDatabaseId && l.name_key == name_key && is_alive(l);
+  }));
+}
+
+bool lease_is_alive(std::int64_t token) {
+  if (!available()) return false;
+  Guard guard(LW_SHARED);
+  return std::any_of(state->leases, state->leases + kLeases,
+                     [&](const Lease& l) { return l.token == token && l.database == MyDatabaseId && is_alive(l); });
+}
+
+std::optional<HandledHere> handled_here() {
+  if (!available()) return std::nullopt;
+  Guard guard(LW_SHARED);
+  for (const Lease& l : state->leases)
+    if (l.token != 0 && l.seat >= 0 && l.backend == MyProcPid && l.database == MyDatabaseId)
+      return HandledHere{l.token, l.block_on_dead};
+  return std::nullopt;
+}
+
+// A session whose worker ends has nobody who would hear of its end. Its lease is alive until it has ended, too.
+void abandon_leases() {
+  for (Lease& l : state->leases) {
+    if (l.token == 0 || l.seat != my_seat) continue;
+    if (is_session(l.backend, l.database, l.role)) (void)kill(l.backend, SIGTERM);
+    inflight::clear_leased(static_cast<int>(&l - state->leases));
+    l.seat = -1;
+  }
+}
+
+bool note_connection(const std::string& refusal) {
+  if (my_seat < 0) return false;
+  Guard guard(LW_EXCLUSIVE);
+  Pool* pool = find_pool(state->seats[my_seat].database, state->seats[my_seat].role);
+  if (pool == nullptr) return false;
+  const std::string cut = refusal.substr(0, kRefusalBytes - 1);
+  if (cut == pool->refusal) return false;
+  memcpy(pool->refusal, cut.c_str(), cut.size() + 1);
+  return true;
+}
+
+std::vector<Refusal> refusals() {
+  std::vector<Refusal> result;
+  if (!available()) return result;
+  result.reserve(kPools);
+  Guard guard(LW_SHARED);
+  for (const Pool& pool : state->pools)
+    if (pool.database == MyDatabaseId && pool.refusal[0] != 0) result.push_back({pool.role, pool.refusal});
+  return result;
+}
+
+}  // namespace mq::shared

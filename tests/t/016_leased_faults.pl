@@ -1,0 +1,173 @@
+# What happens to leased handlers around them: connections that are refused, workers and sessions that end, the server's
+# crash, a lost lease, a database that is dropped.
+use strict;
+use warnings;
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+use MqTest;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = mq_node('faults', 'mq.max_workers' => 1, restart_after_crash => 'on');
+my $db = 'postgres';
+my $sessions = q{SELECT count(*) FROM pg_stat_activity WHERE application_name = 'mq handler'};
+my $health = q{SELECT ok, detail FROM mq_health() WHERE "check" = 'leased connections'};
+
+sub sql { return $node->safe_psql($db, shift) }
+
+sql(q{
+	CREATE EXTENSION mq;
+	CREATE TABLE steps (n bigserial, step text, attempt int);
+	CREATE FUNCTION take(m mq_message) RETURNS void LANGUAGE plpgsql AS $$
+	BEGIN
+	  PERFORM pg_sleep((m.payload_json ->> 'seconds')::float8);
+	  INSERT INTO steps (step, attempt) VALUES (m.payload_json ->> 'step', m.attempt);
+	END $$;
+	-- Resumes from its checkpoint: the payload says which step is next.
+	CREATE PROCEDURE travel(m mq_message) LANGUAGE plpgsql AS $$
+	BEGIN
+	  FOR step IN (m.payload_json ->> 'next')::int .. 3 LOOP
+	    INSERT INTO steps (step, attempt) VALUES (step, m.attempt);
+	    PERFORM mq_checkpoint(m.id, '1 h', jsonb_build_object('next', step + 1)::text, NULL, 0);
+	    COMMIT;
+	    IF m.attempt = 1 AND step = 2 THEN PERFORM pg_sleep(60); END IF;
+	  END LOOP;
+	END $$;
+	SELECT mq_register_handler('work', 'take(mq_message)', mode => 'leased'),
+	       mq_register_handler('travel', 'travel(mq_message)', mode => 'leased')});
+
+# The server refuses the connection: shown, and nobody is charged.
+my $hba = slurp_file($node->data_dir . '/pg_hba.conf');
+sub set_hba {
+	open my $file, '>', $node->data_dir . '/pg_hba.conf' or die $!;
+	print $file @_;
+	close $file;
+	$node->reload;
+}
+is(($node->psql($db, q{ALTER SYSTEM SET mq.leased_conninfo = 'nonsense'}))[0], 3, 'a connection string that is none is refused');
+sql(q{CREATE ROLE locked_out LOGIN; GRANT ALL ON steps, steps_n_seq TO locked_out});
+set_hba("local all locked_out reject\n", $hba);
+sql(q{SELECT mq_register_handler('refused', 'take(mq_message)', mode => 'leased', run_as => 'locked_out'),
+             mq_send('refused', '{"step": "refused", "seconds": 0}')});
+within(20, $node, $db, $health, qr/^f\|as locked_out: .*pg_hba/, 'mq_health tells of a refused connection');
+holds($node, $db, q{SELECT count(*) FROM mq_failures UNION ALL SELECT attempt FROM mq_msgs}, "0\n0", 'no attempt is charged');
+sql(q{SELECT mq_send('work', '{"step": "other", "seconds": 0}')});
+within(20, $node, $db, q{SELECT count(*) FROM steps WHERE step = 'other'}, 1, 'those of other roles go on');
+set_hba($hba);
+within(40, $node, $db, q{SELECT attempt FROM steps WHERE step = 'refused'}, 1, 'when it is let in the message is handled');
+within(20, $node, $db, $health, 't|', 'and mq_health is content');
+sql(q{SELECT mq_unregister_handler('refused')});
+set_and_reload($node, 'mq.leased_conninfo' => 'host=/nonexistent');
+sql(q{SELECT mq_send('work', '{"step": "elsewhere", "seconds": 0}')});
+within(20, $node, $db, $health, qr/^f\|as postgres: .*nonexistent/, 'so it does of a socket that is not there');
+set_and_reload($node, 'mq.leased_conninfo' => '');
+within(40, $node, $db, q{SELECT attempt FROM steps WHERE step = 'elsewhere'}, 1, 'the setting is read again');
+
+# Password authentication, by a file that libpq reads.
+my $passfile = $node->data_dir . '/mq.pass';
+open my $file, '>', $passfile or die $!;
+print $file "*:*:*:postgres:secret word\n";
+close $file;
+chmod 0600, $passfile;
+sql(q{SET password_encryption = 'scram-sha-256'; ALTER ROLE postgres PASSWORD 'secret word'});
+set_and_reload($node, 'mq.leased_conninfo' => "passfile=$passfile");
+within(20, $node, $db, $sessions, 0, 'no session is left');
+# psql of this test comes by another user name map: only the handlers' sessions are asked for the password.
+sql(q{CREATE ROLE tester SUPERUSER LOGIN});
+set_hba("local all tester trust\nlocal all postgres scram-sha-256\n", $hba);
+sub as_tester { return $node->safe_psql($db, shift, extra_params => [ '-U', 'tester' ]) }
+as_tester(q{SELECT mq_send('work', '{"step": "scram", "seconds": 0}')});
+my $found = 0;
+for (1 .. 400) {
+	last if $found = as_tester(q{SELECT count(*) FROM steps WHERE step = 'scram'});
+	select undef, undef, undef, 0.05;
+}
+is($found, 1, 'a session logs in by scram with a passfile');
+set_hba($hba);
+
+# A worker that is told to end takes its sessions along; the next one finds the lease an orphan.
+my $worker = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'mq worker'";
+my $running = q{SELECT count(*) FROM mq_msgs WHERE lease > 0};
+sql(q{TRUNCATE steps; SELECT mq_send('work', '{"step": "orphan", "seconds": 3}', retry_backoff => '0.1 s')});
+within(20, $node, $db, $running, 1, 'a handler runs');
+sql("SELECT pg_terminate_backend(pid) FROM ($worker) w");
+within(20, $node, $db, q{SELECT string_agg(attempt || ' ' || sqlstate, ',') FROM mq_failures}, '1 57P01', 'the attempt of a worker that was ended is recorded');
+within(20, $node, $db, 'SELECT string_agg(attempt::text, $$,$$) FROM steps', '2', 'the message is handled by the next worker, once');
+sql('TRUNCATE steps, mq_failures');
+
+# A session that is ended or cancelled by hand fails its attempt.
+for my $how ('terminate', 'cancel') {
+	sql(qq{SELECT mq_send('work', '{"step": "$how", "seconds": 2}', retry_backoff => '0.1 s')});
+	within(20, $node, $db, $running, 1, "$how: a handler runs");
+	within(20, $node, $db, qq{SELECT bool_or(pg_${how}_backend(pid)) FROM pg_stat_activity WHERE application_name = 'mq handler' AND wait_event = 'PgSleep'},
+		't', "$how: its session is hit");
+	within(20, $node, $db, qq{SELECT attempt FROM steps WHERE step = '$how'}, 2, "$how: the attempt has failed, the next one works");
+}
+holds($node, $db, q{SELECT string_agg(sqlstate, ',' ORDER BY failure_no) FROM mq_failures}, '57P01,57014', 'with the server\'s own errors');
+sql('TRUNCATE steps, mq_failures');
+
+# A lease that is lost: who had it changes nothing.
+sql(q{SELECT mq_send('work', '{"step": "lost", "seconds": 2}', retry_backoff => '1 h')});
+within(20, $node, $db, $running, 1, 'a handler runs');
+sql(q{UPDATE mq_msgs SET attempt_at = now(), lease = NULL});
+holds($node, $db, q{SELECT id IS NOT NULL FROM mq_poll('{work}')}, 't', 'somebody else gets its message');
+within(20, $node, $db, q{SELECT count(*) FROM steps WHERE step = 'lost'}, 1, 'the first handler ends');
+within(20, $node, $db, $sessions . q{ AND state = 'active'}, 0, 'and is settled');
+holds($node, $db, 'SELECT count(*), max(lease) FROM mq_msgs', '1|0', 'but the message is still with the other');
+sql('SELECT mq_clear_all(); TRUNCATE steps');
+
+# The lease's end alone does not give a message away while its handler runs.
+sql(q{SELECT mq_send('work', '{"step": "late", "seconds": 2}')});
+within(20, $node, $db, $running, 1, 'a handler runs');
+sql(q{UPDATE mq_msgs SET attempt_at = now() - interval '1 s'});
+holds($node, $db, q{SELECT id IS NULL FROM mq_poll('{work}')}, 't', 'nobody gets a message whose handler runs, though the lease is over');
+within(20, $node, $db, 'SELECT string_agg(attempt::text, $$,$$) FROM steps', '1', 'it is handled once');
+within(20, $node, $db, 'SELECT count(*) FROM mq_msgs', 0, 'and removed');
+sql('TRUNCATE steps');
+
+# A crash of the server: from the checkpoint on.
+sub crash {
+	my ($pid) = @_;
+	kill 'KILL', $pid;
+	value_within(30, $node, $db, "SELECT count(*) FROM pg_stat_activity WHERE pid = $pid", 0);
+}
+sql(q{SELECT mq_send('travel', '{"next": 1}', retry_backoff => '0.1 s')});
+within(20, $node, $db, 'SELECT max(step) FROM steps', 2, 'a procedure has come to its second step');
+crash(sql($worker));
+within(30, $node, $db, q{SELECT string_agg(step || ':' || attempt, ' ' ORDER BY n) FROM steps}, '1:1 2:1 3:2', 'after a crash it goes on behind its checkpoint');
+within(20, $node, $db, 'SELECT count(*) FROM mq_msgs', 0, 'and is done');
+holds($node, $db, 'SELECT string_agg(sqlstate, $$,$$) FROM mq_failures', '57P02', 'the crash is recorded');
+sql('TRUNCATE steps, mq_failures');
+
+# A message whose handler brings the server down is dead the second time; those beside it are not.
+sql(q{SELECT mq_send('work', format('{"step": "%s", "seconds": %s}', i, CASE i WHEN 2 THEN 60 ELSE 1 END)::jsonb, retry_backoff => '0.1 s')
+  FROM generate_series(1, 3) i});
+for (1 .. 2) {
+	my $sleeper = q{SELECT a.pid FROM pg_stat_activity a JOIN mq_msgs m ON m.lease > 0 AND a.application_name = 'mq handler'
+	  AND a.wait_event = 'PgSleep' JOIN mq_payloads p USING (id) WHERE p.payload_json ->> 'step' = '2' AND clock_timestamp() - a.query_start > '1.5 s' LIMIT 1};
+	my ($good, $pid) = value_within(30, $node, $db, $sleeper, qr/^\d+$/);
+	ok($good, 'the handler of the second message runs') or last;
+	crash($pid);
+}
+within(30, $node, $db, 'SELECT reason, attempts, sqlstate, payload_json ->> $$step$$ FROM mq_dead', 'crashed|2|57P02|2', 'what was under two crashes is dead');
+within(30, $node, $db, q{SELECT string_agg(step, ',' ORDER BY step) FROM steps}, '1,3', 'the others are handled once');
+
+# DROP DATABASE does not wait for a handler, CREATE EXTENSION finds no leftovers.
+sql('CREATE DATABASE other');
+$node->safe_psql('other', q{CREATE EXTENSION mq; CREATE FUNCTION doze(jsonb) RETURNS void LANGUAGE sql AS 'SELECT pg_sleep(60)';
+  SELECT mq_register_handler('doze', 'doze(jsonb)', mode => 'leased'), mq_send('doze')});
+within(20, $node, 'other', $running, 1, 'a handler runs');
+is(($node->psql('postgres', 'DROP DATABASE other'))[0], 0, 'its database can be dropped');
+
+sql(q{SELECT mq_send('work', '{"step": "gone", "seconds": 60}')});
+within(20, $node, $db, $running, 1, 'a handler runs');
+sql('DROP EXTENSION mq CASCADE');
+within(20, $node, $db, $sessions, 0, 'DROP EXTENSION ends what runs');
+my $before = time;
+$node->stop('fast');
+cmp_ok(time - $before, '<', 20, 'the server stops');
+
+log_is_clean($node, qr/was terminated by signal 9: Killed/, qr/WARNING:  terminating connection because of crash/,
+	qr/FATAL:  the database system is (in recovery mode|starting up|not yet accepting connections)/, qr/pg_hba.conf rejects connection/,
+	qr/connection to client lost/, qr/terminating connection due to administrator command/, qr/no password supplied/);
+done_testing();
