@@ -167,6 +167,14 @@ TEST_F(PolicyTest, HandlerThatIgnoredItsTimeLimitHasNotCrashedTheServer) {
   EXPECT_TRUE(settlement.burials.empty());
 }
 
+TEST_F(PolicyTest, HandlerThatEndedItsWorkerHasNotCrashedTheServer) {
+  settle_casualty(message, Loss::kFatal, 5, &handler, kNow, 0.0, settlement);
+  ASSERT_EQ(settlement.failures.size(), 1U);
+  EXPECT_EQ(settlement.failures[0].error.sqlstate, "57P01");
+  EXPECT_EQ(settlement.retries.size(), 1U);
+  EXPECT_TRUE(settlement.burials.empty());
+}
+
 TEST_F(PolicyTest, SnoozedMessageComesAgainAfterItsDelayUncharged) {
   settle_wish(message, {Wish::kSnooze, message.id, 7 * kSecond, ""}, handler, kNow, settlement);
   ASSERT_EQ(settlement.snoozes.size(), 1U);
