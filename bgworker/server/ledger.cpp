@@ -48,12 +48,19 @@ struct Frame {
   std::map<ChangeKey, Changed> changes;
 };
 
+struct EmptyChannel {
+  std::uint64_t mark_key;
+  std::int64_t place;
+  SubTransactionId subtransaction;
+};
+
 struct Ledger {
   std::set<std::string, std::less<>> woken;
   std::unordered_map<std::uint64_t, Position> due;  // the lowest position, by key of the name
   std::vector<Append> appends;
   std::unordered_map<std::int64_t, Uuid> tails;
   std::vector<Lease> leases;
+  std::vector<EmptyChannel> empty_channels;
   std::vector<Frame> frames;
   std::set<Oid> uncounted;  // tables that somebody changed by hand
   bool announced = false;
@@ -171,6 +178,8 @@ void transaction_event(XactEvent event, void*) {
       if (open_ledger->databases_changed) shared::look_around();
       if (open_ledger->announced) shared::announce_database(MyDatabaseId);
       for (const auto& [key, position] : open_ledger->due) marks::lower(key, position);
+      for (const EmptyChannel& channel : open_ledger->empty_channels)
+        marks::channel_was_empty(channel.mark_key, channel.place);
       if (!open_ledger->woken.empty() || open_ledger->announced) shared::wake_workers(MyDatabaseId);
       forget();
       break;
@@ -204,14 +213,18 @@ void merge_frame(SubTransactionId parent) {
 void subtransaction_event(SubXactEvent event, SubTransactionId mine, SubTransactionId parent, void*) {
   if (open_ledger == nullptr) return;
   std::vector<Lease>& leases = open_ledger->leases;
+  std::vector<EmptyChannel>& empty = open_ledger->empty_channels;
   if (event == SUBXACT_EVENT_ABORT_SUB) {
     std::erase_if(leases, [&](const Lease& lease) { return lease.subtransaction == mine; });
+    std::erase_if(empty, [&](const EmptyChannel& channel) { return channel.subtransaction == mine; });
     if (!open_ledger->frames.empty() && open_ledger->frames.back().subtransaction == mine)
       open_ledger->frames.pop_back();
   } else if (event == SUBXACT_EVENT_COMMIT_SUB) {
     if (!open_ledger->frames.empty() && open_ledger->frames.back().subtransaction == mine) merge_frame(parent);
     for (Lease& lease : leases)
       if (lease.subtransaction == mine) lease.subtransaction = parent;
+    for (EmptyChannel& channel : empty)
+      if (channel.subtransaction == mine) channel.subtransaction = parent;
   }
 }
 
@@ -260,6 +273,10 @@ const Uuid* own_tail(std::int64_t channel_key) {
 
 void set_own_tail(std::int64_t channel_key, const Uuid& message) {
   ledger().tails[channel_key] = message;
+}
+
+void was_empty(std::uint64_t mark_key, std::int64_t place) {
+  if (shared::available()) ledger().empty_channels.push_back({mark_key, place, GetCurrentSubTransactionId()});
 }
 
 void leased(const Uuid& message, Micros leased_at, Micros lease) {

@@ -34,6 +34,8 @@ void appended(std::int64_t channel_key, std::string_view channel_name, std::stri
 // The tail that this transaction appended to the channel itself, if any; and what it is now.
 const Uuid* own_tail(std::int64_t channel_key);
 void set_own_tail(std::int64_t channel_key, const Uuid& message);
+// An ordered channel, by its key in marks.hpp, was empty; its first message is at `place`.
+void was_empty(std::uint64_t mark_key, std::int64_t place);
 // Messages that this transaction leased, at `leased_at`, for `lease`.
 void leased(const Uuid& message, Micros leased_at, Micros lease);
 // Rows that were inserted into a table or deleted from it (less than none), by channel name. One for each statement:

@@ -4,6 +4,7 @@
 
 #include "fence.hpp"
 #include "ledger.hpp"
+#include "marks.hpp"
 #include "spi.hpp"
 
 namespace mq {
@@ -14,13 +15,19 @@ namespace {
 
 constexpr int kNoted = 100;  // notes that a claim looks at
 
+std::int64_t behind(const LooseChannel& channel) {
+  if (channel.behind != kFromTheStart) return channel.behind;
+  const std::int64_t start = marks::channel_start(marks::key_of(channel.name, channel.args));
+  return start == marks::kFirstPlace ? start : start - 1;
+}
+
 struct ChannelArrays {
   explicit ChannelArrays(const std::vector<LooseChannel>& channels) {
     for (const LooseChannel& channel : channels) {
       keys.add(Int64GetDatum(channel.key));
       names.add(text_datum(channel.name));
       args.add(text_datum(channel.args));
-      places.add(Int64GetDatum(channel.behind));
+      places.add(Int64GetDatum(behind(channel)));
     }
   }
   ArrayParam keys{INT8OID}, names{TEXTOID}, args{TEXTOID}, places{INT8OID};

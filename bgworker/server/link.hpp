@@ -14,12 +14,14 @@
 
 namespace mq {
 
+inline constexpr std::int64_t kFromTheStart = std::numeric_limits<std::int64_t>::min();
+
 struct LooseChannel {
   std::int64_t key;
   std::string name;
   std::string args;
   // Nothing is left of the channel up to here: spares the scan of what was removed.
-  std::int64_t behind = std::numeric_limits<std::int64_t>::min();
+  std::int64_t behind = kFromTheStart;
 };
 
 // Makes the first message of each channel head if it is none, and wakes who waits for the channel. Returns those

@@ -17,11 +17,12 @@ namespace {
 
 using shared::state;
 
-// The set that a key falls into, locked.
+// The set of a table that a key falls into, locked.
 class LockedSet {
  public:
-  LockedSet(std::uint64_t key, LWLockMode mode)
-      : set_(state->marks[key % shared::kMarkSets]), lock_(&state->mark_locks[key % shared::kMarkLocks].lock) {
+  LockedSet(std::uint64_t key, LWLockMode mode) : LockedSet(state->name_marks, key, mode) {}
+  LockedSet(MarkSet* table, std::uint64_t key, LWLockMode mode)
+      : set_(table[key % shared::kMarkSets]), lock_(&state->mark_locks[key % shared::kMarkLocks].lock) {
     LWLockAcquire(lock_, mode);
   }
   ~LockedSet() { LWLockRelease(lock_); }
@@ -69,6 +70,11 @@ void find_first(std::vector<Search>& searches) {
   }
 }
 
+// Half the poll interval, so that nothing is hidden for longer than that.
+Micros check_interval() {
+  return Micros{mq_poll_interval} * 1000 / 2;
+}
+
 bool has_written() {
   return TransactionIdIsValid(GetTopTransactionIdIfAny());
 }
@@ -97,8 +103,8 @@ bool search_all(std::span<const std::string_view> channel_names, Micros interval
 
 std::uint64_t key_of(std::string_view channel_name) {
   if (!shared::available()) return 0;
-  const std::uint64_t place = std::uint64_t{MyDatabaseId} << 32 | Extension::get().oid();
-  return seeded_key(channel_name, state->mark_seed ^ place);
+  const std::uint64_t extension = std::uint64_t{MyDatabaseId} << 32 | Extension::get().oid();
+  return seeded_key(channel_name, state->mark_seed ^ extension);
 }
 
 Position start(std::string_view channel_name) {
@@ -122,7 +128,7 @@ void taken(std::string_view channel_name, int messages) {
 
 void raise(std::span<const std::string_view> channel_names) {
   if (!shared::available()) return;
-  search_all(channel_names, Micros{mq_poll_interval} * 1000 / 2);
+  search_all(channel_names, check_interval());
   if (has_written()) return;
   std::vector<Search> searches;
   for (const std::string_view name : channel_names) {
@@ -148,6 +154,37 @@ void lower(std::uint64_t key, Position position) {
   if (!shared::available()) return;
   const LockedSet set(key, LW_EXCLUSIVE);
   set->lower(key, position);
+}
+
+// Positions in a channel have no time.
+
+std::uint64_t key_of(std::string_view channel_name, std::string_view channel_args) {
+  return seeded_key(channel_args, key_of(channel_name));
+}
+
+std::int64_t channel_start(std::uint64_t key) {
+  if (!shared::available()) return kFirstPlace;
+  const LockedSet set(state->channel_marks, key, LW_SHARED);
+  const std::optional<Position> mark = set->look(key).mark;
+  return mark ? mark->place : kFirstPlace;
+}
+
+bool begin_channel_check(std::uint64_t key) {
+  if (!shared::available()) return false;
+  const LockedSet set(state->channel_marks, key, LW_EXCLUSIVE);
+  return set->begin_check(key, GetCurrentTimestamp(), check_interval());
+}
+
+void end_channel_check(std::uint64_t key, Micros took, std::optional<std::int64_t> tail) {
+  const LockedSet set(state->channel_marks, key, LW_EXCLUSIVE);
+  set->end_check(key, took, {0, tail.value_or(INT64_MAX)});
+}
+
+void channel_was_empty(std::uint64_t key, std::int64_t place) {
+  if (!shared::available()) return;
+  const LockedSet set(state->channel_marks, key, LW_EXCLUSIVE);
+  set->taken(key, 1);
+  set->raise(key, set->look(key).ticket, {0, place}, GetCurrentTimestamp());
 }
 
 }  // namespace mq::marks

@@ -114,7 +114,8 @@ Sender::Links Sender::link() {
     if (!messages_[i].ordered) continue;
     Tail& tail = channels.tails[channel_of[i]];
     messages_[i].after = tail.exists ? tail.id : Uuid();
-    tail = {messages_[i].id, true};
+    if (!tail.exists) ledger::was_empty(channels.mark_keys[channel_of[i]], messages_[i].place);
+    tail = {messages_[i].id, true, messages_[i].place};
   }
   return links;
 }

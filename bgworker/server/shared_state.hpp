@@ -21,7 +21,7 @@ constexpr int kPools = 512;
 constexpr int kSeats = 128;
 constexpr int kLeases = 1024;
 constexpr int kCasualties = 2 * kSeats + kLeases;
-constexpr std::size_t kMarkSets = 512;  // for some 4,000 channel names
+constexpr std::size_t kMarkSets = 512;  // each for some 4,000 marks
 constexpr std::size_t kMarkLocks = 16;
 constexpr std::size_t kChannelBytes = 128;
 constexpr int kNamesHeld = 64;
@@ -97,10 +97,12 @@ struct State {
   Seat seats[kSeats];
   Lost lost[kCasualties];
   int lost_calls;  // of them in use
-  // Low-water marks (marks.hpp), not under `lock`: a set's lock is that of its number modulo kMarkLocks.
+  // Low-water marks of channel names and of ordered channels (marks.hpp), not under `lock`: a set's lock is that of its
+  // number modulo kMarkLocks.
   LWLockPadded* mark_locks;
   std::uint64_t mark_seed;  // so that nobody can make names that meet in one place
-  MarkSet marks[kMarkSets];
+  MarkSet name_marks[kMarkSets];
+  MarkSet channel_marks[kMarkSets];
   Lease leases[kLeases];
 };
 static_assert(kMarkSets % kMarkLocks == 0);

@@ -1,6 +1,7 @@
 #include "tails.hpp"
 
 #include "fence.hpp"
+#include "marks.hpp"
 #include "spi.hpp"
 
 extern "C" {
@@ -17,27 +18,41 @@ std::size_t ChannelTails::find_or_add(std::int64_t key, std::string_view name, s
   keys.push_back(key);
   names.push_back(name);
   args.push_back(arguments);
+  mark_keys.push_back(marks::key_of(name, arguments));
   tails.emplace_back();
   return keys.size() - 1;
 }
 
 void find_tails(ChannelTails& channels) {
   static Statement find(
-      "SELECT c.n::int4, t.id FROM unnest($1, $2, $3) WITH ORDINALITY AS c (key, name, args, n)"
-      " CROSS JOIN LATERAL (SELECT m.id FROM $S.mq_msgs m"
-      "   WHERE m.channel_key = c.key AND m.after_message_id IS NOT NULL"
+      "SELECT c.n::int4, t.id, t.place FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS c (key, name, args, start, n)"
+      " CROSS JOIN LATERAL (SELECT m.id, m.place FROM $S.mq_msgs m"
+      "   WHERE m.channel_key = c.key AND m.place >= c.start AND m.after_message_id IS NOT NULL"
       "     AND m.channel_name = c.name AND m.channel_args = c.args ORDER BY m.place DESC LIMIT 1) AS t",
-      {INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID});
-  ArrayParam keys(INT8OID), names(TEXTOID), args(TEXTOID);
+      {INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID});
+  ArrayParam keys(INT8OID), names(TEXTOID), args(TEXTOID), starts(INT8OID);
+  const Micros began = GetCurrentTimestamp();
+  std::vector<std::size_t> checked;
   for (std::size_t i = 0; i < channels.keys.size(); ++i) {
+    std::int64_t start = marks::channel_start(channels.mark_keys[i]);
+    if (start != marks::kFirstPlace && marks::begin_channel_check(channels.mark_keys[i])) {
+      start = marks::kFirstPlace;
+      checked.push_back(i);
+    }
+    starts.add(Int64GetDatum(start));
     keys.add(Int64GetDatum(channels.keys[i]));
     names.add(text_datum(channels.names[i]));
     args.add(text_datum(channels.args[i]));
   }
-  const Rows rows = find.run({keys.datum(), names.datum(), args.datum()});
+  const Rows rows = find.run({keys.datum(), names.datum(), args.datum(), starts.datum()});
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const auto n = static_cast<std::size_t>(DatumGetInt32(rows.get(i, 1)) - 1);
-    channels.tails[n] = {uuid_of(rows.get(i, 2)), true};
+    channels.tails[n] = {uuid_of(rows.get(i, 2)), true, DatumGetInt64(rows.get(i, 3))};
+  }
+  const Micros took = GetCurrentTimestamp() - began;
+  for (const std::size_t i : checked) {
+    const Tail& tail = channels.tails[i];
+    marks::end_channel_check(channels.mark_keys[i], took, tail.exists ? std::optional(tail.place) : std::nullopt);
   }
 }
 

@@ -14,12 +14,14 @@ namespace mq {
 struct Tail {
   Uuid id;
   bool exists = false;
+  std::int64_t place = 0;
 };
 
 // Places of channels in the arrays of a statement, and their tails.
 struct ChannelTails {
   std::vector<std::int64_t> keys;
   std::vector<std::string_view> names, args;
+  std::vector<std::uint64_t> mark_keys;
   std::vector<Tail> tails;
   std::unordered_multimap<std::int64_t, std::size_t> by_key;
 
