@@ -129,6 +129,24 @@ for my $whose ('ROLE bob', 'DATABASE postgres', 'ROLE bob IN DATABASE postgres')
 }
 renew_workers();
 
+# Leased handlers have sessions of their own: settings that would keep those out are shown by mq_health().
+$node->safe_psql($db, q{
+	ALTER ROLE bob SET role = gang; ALTER ROLE bob SET exit_on_error = on; ALTER ROLE bob SET search_path = hostile, pg_temp;
+	ALTER ROLE bob SET default_transaction_read_only = on; ALTER ROLE bob SET statement_timeout = 1;
+	TRUNCATE seen;
+	SELECT mq_register_handler('leased', 'run(mq_message)', mode => 'leased', run_as => 'bob'),
+	       mq_send('leased', '{"sql": "SELECT 1"}'), mq_send('leased', '{"sql": "SET SESSION AUTHORIZATION postgres"}', retries => 0)});
+within(20, $node, $db, handled_as(), 'bob|bob', 'a leased handler runs as its role');
+within(20, $node, $db, 'SELECT sqlstate FROM mq_dead', '42501', 'and as nobody else');
+$node->safe_psql($db, q{DELETE FROM mq_dead; ALTER ROLE bob SET session_preload_libraries = missing});
+$node->safe_psql($db, q{SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'bob'});
+$node->safe_psql($db, q{SELECT mq_send('leased', '{"sql": "SELECT 2"}')});
+within(20, $node, $db, q{SELECT detail FROM mq_health() WHERE "check" = 'leased connections'}, qr/^as bob: .*"missing"/, 'a session that is refused shows');
+holds($node, $db, q{SELECT attempt FROM mq_msgs WHERE channel_name = 'leased'}, 0, 'and nobody is charged for it');
+$node->safe_psql($db, 'ALTER ROLE bob RESET ALL');
+within(30, $node, $db, q{SELECT acts_as FROM seen WHERE what = 'SELECT 2'}, 'bob', 'it is tried again');
+$node->safe_psql($db, q{SELECT mq_unregister_handler('leased')});
+
 # Those of mq are out of reach.
 my @refused = map { my ($rc, undef, $err) = $node->psql($db, "SET ROLE bob; ALTER ROLE bob SET $_"); $err =~ /ERROR:  (.*)/ ? $1 : "set" }
 	'mq.databases = other', 'mq.max_workers = 0', 'mq.handler_timeout = 1', 'mq.batch_size = 1', 'mq.made_up = 1', 'mq.dead_retention = 0';
@@ -199,6 +217,6 @@ $node->safe_psql($db, q{
 	SELECT mq_register_handler('x' || repeat('ü', 500), 'see(jsonb)'), mq_send('x' || repeat('ü', 500))});
 within(10, $node, $db, q{SELECT DISTINCT channel_name ~ '^xü+$' FROM mq_workers WHERE channel_name LIKE 'x%'}, 't', 'a long name is cut between characters');
 
-log_is_clean($node, qr{FATAL:  boo}, qr{WARNING:  permission denied to set session authorization "gang"});
+log_is_clean($node, qr{FATAL:  boo}, qr{is not a PostgreSQL (?:backend|server) process}, qr{FATAL: .*"missing"}, qr{WARNING:  permission denied to set session authorization "gang"});
 $node->stop('immediate');
 done_testing();
