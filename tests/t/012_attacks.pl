@@ -167,7 +167,7 @@ within(20, $node, 'mallorys', 'SELECT * FROM seen', 'postgres|postgres', 'it run
 
 # --- looking on ---------------------------------------------------------------------------------
 
-$node->safe_psql($db, q{SELECT mq_send('bob', '{"sql": "SELECT pg_sleep(60)", "secret": "s3cret"}', 'secret name')});
+$node->safe_psql($db, q{SELECT mq_send('bob', '{"sql": "SELECT pg_sleep(60)", "secret": "s3cret"}', 'secret name', retries => 0)});
 within(10, $node, $db, q{SELECT state FROM pg_stat_activity WHERE wait_event = 'PgSleep'}, 'active', 'bob\'s handler runs');
 my $as_mallory = 'SET SESSION AUTHORIZATION mallory; ';
 is($node->safe_psql($db, $as_mallory . q{SELECT DISTINCT query, state IS NULL FROM pg_stat_activity WHERE usename = 'bob'}),
@@ -182,6 +182,7 @@ is($node->safe_psql('mallorys', $as_mallory . q{SELECT count(channel_name) || ' 
 is($node->safe_psql('mallorys', q{SELECT channel_name FROM mq_workers WHERE database = 'postgres' AND state = 'handling'}),
 	'bob', 'a superuser does');
 $node->safe_psql($db, q{SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'});
+within(10, $node, $db, q{SELECT count(*) FROM mq_dead}, 1, 'it is over');
 
 my $listener = $node->background_psql($db);
 $listener->query('SET SESSION AUTHORIZATION mallory; LISTEN mq; LISTEN mq_work');
@@ -210,12 +211,12 @@ holds($node, 'ascii', q{SELECT encode(name::bytea, 'hex') = repeat('c3', 1024) F
 $node->safe_psql('ascii', q{SELECT mq_send(E'\xff\xc3', '1')});
 within(10, $node, $db, q{SELECT channel_name IS NULL FROM mq_workers WHERE database = 'ascii' AND state = 'handling'}, 't',
 	'another database does not show what is no text there');
-holds($node, 'ascii', q{SELECT encode(channel_name::bytea, 'hex') FROM mq_workers WHERE state = 'handling'}, 'ffc3', 'its own does');
+holds($node, 'ascii', q{SELECT encode(channel_name::bytea, 'hex') FROM mq_workers WHERE database = 'ascii' AND state = 'handling'}, 'ffc3', 'its own does');
 # A name that does not fit into shared memory is cut between characters.
 $node->safe_psql($db, q{
 	CREATE FUNCTION see(jsonb) RETURNS void LANGUAGE sql AS 'SELECT pg_sleep(60)';
 	SELECT mq_register_handler('x' || repeat('ü', 500), 'see(jsonb)'), mq_send('x' || repeat('ü', 500))});
-within(10, $node, $db, q{SELECT DISTINCT channel_name ~ '^xü+$' FROM mq_workers WHERE channel_name LIKE 'x%'}, 't', 'a long name is cut between characters');
+within(30, $node, $db, q{SELECT DISTINCT channel_name ~ '^xü+$' FROM mq_workers WHERE channel_name LIKE 'x%'}, 't', 'a long name is cut between characters');
 
 log_is_clean($node, qr{FATAL:  boo}, qr{is not a PostgreSQL (?:backend|server) process}, qr{FATAL: .*"missing"}, qr{WARNING:  permission denied to set session authorization "gang"});
 $node->stop('immediate');
