@@ -15,6 +15,8 @@ struct LeasedCall {
   std::string statement;
   std::uint32_t parameter_type;
   std::optional<std::string> parameter;
+  bool procedure = false;    // which may COMMIT
+  std::int64_t timeout = 0;  // microseconds; 0: none
 };
 
 struct Socket {

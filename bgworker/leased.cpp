@@ -24,7 +24,7 @@ constexpr std::size_t kOrphans = 100;  // in one step
 
 }  // namespace
 
-LeasedHandlers::Turn LeasedHandlers::turn(const Registry& registry, bool drain) {
+LeasedHandlers::Turn LeasedHandlers::turn(const Registry& registry, const Scope& scope) {
   Turn turn;
   const Micros now = ports_.clock.now();
   for (const auto& run : runs_) {
@@ -39,11 +39,12 @@ LeasedHandlers::Turn LeasedHandlers::turn(const Registry& registry, bool drain) 
     turn.moved = true;
   }
   std::erase_if(runs_, [&](const auto& run) {
-    return run->state == Run::kBroken || (run->state == Run::kIdle && (drain || now - run->since > kSessionLingers));
+    return run->state == Run::kBroken ||
+           (run->state == Run::kIdle && (scope.drain || now - run->since > kSessionLingers));
   });
-  if (drain) return turn;
-  if (begin(registry, turn, now)) turn.moved = true;
-  open_sessions(registry, turn, now);
+  if (scope.drain) return turn;
+  if (begin(registry, scope, turn, now)) turn.moved = true;
+  open_sessions(registry, scope, turn, now);
   return turn;
 }
 
@@ -209,13 +210,15 @@ bool LeasedHandlers::can_begin(Micros now) const {
 }
 
 // The leased channels that may begin something, and how many messages each.
-std::vector<Source> LeasedHandlers::sources(const Registry& registry, std::size_t idle) {
+std::vector<Source> LeasedHandlers::sources(const Registry& registry, const Scope& scope, std::size_t idle) {
   std::vector<Source> sources;
   for (const auto& [name, channel] : registry.channels()) {
     if (!channel.leased() || !channel.parked.empty()) continue;
+    if (scope.only != nullptr && std::find(scope.only->begin(), scope.only->end(), name) == scope.only->end()) continue;
     int room = static_cast<int>(idle);
     if (const int most = channel.max_workers(); most > 0) room = std::min(room, most - ports_.store.running_on(name));
-    if (room > 0) sources.push_back({name, room * channel.batch_size()});
+    const auto most = static_cast<int>(std::min<std::int64_t>(scope.most, std::int64_t{room} * channel.batch_size()));
+    if (most > 0) sources.push_back({name, most});
   }
   return sources;
 }
@@ -247,13 +250,13 @@ std::vector<LeasedHandlers::Call> LeasedHandlers::calls_of(const Registry& regis
 }
 
 // Leases what is due to idle sessions. True if there was something.
-bool LeasedHandlers::begin(const Registry& registry, Turn& turn, Micros now) {
+bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& turn, Micros now) {
   std::vector<Run*> idle;
   for (const auto& run : runs_)
     if (run->state == Run::kIdle) idle.push_back(run.get());
   if (alone_ > 0) idle.resize(std::min<std::size_t>(idle.size(), busy() ? 0 : 1));
   if (idle.empty()) return false;
-  const std::vector<Source> from = sources(registry, idle.size());
+  const std::vector<Source> from = sources(registry, scope, idle.size());
   int limit = 0;
   for (const Source& source : from) limit = std::max(limit, source.most);
   if (limit == 0) return false;
@@ -285,7 +288,7 @@ bool LeasedHandlers::begin(const Registry& registry, Turn& turn, Micros now) {
                                        static_cast<int>(call.messages.size()), company});
       if (run.number < 0) continue;
       begun.emplace_back(&run, call);
-      ports_.store.lease(call.messages, run.token, now + kLease);
+      ports_.store.lease(call.messages, run.token, now + ports_.store.lease_length(*call.handler));
       statements.push_back(ports_.store.call_of(*call.handler, call.messages));
     }
     ports_.transaction.commit();
@@ -305,19 +308,19 @@ bool LeasedHandlers::begin(const Registry& registry, Turn& turn, Micros now) {
     run->stop = Run::kNot;
     run->stop_at = run->handler.timeout > 0 ? ports_.clock.now() + run->handler.timeout : 0;
     run->error.reset();
-    run->session->run(statements[i]);
     enter_state(*run, Run::kRunning, ports_.clock.now());
+    run->session->run(statements[i]);
   }
   turn.more_is_due = (claim.more_is_due || left > 0) && runs_.size() >= most_sessions();
   return !begun.empty() || !claim.leftovers.empty();
 }
 
 // As many as there are messages due and no session for.
-void LeasedHandlers::open_sessions(const Registry& registry, Turn& turn, Micros now) {
+void LeasedHandlers::open_sessions(const Registry& registry, const Scope& scope, Turn& turn, Micros now) {
   const std::size_t most = most_sessions();
   if (now < refused_until_ || count(Run::kIdle) > 0) return;
   const auto room = static_cast<int>(most - std::min(most, runs_.size()));
-  const std::vector<Source> from = sources(registry, std::max<std::size_t>(1, static_cast<std::size_t>(room)));
+  const std::vector<Source> from = sources(registry, scope, std::max<std::size_t>(1, static_cast<std::size_t>(room)));
   if (from.empty()) return;
   int wanted = 0;
   ports_.transaction.begin();

@@ -13,9 +13,11 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <unordered_set>
 #include <vector>
@@ -62,6 +64,7 @@ class LeaseStore {
     int company;
   };
   virtual int enter(const Entry& entry) = 0;
+  virtual Micros lease_length(const Handler& /* handler */) { return kLease; }
   virtual void leave(int number) = 0;
 
   virtual std::int64_t new_token() = 0;
@@ -93,9 +96,15 @@ class LeasedHandlers {
     bool more_is_due = false;  // than this worker has sessions for
     std::size_t handled = 0;
   };
-  // Looks after what runs, settles what has ended and, unless `drain`, begins what is due. Throws what the server
+  // What a turn may begin. `only` restricts the channels.
+  struct Scope {
+    const std::vector<std::string_view>* only = nullptr;
+    std::int64_t most = std::numeric_limits<int>::max();  // messages
+    bool drain = false;                                   // nothing
+  };
+  // Looks after what runs, settles what has ended and begins what is due. Throws what the server
   // throws; the caller rolls back.
-  Turn turn(const Registry& registry, bool drain);
+  Turn turn(const Registry& registry, const Scope& scope);
   // A call that the server's last end cut short, in the current transaction. `crashes` were before. One of as many as
   // ran together brought it down: as many run alone now, one after another.
   void charge_crash(const Casualty& casualty, int crashes, const Registry& registry);
@@ -142,10 +151,10 @@ class LeasedHandlers {
   bool settle(Run& run, Micros now);  // false: not yet
   void run_alone(int calls) { alone_ = std::max(alone_, calls); }
   void settle_failed(const Run& run, const Batch& batch, Micros now, Settlement& settlement);
-  std::vector<Source> sources(const Registry& registry, std::size_t idle);
-  bool begin(const Registry& registry, Turn& turn, Micros now);
+  std::vector<Source> sources(const Registry& registry, const Scope& scope, std::size_t idle);
+  bool begin(const Registry& registry, const Scope& scope, Turn& turn, Micros now);
   std::vector<Call> calls_of(const Registry& registry, const Batch& messages, Settlement& settlement);
-  void open_sessions(const Registry& registry, Turn& turn, Micros now);
+  void open_sessions(const Registry& registry, const Scope& scope, Turn& turn, Micros now);
   std::size_t count(Run::State state) const;
   std::size_t most_sessions();
 

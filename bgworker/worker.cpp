@@ -62,7 +62,7 @@ void Worker::run() {
       const BatchResult result = run_batch(ports_.host.batch_size(), nullptr);
       if (result.over) return drain();
       LeasedHandlers::Turn turn;
-      if (ports_.leased != nullptr) turn = ports_.leased->turn(registry_, false);
+      if (ports_.leased != nullptr) turn = ports_.leased->turn(registry_, {});
       if (turn.handled > 0) ports_.host.handled(turn.handled);
       ports_.host.backlog(result.more_is_due || turn.more_is_due);
       const Micros now = ports_.clock.now();
@@ -119,7 +119,7 @@ void Worker::drain() {
   while (ports_.leased != nullptr && ports_.leased->has_sessions()) {
     Micros most = kSecond;
     try {
-      const LeasedHandlers::Turn turn = ports_.leased->turn(registry_, true);
+      const LeasedHandlers::Turn turn = ports_.leased->turn(registry_, {.drain = true});
       ports_.host.handled(turn.handled);
       if (!ports_.leased->has_sessions()) return;
       if (const auto next = ports_.leased->next_turn()) most = std::clamp<Micros>(*next - ports_.clock.now(), 0, most);
@@ -207,6 +207,7 @@ bool Worker::is_over() {
 
 std::int64_t Worker::run_until_empty(std::optional<std::int64_t> most, const std::vector<std::string_view>* only) {
   std::int64_t handled = 0;
+  release_orphans();
   for (;;) {
     const std::int64_t left = most ? *most - handled : std::numeric_limits<int>::max();
     if (left <= 0) break;
@@ -214,7 +215,13 @@ std::int64_t Worker::run_until_empty(std::optional<std::int64_t> most, const std
     const BatchResult result = run_batch(limit, only);
     if (result.over) break;
     handled += static_cast<std::int64_t>(result.handled);
-    if (result.claimed == 0 && !ports_.host.sweep()) break;
+    bool again = result.claimed > 0;
+    if (!again && ports_.leased != nullptr) {
+      const auto turn = ports_.leased->turn(registry_, {.only = only, .most = left});
+      handled += static_cast<std::int64_t>(turn.handled);
+      again = turn.moved;
+    }
+    if (!again && !ports_.host.sweep()) break;
     if (!ports_.host.wait(0)) break;
   }
   return handled;

@@ -201,18 +201,14 @@ void FmgrCaller::load(Oid role, Registry& registry) {
 namespace {
 
 // The names are the catalog's, and quoted.
-std::string statement_of(Oid function) {
-  struct Names {
-    const char* name;
-    bool procedure;
-  };
-  const Names names = fence::call([&] {
+std::string statement_of(Oid function, bool procedure) {
+  const char* name = fence::call([&] {
     const char* schema = get_namespace_name(get_func_namespace(function));
-    const char* name = get_func_name(function);
-    if (schema == nullptr || name == nullptr) elog(ERROR, "cache lookup failed for function %u", function);
-    return Names{quote_qualified_identifier(schema, name), get_func_prokind(function) == PROKIND_PROCEDURE};
+    const char* plain = get_func_name(function);
+    if (schema == nullptr || plain == nullptr) elog(ERROR, "cache lookup failed for function %u", function);
+    return quote_qualified_identifier(schema, plain);
   });
-  return fmt::format("{} {}($1)", names.procedure ? "CALL" : "SELECT", names.name);
+  return fmt::format("{} {}($1)", procedure ? "CALL" : "SELECT", name);
 }
 
 }  // namespace
@@ -234,7 +230,8 @@ void FmgrCaller::resolve(Handler& handler, Oid role) {
   handler.slot = functions_.size();
   if (handler.leased) {
     if (handler.shape != Shape::kBatch) handler.batch_size = 1;
-    functions_.push_back({nullptr, owner, statement_of(function)});
+    handler.procedure = fence::call([&] { return get_func_prokind(function) == PROKIND_PROCEDURE; });
+    functions_.push_back({nullptr, owner, statement_of(function, handler.procedure)});
     return;
   }
   FmgrInfo* info = fence::call([&] {
@@ -247,7 +244,8 @@ void FmgrCaller::resolve(Handler& handler, Oid role) {
 
 LeasedCall FmgrCaller::leased_call(const Handler& handler, std::span<const Claimed* const> messages) {
   const MemoryContext before = MemoryContextSwitchTo(call_context_);
-  LeasedCall call{functions_[handler.slot].statement, argument_type(handler.shape), std::nullopt};
+  LeasedCall call{functions_[handler.slot].statement, argument_type(handler.shape), std::nullopt, handler.procedure,
+                  handler.timeout};
   try {
     fence::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
     bool null = false;

@@ -11,6 +11,7 @@
 #include "extension.hpp"
 #include "handler_call.hpp"
 #include "host.hpp"
+#include "local_session.hpp"
 #include "session.hpp"
 #include "settle.hpp"
 #include "spi.hpp"
@@ -84,7 +85,10 @@ Datum run(FunctionCallInfo fcinfo) {
   caller.stop_when_cancelled();
   SqlSettler settler;
   CallHost host(transaction, source, caller, clock, GetUserId());
-  Worker worker({host, clock, transaction, source, caller, settler});
+  LocalLeaseStore store(source, caller, transaction);
+  LeasedHandlers leased({clock, transaction, source, settler, store});
+  // A lease has to be committed before its handler runs.
+  Worker worker({host, clock, transaction, source, caller, settler, is_atomic(fcinfo) ? nullptr : &leased});
   const std::int64_t handled = worker.run_until_empty(most, array.null ? nullptr : &only);
 
   return fence::call([&] {

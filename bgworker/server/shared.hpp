@@ -72,7 +72,8 @@ void note_idle();
 void note_handled(std::uint64_t messages);
 void note_batch(const Batch& messages);  // that the worker holds until note_idle
 
-// Leased calls of this worker. A call that has been entered is alive until it is left, or its session has ended.
+// Leased calls of this worker or, by mq_run, this session. A call that has been entered is alive until it is left, or
+// its session has ended.
 struct NewLease {
   std::int64_t token;
   int backend;
@@ -92,6 +93,7 @@ struct HandledHere {
   bool block_on_dead;
 };
 std::optional<HandledHere> handled_here();
+void set_handled_here(const std::optional<HandledHere>& call);  // for a call in this very process
 // How opening a session went; empty: well. True: it has changed.
 bool note_connection(const std::string& refusal);
 struct Refusal {

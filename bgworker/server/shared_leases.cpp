@@ -16,14 +16,20 @@ namespace mq::shared {
 
 namespace {
 
-bool is_session(int backend, Oid database, Oid role) {
+HandledHere handled_in_process{0, false};  // token 0: nothing; set by set_handled_here
+
+const PGPROC* find_process(int backend, Oid database, Oid role) {
   const PGPROC* process = BackendPidGetProc(backend);
-  return process != nullptr && process->databaseId == database && process->roleId == role &&
-         !process->isBackgroundWorker;
+  return process != nullptr && process->databaseId == database && process->roleId == role ? process : nullptr;
+}
+
+bool is_session(int backend, Oid database, Oid role) {
+  const PGPROC* process = find_process(backend, database, role);
+  return process != nullptr && !process->isBackgroundWorker;
 }
 
 bool is_alive(const Lease& lease) {
-  return lease.token != 0 && (lease.seat >= 0 || is_session(lease.backend, lease.database, lease.role));
+  return lease.token != 0 && (lease.seat >= 0 || find_process(lease.backend, lease.database, lease.role) != nullptr);
 }
 
 }  // namespace
@@ -37,7 +43,7 @@ Oid my_role() {
 }
 
 int enter_lease(const NewLease& lease) {
-  if (my_seat < 0) return -1;
+  if (!available()) return -1;
   Guard guard(LW_EXCLUSIVE);
   int free = -1;
   int on_channel = 0;
@@ -51,13 +57,13 @@ int enter_lease(const NewLease& lease) {
     }
   }
   if (free < 0 || (lease.most > 0 && on_channel >= lease.most)) return -1;
-  const Seat& seat = state->seats[my_seat];
-  state->leases[free] = {lease.token,   seat.database,  seat.role,          my_seat,
+  state->leases[free] = {lease.token,   MyDatabaseId,   MyProc->roleId,     my_seat,
                          lease.backend, lease.name_key, lease.block_on_dead};
   return free;
 }
 
 void leave_lease(int number) {
+  if (!available()) return;
   Guard guard(LW_EXCLUSIVE);
   state->leases[number].token = 0;
 }
@@ -77,7 +83,12 @@ bool lease_is_alive(std::int64_t token) {
                      [&](const Lease& l) { return l.token == token && l.database == MyDatabaseId && is_alive(l); });
 }
 
+void set_handled_here(const std::optional<HandledHere>& call) {
+  handled_in_process = call.value_or(HandledHere{0, false});
+}
+
 std::optional<HandledHere> handled_here() {
+  if (handled_in_process.token != 0) return handled_in_process;
   if (!available()) return std::nullopt;
   Guard guard(LW_SHARED);
   for (const Lease& l : state->leases)

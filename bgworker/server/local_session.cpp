@@ -1,0 +1,124 @@
+#include "local_session.hpp"
+
+#include <memory>
+
+#include "../channel_key.hpp"
+#include "extension.hpp"
+#include "fence.hpp"
+#include "identity.hpp"
+#include "shared.hpp"
+#include "timeout.hpp"
+
+extern "C" {
+#include "executor/spi.h"
+#include "lib/stringinfo.h"
+#include "nodes/params.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+}
+
+namespace mq {
+
+namespace {
+
+constexpr Micros kUnlimited = 24 * 3600 * kSecond;  // the lease of a handler without a time limit
+
+// In the context of the SPI connection, which a COMMIT of the handler does not end.
+void execute(const LeasedCall& call) {
+  const char* statement = call.statement.c_str();
+  const Oid type = call.parameter_type;
+  const char* bytes = call.parameter ? call.parameter->data() : nullptr;
+  const int size = call.parameter ? static_cast<int>(call.parameter->size()) : 0;
+  fence::call([&] {
+    ParamListInfo parameters = makeParamList(1);
+    parameters->params[0] = {0, bytes == nullptr, PARAM_FLAG_CONST, type};
+    if (bytes != nullptr) {
+      Oid receive = InvalidOid;
+      Oid element = InvalidOid;
+      StringInfoData buffer;
+      getTypeBinaryInputInfo(type, &receive, &element);
+      initStringInfo(&buffer);
+      appendBinaryStringInfo(&buffer, bytes, size);
+      parameters->params[0].value = OidReceiveFunctionCall(receive, &buffer, element, -1);
+    }
+    SPIExecuteOptions options;
+    memset(&options, 0, sizeof options);
+    options.params = parameters;
+    options.allow_nonatomic = true;
+    const int code = SPI_execute_extended(statement, &options);
+    if (code < 0) elog(ERROR, "SPI_execute_extended failed: %s", SPI_result_code_string(code));
+    CHECK_FOR_INTERRUPTS();
+  });
+}
+
+}  // namespace
+
+void LocalSession::run(const LeasedCall& call) {
+  error_.reset();
+  transaction_.begin();
+  call.procedure ? run_procedure(call) : run_function(call);
+  try {
+    transaction_.commit();
+  } catch (const Error& error) {
+    transaction_.rollback();
+    if (!error_) error_ = error;
+  }
+}
+
+// Nothing can be rolled back from outside of what may COMMIT, so an error ends mq_run. The message is tried again when
+// its lease is found to be nobody's.
+void LocalSession::run_procedure(const LeasedCall& call) {
+  try {
+    const HandlerTimeout timeout(call.timeout);
+    execute(call);
+    timeout.check();
+  } catch (Error& error) {
+    (void)HandlerTimeout::explain(error, call.timeout);
+    throw;
+  }
+}
+
+void LocalSession::run_function(const LeasedCall& call) {
+  transaction_.set_savepoint();
+  const int nest_level = NewGUCNestLevel();  // what the handler sets ends with it
+  try {
+    const HandlerTimeout timeout(call.timeout);
+    execute(call);
+    timeout.check();
+    AtEOXact_GUC(false, nest_level);
+    transaction_.release_savepoint();
+  } catch (const Error& error) {
+    error_ = error;
+    (void)HandlerTimeout::explain(*error_, call.timeout);
+    AtEOXact_GUC(false, nest_level);
+    transaction_.rollback_to_savepoint();
+  }
+}
+
+std::unique_ptr<HandlerSession> LocalLeaseStore::open() {
+  if (!may_become(GetUserId(), GetSessionUserId()))
+    throw Error("42501", "leased handlers cannot run on behalf of another session user",
+                "In mode \"leased\" a handler runs with the rights of the session.",
+                "Connect as the role that they run as.");
+  return std::make_unique<LocalSession>(transaction_);
+}
+
+int LocalLeaseStore::enter(const Entry& entry) {
+  number_ = shared::enter_lease({entry.token, MyProcPid, channel_key(entry.first.channel_name, {}),
+                                 entry.handler.max_workers, entry.handler.block_on_dead});
+  if (!shared::available()) number_ = 0;
+  if (number_ >= 0) shared::set_handled_here(shared::HandledHere{entry.token, entry.handler.block_on_dead});
+  return number_;
+}
+
+void LocalLeaseStore::leave(int number) {
+  shared::set_handled_here(std::nullopt);
+  shared::leave_lease(number);
+  number_ = -1;
+}
+
+Micros LocalLeaseStore::lease_length(const Handler& handler) {
+  return (handler.timeout > 0 ? handler.timeout : kUnlimited) + kLease;
+}
+
+}  // namespace mq
