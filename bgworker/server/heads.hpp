@@ -16,7 +16,7 @@ namespace mq::pending {
 #define NIL_ID "'00000000-0000-0000-0000-000000000000'"
 #define HEAD "(m.after_message_id IS NULL OR m.after_message_id = " NIL_ID ")"
 
-inline constexpr std::int64_t kSmall = 200;  // rows of a kind that are counted at each look
+inline constexpr std::int64_t kSmall = 50;  // rows of a kind that are counted at each look
 
 // A channel name at a look. Counts of kinds end at kSmall + 1.
 struct Look {

@@ -17,7 +17,7 @@ namespace mq::pending {
 
 namespace {
 
-constexpr std::int64_t kRoom = 100'000;  // rows of large channels that a look counts to divide them
+constexpr std::int64_t kRoom = 20'000;  // rows of large channels that a look counts to divide them
 constexpr Micros kRefresh = kSecond / 10;
 constexpr Micros kRefreshByLooker = kSecond / 50;
 
