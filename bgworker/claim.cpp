@@ -42,11 +42,25 @@ Claim Claimer::claim(const std::vector<Source>& sources, int limit, bool with_ru
   scans.reserve(sources.size());
   for (std::size_t i = 0; i < sources.size(); ++i) {
     const Source& source = sources[(start + i) % sources.size()];
-    scans.push_back({source.channel_name, source.most});
+    scans.push_back({source.channel_name, source.priority, source.most});
   }
+  std::stable_sort(scans.begin(), scans.end(), [](const Scan& a, const Scan& b) { return a.priority > b.priority; });
 
-  // Each channel name in turn gets an even share of what is left of the batch; then those that have more share what
-  // the others left.
+  int room = limit;
+  for (auto first = scans.begin(); first != scans.end();) {
+    const auto last =
+        std::find_if(first, scans.end(), [&](const Scan& scan) { return scan.priority < first->priority; });
+    room -= claim_equals({first, last}, room, with_runs, now, claim);
+    first = last;
+  }
+  claim.more_is_due =
+      claim.more_is_due || std::any_of(scans.begin(), scans.end(), [](const Scan& scan) { return scan.more; });
+  return claim;
+}
+
+// Each channel name in turn gets an even share of the room; then those that have more share what the others left; then
+// come the runs behind ordered heads.
+int Claimer::claim_equals(std::span<Scan> scans, int limit, bool with_runs, Micros now, Claim& claim) {
   int room = limit;
   for (std::size_t i = 0; i < scans.size() && room > 0; ++i) {
     const auto waiting = static_cast<int>(scans.size() - i);
@@ -54,15 +68,13 @@ Claim Claimer::claim(const std::vector<Source>& sources, int limit, bool with_ru
   }
   for (Scan& scan : scans)
     if (room > 0) room -= take_oldest(scan, room, now);
-  claim.more_is_due = std::any_of(scans.begin(), scans.end(), [](const Scan& scan) { return scan.more; });
-
   for (Scan& scan : scans) {
     std::sort(scan.found.begin(), scan.found.end(), due_before);
     Batch heads;
     for (const Claimed& message : scan.found) (deliverable(message, now) ? heads : claim.leftovers).push_back(message);
     room -= add_with_runs(heads, with_runs ? std::min(room, scan.most) : 0, now, claim);
   }
-  return claim;
+  return limit - room;
 }
 
 int Claimer::take_oldest(Scan& scan, int limit, Micros now) {

@@ -1,7 +1,8 @@
 // Claim: which due messages make the next batch. The only place that decides it, for workers, mq_run and
 // mq_poll.
 //
-// The oldest come first. When more is due than the batch takes, a quarter of it is drawn one message a
+// Channel names with a greater priority come first, and share a batch evenly among equals. Within a name the oldest
+// come first. When more is due than the batch takes, a quarter of it is drawn one message a
 // channel, from a random channel on, so that a channel with a million messages cannot shut out one with one. A
 // draw that finds nothing new is not tried again for a few claims.
 #pragma once
@@ -9,6 +10,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -20,6 +22,7 @@ namespace mq {
 struct Source {
   std::string_view channel_name;
   int most;
+  int priority = 0;  // what those with a greater one have left is for those with a smaller
 };
 
 struct Claim {
@@ -41,12 +44,15 @@ class Claimer {
   // A channel name while it is claimed from.
   struct Scan {
     std::string_view channel_name;
+    int priority = 0;
     int most = 0;                         // that it may still give
     std::optional<Position> behind = {};  // where the scan of the oldest is
     bool more = true;                     // there may be more behind that
     Batch found = {};                     // no message twice
   };
 
+  // What channel names of one priority give, up to `limit`; returns how many that was.
+  int claim_equals(std::span<Scan> scans, int limit, bool with_runs, Micros now, Claim& claim);
   // Each takes up to a number of messages that the scan has not found yet, and returns how many.
   int take_oldest(Scan& scan, int limit, Micros now);
   int draw(Scan& scan, int limit, Micros now);

@@ -218,7 +218,7 @@ std::vector<Source> LeasedHandlers::sources(const Registry& registry, const Scop
     int room = static_cast<int>(idle);
     if (const int most = channel.max_workers(); most > 0) room = std::min(room, most - ports_.store.running_on(name));
     const auto most = static_cast<int>(std::min<std::int64_t>(scope.most, std::int64_t{room} * channel.batch_size()));
-    if (most > 0) sources.push_back({name, most});
+    if (most > 0) sources.push_back({name, most, channel.priority()});
   }
   return sources;
 }

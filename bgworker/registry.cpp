@@ -1,6 +1,7 @@
 #include "registry.hpp"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 namespace mq {
@@ -27,6 +28,12 @@ int Channel::max_workers() const {
   for (const auto& handler : handlers)
     if (handler->max_workers > 0 && (least == 0 || handler->max_workers < least)) least = handler->max_workers;
   return least;
+}
+
+int Channel::priority() const {
+  int greatest = std::numeric_limits<int>::min();
+  for (const auto& handler : handlers) greatest = std::max(greatest, handler->priority);
+  return handlers.empty() ? 0 : greatest;
 }
 
 void Registry::add(Handler handler) {

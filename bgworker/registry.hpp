@@ -22,6 +22,7 @@ struct Handler {
   Shape shape = Shape::kJson;
   int batch_size = 0;   // most messages of this handler in a transaction
   int max_workers = 0;  // 0: no limit of its own
+  int priority = 0;
   Micros timeout = 0;
   Micros max_backoff = 0;
   bool block_on_dead = false;
@@ -42,6 +43,7 @@ struct Channel {
   // Most messages to claim for one transaction, and most workers at once (0: no limit).
   int batch_size() const;
   int max_workers() const;
+  int priority() const;  // the greatest
   // All handlers of a channel name have the same mode.
   bool leased() const { return !handlers.empty() && handlers.front()->leased; }
 };

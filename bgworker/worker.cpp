@@ -333,7 +333,7 @@ std::vector<Source> Worker::sources(const std::vector<std::string_view>* only) {
     if (!channel.parked.empty() || channel.leased()) continue;
     if (only != nullptr && std::find(only->begin(), only->end(), name) == only->end()) continue;
     if (const int most = channel.max_workers(); most > 0 && !ports_.source.take_place(name, most)) continue;
-    sources.push_back({name, channel.batch_size()});
+    sources.push_back({name, channel.batch_size(), channel.priority()});
   }
   return sources;
 }

@@ -62,7 +62,10 @@ SELECT pg_temp.refusal(format('SELECT mq_register_handler(%s)', arguments)) AS o
                     $$'work', 'handle(jsonb)', max_backoff => NULL$$,
                     $$'work', 'handle(jsonb)', max_backoff => '-1 s'$$,
                     $$'work', 'handle(jsonb)', on_dead => NULL$$,
-                    $$'work', 'handle(jsonb)', on_dead => 'explode'$$]) AS arguments;
+                    $$'work', 'handle(jsonb)', on_dead => 'explode'$$,
+                    $$'work', 'handle(jsonb)', priority => NULL$$,
+                    $$'work', 'handle(jsonb)', priority => 1001$$,
+                    $$'work', 'handle(jsonb)', priority => -1001$$]) AS arguments;
 SELECT count(*) AS registered FROM mq_handlers;
 SELECT pg_temp.refusal($$SELECT mq_unregister_handler(NULL)$$);
 DROP FUNCTION two_arguments(jsonb, jsonb), other_type(json), no_arguments(), a_set(jsonb);
@@ -104,6 +107,16 @@ SELECT pg_temp.handled();
 SELECT (SELECT count(*) FROM mq_msgs) AS messages, (SELECT count(*) FROM mq_payloads) AS payloads,
        (SELECT count(*) FROM mq_dead) AS dead, (SELECT count(*) FROM mq_failures) AS failures;
 SELECT mq_unregister_handler('work');
+
+-- A channel with a greater priority comes first.
+SELECT mq_register_handler('later', 'handle(jsonb)', priority => -1), mq_register_handler('sooner', 'handle(jsonb)', priority => 1000);
+SELECT count(mq_send(channel, to_jsonb(channel || i))) FROM unnest('{later,sooner}'::text[]) AS channel, generate_series(1, 3) AS i;
+CALL mq_run(max_messages => 4);
+SELECT pg_temp.handled();
+CALL mq_run();
+SELECT pg_temp.handled();
+SELECT channel_name, priority FROM mq_handlers ORDER BY priority;
+SELECT mq_unregister_handler('later'), mq_unregister_handler('sooner');
 
 -- The shapes. f(jsonb) gets the payload; one that is STRICT is not called without.
 SELECT mq_register_handler('json', 'handle(jsonb)');

@@ -33,7 +33,18 @@ namespace {
 constexpr Micros kAskEvery = 10'000;
 
 // Columns of mq_handlers, in the order of the statement in load().
-enum { kChannel = 1, kMessageName, kFunction, kBatchSize, kTimeout, kMaxWorkers, kMaxBackoff, kOnDead, kMode };
+enum {
+  kChannel = 1,
+  kMessageName,
+  kFunction,
+  kBatchSize,
+  kTimeout,
+  kMaxWorkers,
+  kMaxBackoff,
+  kOnDead,
+  kMode,
+  kPriority
+};
 
 // The call that runs now: set by FmgrCaller::call, which stands in the stack of whoever reads it. Calls nest when a
 // handler calls mq_run.
@@ -130,7 +141,8 @@ Shape shape_of(Oid function, bool leased) {
 
 void FmgrCaller::load(Oid role, Registry& registry) {
   static Statement select(
-      "SELECT channel_name, message_name, handler, batch_size, timeout, max_workers, max_backoff, on_dead, mode"
+      "SELECT channel_name, message_name, handler, batch_size, timeout, max_workers, max_backoff, on_dead, mode,"
+      "       priority"
       "  FROM $S.mq_handlers h WHERE h.run_as = $1"
       "    AND NOT EXISTS (SELECT 1 FROM $S.mq_paused p WHERE p.channel_name = h.channel_name)"
       "  ORDER BY channel_name",
@@ -175,6 +187,7 @@ void FmgrCaller::load(Oid role, Registry& registry) {
       handler.max_workers = null ? 0 : DatumGetInt32(max_workers);
       handler.max_backoff = micros_of_interval(rows.get(i, kMaxBackoff));
       handler.block_on_dead = text_view(rows.get(i, kOnDead)) == "block";
+      handler.priority = DatumGetInt32(rows.get(i, kPriority));
       handler.leased = text_view(rows.get(i, kMode)) == "leased";
       handlers.push_back(std::move(handler));
     }

@@ -140,7 +140,8 @@ CREATE TABLE mq_handlers (
   max_workers integer,
   run_as text NOT NULL,
   max_backoff interval NOT NULL,
-  on_dead text NOT NULL
+  on_dead text NOT NULL,
+  priority integer NOT NULL
 );
 COMMENT ON TABLE mq_handlers IS 'The registered handlers. Written by mq_register_handler and mq_unregister_handler.';
 COMMENT ON COLUMN mq_handlers.message_name IS 'NULL: every name on the channel that has no handler of its own.';

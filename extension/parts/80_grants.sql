@@ -17,7 +17,7 @@ REVOKE ALL ON FUNCTION
   mq_keep_alive(uuid[], interval), mq_checkpoint(uuid, interval, text, bytea, integer),
   mq_clear(text[]), mq_clear_all(), mq_uuid_exists(uuid), mq_latest_message(text, text),
   mq_active_channels(text[], integer),
-  mq_register_handler(text, regprocedure, text, text, integer, interval, integer, regrole, interval, text),
+  mq_register_handler(text, regprocedure, text, text, integer, interval, integer, regrole, interval, text, integer),
   mq_unregister_handler(text, text), mq_pause(text), mq_resume(text), mq_redrive(uuid[], text, integer, timestamptz, timestamptz),
   mq_snooze(interval, uuid), mq_discard(text, uuid), mq_announce(),
   mq_channel_stats(), mq_reset_stats(), mq_worker_seats(), mq_service_state(),

@@ -52,6 +52,23 @@ class ClaimTest : public testing::Test {
   Claimer claimer{session.queue, clock};
 };
 
+// Runs behind ordered heads included; what is left over is for the next.
+TEST_F(ClaimTest, TakesChannelNamesOfGreaterPriorityFirst) {
+  table.send(20, {.channel_name = "low"});
+  table.send(3, {.channel_name = "high"});
+  table.send(4, {.channel_name = "ordered", .ordered = true});
+  const std::vector<Source> sources{{"low", 1000, -1}, {"ordered", 1000, 5}, {"high", 1000, 5}};
+  for (int i = 0; i < 10; ++i) {
+    const Claim taken = claim(sources, 9);
+    EXPECT_EQ(count_of(taken.messages, "high"), 3);
+    EXPECT_EQ(count_of(taken.messages, "ordered"), 4);
+    EXPECT_EQ(count_of(taken.messages, "low"), 2);
+    EXPECT_EQ(taken.messages.back().channel_name, "low");
+    EXPECT_TRUE(taken.more_is_due);
+  }
+  EXPECT_EQ(count_of(claim(sources, 2).messages, "low"), 0);
+}
+
 TEST_F(ClaimTest, TakesTheOldestFirst) {
   table.send({.delay = -1 * kSecond});
   table.send({.delay = -3 * kSecond});
