@@ -72,17 +72,29 @@ chmod 0600, $passfile;
 sql(q{SET password_encryption = 'scram-sha-256'; ALTER ROLE postgres PASSWORD 'secret word'});
 set_and_reload($node, 'mq.leased_conninfo' => "passfile=$passfile");
 within(20, $node, $db, $sessions, 0, 'no session is left');
-# psql of this test comes by another user name map: only the handlers' sessions are asked for the password.
+# Only the handlers' sessions are asked for the password: this test comes as another role.
 sql(q{CREATE ROLE tester SUPERUSER LOGIN});
 set_hba("local all tester trust\nlocal all postgres scram-sha-256\n", $hba);
 sub as_tester { return $node->safe_psql($db, shift, extra_params => [ '-U', 'tester' ]) }
-as_tester(q{SELECT mq_send('work', '{"step": "scram", "seconds": 0}')});
-my $found = 0;
-for (1 .. 400) {
-	last if $found = as_tester(q{SELECT count(*) FROM steps WHERE step = 'scram'});
-	select undef, undef, undef, 0.05;
+sub handled_by_session {
+	my ($step) = @_;
+	as_tester(qq{SELECT mq_send('work', '{"step": "$step", "seconds": 0}')});
+	for (1 .. 400) {
+		return 1 if as_tester(qq{SELECT count(*) FROM steps WHERE step = '$step'});
+		select undef, undef, undef, 0.05;
+	}
+	return 0;
 }
-is($found, 1, 'a session logs in by scram with a passfile');
+ok(handled_by_session('scram'), 'a session logs in by scram with a passfile');
+
+# As the server's own user of the system, by a map.
+open my $ident, '>>', $node->data_dir . '/pg_ident.conf' or die $!;
+print $ident 'mq ' . getpwuid($<) . " postgres\n";
+close $ident;
+set_hba("local all tester trust\nlocal all postgres peer map=mq\n", $hba);
+as_tester(q{ALTER SYSTEM SET mq.leased_conninfo = ''; SELECT pg_reload_conf()});
+as_tester(q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'mq handler'});
+ok(handled_by_session('peer'), 'a session logs in by peer with a map');
 set_hba($hba);
 
 # A worker that is told to end takes its sessions along; the next one finds the lease an orphan.
