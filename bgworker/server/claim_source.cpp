@@ -244,20 +244,8 @@ bool SqlClaimSource::take_place(std::string_view channel_name, int most) {
 }
 
 std::vector<std::string> SqlClaimSource::channel_names() {
-  static Statement skip(
-      "WITH RECURSIVE n (name) AS ("
-      "  SELECT (SELECT m.channel_name FROM $S.mq_msgs m WHERE " HEAD
-      " ORDER BY m.channel_name LIMIT 1)"
-      "  UNION ALL"
-      "  SELECT (SELECT m.channel_name FROM $S.mq_msgs m WHERE m.channel_name > n.name AND " HEAD
-      "           ORDER BY m.channel_name LIMIT 1) FROM n WHERE n.name IS NOT NULL)"
-      " SELECT n.name FROM n WHERE n.name IS NOT NULL",
-      {});
   const OwnerScope scope;
-  const Rows rows = skip.run({});
-  std::vector<std::string> names;
-  for (std::size_t i = 0; i < rows.size(); ++i) names.emplace_back(text_view(rows.get(i, 1)));
-  return names;
+  return names_with_heads();
 }
 
 std::optional<Micros> SqlClaimSource::next_due(std::string_view channel_name) {

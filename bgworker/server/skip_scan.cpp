@@ -2,18 +2,16 @@
 
 #include <limits>
 
+#include "entry_scan.hpp"
 #include "extension.hpp"
 #include "fence.hpp"
+#include "marks.hpp"
 #include "spi.hpp"
 
 extern "C" {
-#include "access/genam.h"
-#include "access/nbtree.h"
-#include "access/relscan.h"
-#include "access/table.h"
 #include "catalog/pg_collation.h"
 #include "utils/fmgroids.h"
-#include "utils/rel.h"
+#include "utils/fmgrprotos.h"
 }
 
 namespace mq {
@@ -22,91 +20,119 @@ namespace {
 
 constexpr std::int64_t kLeast = std::numeric_limits<std::int64_t>::min();
 constexpr std::int64_t kGreatest = std::numeric_limits<std::int64_t>::max();
-constexpr int kInARow = 200;     // entries of a channel that are read before the rest is skipped
-constexpr int kMostRead = 4000;  // entries in all; a descent counts as kInARow
+constexpr int kInARow = 200;      // entries of a channel that are read before the rest is skipped
+constexpr int kMostRead = 4000;   // entries in all; a descent counts as kInARow
+constexpr int kMostSeen = 20000;  // entries whose rows are looked at
 
-// An open scan of mq_msgs_fair: entries of a name from (channel_key, attempt_at, place) on. Owns nothing: it lives in
-// a body of fence::call, and an error leaves it to the rollback.
-struct FairScan {
-  Relation table;
-  Relation index;
-  IndexScanDesc scan;
-  ScanKeyData row[3];
-  ScanKeyData keys[2];
+// (attempt_at, place) in columns n and n + 1; false where attempt_at is NULL.
+bool position_of(const EntryScan& scan, int n, Position& position) {
+  bool null = false;
+  position.attempt_at = DatumGetTimestampTz(scan.column(n, null));
+  if (null) return false;
+  position.place = DatumGetInt64(scan.column(n + 1, null));
+  return true;
+}
 
-  void open(Oid table_oid, Oid index_oid, Datum channel_name) {
-    table = table_open(table_oid, AccessShareLock);
-    index = index_open(index_oid, AccessShareLock);
-    ScanKeyEntryInitialize(&keys[0], 0, 1, BTEqualStrategyNumber, InvalidOid, C_COLLATION_OID, F_TEXTEQ, channel_name);
-    // As the executor makes them of a row comparison.
-    const RegProcedure compare[3] = {F_BTINT8CMP, F_TIMESTAMPTZ_CMP, F_BTINT8CMP};
-    for (int i = 0; i < 3; ++i)
-      ScanKeyEntryInitialize(&row[i], SK_ROW_MEMBER | (i == 2 ? SK_ROW_END : 0), static_cast<AttrNumber>(i + 2),
-                             BTGreaterEqualStrategyNumber, InvalidOid, InvalidOid, compare[i], 0);
-    memset(&keys[1], 0, sizeof keys[1]);
-    keys[1].sk_flags = SK_ROW_HEADER;
-    keys[1].sk_attno = row[0].sk_attno;
-    keys[1].sk_strategy = BTGreaterEqualStrategyNumber;
-    keys[1].sk_argument = PointerGetDatum(row);
-#if PG_VERSION_NUM >= 180000
-    scan = index_beginscan(table, index, SnapshotAny, nullptr, 2, 0);
-#else
-    scan = index_beginscan(table, index, SnapshotAny, 2, 0);
-#endif
-    scan->xs_want_itup = true;
+// Keys of a name's channels in mq_msgs_fair, see fair_keys.
+class FairKeys {
+ public:
+  void open(Oid table, Oid index, Datum channel_name, Position mark) {
+    static constexpr RegProcedure kCompare[] = {F_BTINT8CMP, F_TIMESTAMPTZ_CMP, F_BTINT8CMP};
+    mark_ = mark;
+    read_ = 0;
+    scan_.open(table, index, kCompare, 3, 2, channel_name);
   }
 
-  void descend(std::int64_t channel_key, Position mark) {
-    row[0].sk_argument = Int64GetDatum(channel_key);
-    row[1].sk_argument = TimestampTzGetDatum(mark.attempt_at);
-    row[2].sk_argument = Int64GetDatum(mark.place);
-    index_rescan(scan, keys, 2, nullptr, 0);
+  // Adds keys in [from, below) to those that are there.
+  void collect(std::int64_t from, std::int64_t below, std::int64_t* keys, int& count, int most) {
+    std::int64_t current = 0;
+    int in_a_row = -1;  // entries of the current channel; none yet
+    bool wanted = false;
+    descend(from);
+    while (read_ < kMostRead && scan_.next()) {
+      bool null = false;
+      const std::int64_t key = DatumGetInt64(scan_.column(2, null));
+      if (key >= below) return;
+      ++read_;
+      if (in_a_row < 0 || key != current) {
+        current = key;
+        in_a_row = 0;
+        wanted = false;
+      }
+      Position position{};
+      if (!wanted && position_of(scan_, 3, position) && position >= mark_) {
+        if (count == most) return;
+        keys[count++] = key;
+        wanted = true;
+      }
+      if (++in_a_row < kInARow) continue;
+      descend(wanted ? key + 1 : key);
+      read_ += kInARow;
+      in_a_row = 0;
+    }
   }
 
-  bool next(std::int64_t& channel_key, bool& above, Position mark) {
-    if (index_getnext_tid(scan, ForwardScanDirection) == nullptr) return false;
-    bool null = false;
-    const auto column = [&](int n) { return index_getattr(scan->xs_itup, n, scan->xs_itupdesc, &null); };
-    channel_key = DatumGetInt64(column(2));
-    const TimestampTz attempt_at = DatumGetTimestampTz(column(3));
-    above = !null && Position{attempt_at, DatumGetInt64(column(4))} >= mark;
-    return true;
+  void close() { scan_.close(); }
+
+ private:
+  void descend(std::int64_t key) {
+    const Datum position[] = {Int64GetDatum(key), TimestampTzGetDatum(mark_.attempt_at), Int64GetDatum(mark_.place)};
+    scan_.descend(position);
   }
 
-  void close() {
-    index_endscan(scan);
-    index_close(index, NoLock);
-    table_close(table, NoLock);
-  }
+  EntryScan scan_;
+  Position mark_;
+  int read_;
 };
 
-// Adds keys in [from, below) to those that are there.
-void collect(FairScan& scan, Position mark, std::int64_t from, std::int64_t below, std::int64_t* keys, int& count,
-             int most, int& read) {
-  std::int64_t current = 0;
-  int in_a_row = -1;  // entries of the current channel; none yet
-  bool wanted = false;
-  scan.descend(from, mark);
-  std::int64_t key = 0;
-  bool above = false;
-  while (read < kMostRead && scan.next(key, above, mark) && key < below) {
-    ++read;
-    if (in_a_row < 0 || key != current) {
-      current = key;
-      in_a_row = 0;
-      wanted = false;
-    }
-    if (above && !wanted) {
-      if (count == most) return;
-      keys[count++] = key;
-      wanted = true;
-    }
-    if (++in_a_row < kInARow) continue;
-    scan.descend(wanted ? key + 1 : key, mark);
-    read += kInARow;
-    in_a_row = 0;
+// Names in mq_msgs_due, see names_with_heads.
+class Names {
+ public:
+  void open(Oid table, Oid index, Datum least) {
+    static constexpr RegProcedure kCompare[] = {F_BTTEXTCMP, F_TIMESTAMPTZ_CMP, F_BTINT8CMP};
+    scan_.open(table, index, kCompare, 3);
+    descend(least, marks::kNone);
+    there_ = scan_.next();
   }
-}
+
+  // The name of the entry where the scan stands; 0 at the end.
+  Datum name() const {
+    bool null = false;
+    return there_ ? PointerGetDatum(PG_DETOAST_DATUM_COPY(scan_.column(1, null))) : 0;
+  }
+
+  // Whether it has a head that is not below `mark`; the scan stands on the name behind it then.
+  bool pass(Datum name, Position mark) {
+    Position position{};
+    if (position_of(scan_, 2, position) && position < mark) {
+      descend(name, mark);
+      there_ = scan_.next();
+    }
+    for (; there_ && is(name); there_ = scan_.next()) {
+      if (!position_of(scan_, 2, position) || !scan_.is_visible()) continue;
+      descend(name, {kGreatest, kGreatest});
+      there_ = scan_.next();
+      return true;
+    }
+    return false;
+  }
+
+  void close() { scan_.close(); }
+
+ private:
+  void descend(Datum name, Position from) {
+    const Datum position[] = {name, TimestampTzGetDatum(from.attempt_at), Int64GetDatum(from.place)};
+    scan_.descend(position);
+  }
+
+  bool is(Datum name) const {
+    bool null = false;
+    return DatumGetBool(DirectFunctionCall2Coll(texteq, C_COLLATION_OID, scan_.column(1, null), name));
+  }
+
+  EntryScan scan_;
+  bool there_;
+};
 
 }  // namespace
 
@@ -118,17 +144,95 @@ std::vector<std::int64_t> fair_keys(std::string_view channel_name, Position mark
   std::vector<std::int64_t> keys(static_cast<std::size_t>(most));
   std::int64_t* const first = keys.data();
   const int count = fence::call([&] {
-    FairScan scan;
+    FairKeys scan;
     int found = 0;
-    int read = 0;
-    scan.open(table, index, name);
-    collect(scan, mark, start, kGreatest, first, found, most, read);
-    if (found < most && start != kLeast) collect(scan, mark, kLeast, start, first, found, most, read);
+    scan.open(table, index, name, mark);
+    scan.collect(start, kGreatest, first, found, most);
+    if (found < most && start != kLeast) scan.collect(kLeast, start, first, found, most);
     scan.close();
     return found;
   });
   keys.resize(static_cast<std::size_t>(count));
   return keys;
+}
+
+std::vector<std::string> names_with_heads() {
+  const Extension& extension = Extension::get();
+  const Oid table = extension.relation("mq_msgs");
+  const Oid index = extension.relation("mq_msgs_due");
+  const Datum least = text_datum("");
+  std::vector<std::string> names;
+  Names scan;
+  fence::call([&] { scan.open(table, index, least); });
+  while (const Datum name = fence::call([&] { return scan.name(); })) {
+    const std::string_view text = text_view(name);
+    const Position mark = marks::start(text);
+    if (fence::call([&] { return scan.pass(name, mark); })) names.emplace_back(text);
+  }
+  fence::call([&] { scan.close(); });
+  return names;
+}
+
+std::vector<ChainPlace> first_messages(ChainPlace& from, std::size_t most) {
+  static constexpr RegProcedure kCompare[] = {F_BTINT8CMP, F_BTINT8CMP};
+  const Extension& extension = Extension::get();
+  const Oid table = extension.relation("mq_msgs");
+  const Oid index = extension.relation("mq_msgs_chain");
+  std::vector<ChainPlace> places(most);
+  ChainPlace* const found = places.data();
+  const std::size_t count = fence::call([&] {
+    EntryScan scan;
+    std::size_t n = 0;
+    const auto descend = [&] {
+      const Datum position[] = {Int64GetDatum(from.channel_key), Int64GetDatum(from.place)};
+      scan.descend(position);
+    };
+    scan.open(table, index, kCompare, 2);
+    descend();
+    bool more = false;
+    for (int seen = 0; seen < kMostSeen && n < most && (more = scan.next()); ++seen) {
+      bool null = false;
+      from = {DatumGetInt64(scan.column(1, null)), DatumGetInt64(scan.column(2, null))};
+      if (!scan.is_visible()) continue;
+      found[n++] = from;
+      more = from.channel_key < kGreatest;
+      if (!more) break;
+      from = {from.channel_key + 1, kLeast};
+      descend();
+    }
+    if (!more) from = ChainPlace();
+    scan.close();
+    return n;
+  });
+  places.resize(count);
+  return places;
+}
+
+std::vector<Uuid> payloads(Uuid& from, std::size_t most) {
+  static constexpr RegProcedure kCompare[] = {F_UUID_CMP};
+  const Extension& extension = Extension::get();
+  const Oid table = extension.relation("mq_payloads");
+  const Oid index = extension.relation("mq_payloads_pkey");
+  const Datum start = uuid_datum(from);
+  std::vector<Uuid> ids(most);
+  Uuid* const found = ids.data();
+  const std::size_t count = fence::call([&] {
+    EntryScan scan;
+    std::size_t n = 0;
+    scan.open(table, index, kCompare, 1);
+    scan.descend(&start);
+    bool more = false;
+    for (int seen = 0; seen < kMostSeen && n < most && (more = scan.next()); ++seen) {
+      bool null = false;
+      from = uuid_of(scan.column(1, null));
+      if (scan.is_visible()) found[n++] = from;
+    }
+    if (!more) from = Uuid();
+    scan.close();
+    return n;
+  });
+  ids.resize(count);
+  return ids;
 }
 
 }  // namespace mq

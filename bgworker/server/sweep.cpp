@@ -8,6 +8,7 @@
 #include "link.hpp"
 #include "settings.h"
 #include "settle.hpp"
+#include "skip_scan.hpp"
 #include "tally.hpp"
 
 namespace mq {
@@ -45,15 +46,14 @@ bool unblock() {
 }
 
 void remove_orphan_payloads() {
-  static Uuid behind;  // where the step before ended
-  static Statement page(
-      "WITH page AS (SELECT p.id FROM $S.mq_payloads p WHERE p.id > $1 ORDER BY p.id LIMIT $2),"
-      "     orphans AS (DELETE FROM $S.mq_payloads o USING page WHERE o.id = page.id"
-      "                   AND NOT EXISTS (SELECT 1 FROM $S.mq_msgs m WHERE m.id = page.id))"
-      " SELECT page.id FROM page ORDER BY page.id DESC LIMIT 1",
-      {UUIDOID, INT8OID});
-  const Rows rows = page.run({uuid_datum(behind), Int64GetDatum(kStep)});
-  behind = rows.empty() ? Uuid() : uuid_of(rows.get(0, 1));
+  static Uuid from;  // where the step before ended
+  static Statement remove(
+      "DELETE FROM $S.mq_payloads o WHERE o.id = ANY ($1)"
+      "   AND NOT EXISTS (SELECT 1 FROM $S.mq_msgs m WHERE m.id = o.id)",
+      {UUIDARRAYOID});
+  ArrayParam ids(UUIDOID);
+  for (const Uuid& id : payloads(from, kStep)) ids.add(uuid_datum(id));
+  remove.run({ids.datum()});
 }
 
 // True: there is more of it.
@@ -85,43 +85,38 @@ bool forget_old() {
 
 namespace {
 
-// Looks at up to `most` channels with keys above `behind`, which it moves on, or back to the start at the end.
-// Returns how many it looked at.
-std::size_t repair_page(std::int64_t& behind, std::size_t most, bool& repaired) {
+// Looks at the channels of these messages, which are the first of theirs. True: some were no heads, and are now.
+bool repair(const std::vector<ChainPlace>& first) {
   static Statement find(
-      "WITH RECURSIVE c (key, step) AS ("
-      "  SELECT (SELECT m.channel_key FROM $S.mq_msgs m WHERE m.channel_key > $1 AND m.after_message_id IS NOT NULL"
-      "           ORDER BY m.channel_key LIMIT 1), 1"
-      "  UNION ALL"
-      "  SELECT (SELECT m.channel_key FROM $S.mq_msgs m WHERE m.channel_key > c.key AND m.after_message_id IS NOT NULL"
-      "           ORDER BY m.channel_key LIMIT 1), c.step + 1 FROM c WHERE c.key IS NOT NULL AND c.step < $2)"
-      " SELECT c.key, f.channel_name, f.channel_args,"
-      "        f.after_message_id <> '00000000-0000-0000-0000-000000000000'"
-      "   FROM c CROSS JOIN LATERAL ("
-      "        SELECT m.channel_name, m.channel_args, m.after_message_id FROM $S.mq_msgs m"
-      "         WHERE m.channel_key = c.key AND m.after_message_id IS NOT NULL ORDER BY m.place LIMIT 1) f",
-      {INT8OID, INT4OID});
-  const Rows rows = find.run({Int64GetDatum(behind), Int32GetDatum(static_cast<int>(most))});
-  const std::size_t steps = rows.size();
-  behind = steps < most ? PG_INT64_MIN : DatumGetInt64(rows.get(steps - 1, 1));
+      "SELECT f.channel_key, f.channel_name, f.channel_args, f.place"
+      "  FROM unnest($1, $2) AS c (key, place) CROSS JOIN LATERAL ("
+      "       SELECT m.* FROM $S.mq_msgs m WHERE m.channel_key = c.key AND m.place = c.place"
+      "          AND m.after_message_id <> '00000000-0000-0000-0000-000000000000') f",
+      {INT8ARRAYOID, INT8ARRAYOID});
+  ArrayParam keys(INT8OID), places(INT8OID);
+  for (const ChainPlace& place : first) {
+    keys.add(Int64GetDatum(place.channel_key));
+    places.add(Int64GetDatum(place.place));
+  }
+  const Rows rows = find.run({keys.datum(), places.datum()});
   std::vector<LooseChannel> headless;
-  for (std::size_t i = 0; i < steps; ++i)
-    if (DatumGetBool(rows.get(i, 4)))
-      headless.push_back({DatumGetInt64(rows.get(i, 1)), std::string(text_view(rows.get(i, 2))),
-                          std::string(text_view(rows.get(i, 3)))});
-  repaired = link_channels(headless).size() < headless.size() || repaired;
-  return steps;
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    headless.push_back({DatumGetInt64(rows.get(i, 1)), std::string(text_view(rows.get(i, 2))),
+                        std::string(text_view(rows.get(i, 3))), DatumGetInt64(rows.get(i, 4)) - 1});
+  return link_channels(headless).size() < headless.size();
 }
 
 }  // namespace
 
 bool repair_heads() {
-  static std::int64_t behind = PG_INT64_MIN;  // the channel where the step before ended
-  bool repaired = false;
-  const bool from_the_middle = behind != PG_INT64_MIN;
-  const std::size_t seen = repair_page(behind, kStep, repaired);
-  if (from_the_middle && seen < kStep) repair_page(behind, kStep - seen, repaired);
-  return repaired;
+  static ChainPlace from;  // where the step before ended
+  const bool at_the_start = from.channel_key == ChainPlace().channel_key;
+  std::vector<ChainPlace> first = first_messages(from, kStep);
+  if (!at_the_start && from.channel_key == ChainPlace().channel_key) {
+    const std::vector<ChainPlace> more = first_messages(from, kStep - first.size());
+    first.insert(first.end(), more.begin(), more.end());
+  }
+  return repair(first);
 }
 
 bool bury_expired(SqlClaimSource& source, Micros now) {
