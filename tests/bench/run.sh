@@ -57,8 +57,8 @@ row() {
   local ours theirs
   read -ra ours <<<"$(statistics "$2")"
   read -ra theirs <<<"$(statistics "$3")"
-  printf '| %s | %s (%s to %s) | %s (%s to %s) | %.1f |\n' "$1" "${ours[@]}" "${theirs[@]}" \
-    "$(awk -v a="${ours[0]}" -v b="${theirs[0]}" 'BEGIN { print a / b }')" >>"$WORK/table"
+  printf '| %s | %s (%s to %s) | %s (%s to %s) | %s |\n' "$1" "${ours[@]}" "${theirs[@]}" \
+    "$(awk -v a="${ours[0]}" -v b="${theirs[0]}" 'BEGIN { printf "%.3g", a / b }')" >>"$WORK/table"
 }
 
 deps_install build
@@ -73,7 +73,7 @@ server_start bench-server 'synchronous_commit = on' 'shared_buffers = 1GB' 'max_
 sql postgres -c 'CREATE DATABASE mq' -c 'CREATE DATABASE original'
 
 : >"$WORK/table"
-for workload in ${WORKLOAD:-burn}; do
+for workload in ${WORKLOAD:-burn horizon}; do
   say "$workload"
   "workload_$workload"
 done
