@@ -30,7 +30,7 @@ $$;
 
 -- What is refused.
 CREATE FUNCTION two_arguments(jsonb, jsonb) RETURNS void LANGUAGE sql RETURN NULL;
-CREATE FUNCTION other_type(json) RETURNS void LANGUAGE sql RETURN NULL;
+CREATE FUNCTION other_type(text) RETURNS void LANGUAGE sql RETURN NULL;
 CREATE FUNCTION no_arguments() RETURNS void LANGUAGE sql RETURN NULL;
 CREATE FUNCTION a_set(jsonb) RETURNS SETOF int LANGUAGE sql AS 'SELECT 1';
 CREATE PROCEDURE a_procedure(jsonb) LANGUAGE sql AS 'SELECT 1';
@@ -43,7 +43,7 @@ SELECT pg_temp.refusal(format('SELECT mq_register_handler(%s)', arguments)) AS o
                     $$'work', 'missing(jsonb)'$$,
                     $$'work', 0::regprocedure$$,
                     $$'work', 'two_arguments(jsonb, jsonb)'$$,
-                    $$'work', 'other_type(json)'$$,
+                    $$'work', 'other_type(text)'$$,
                     $$'work', 'no_arguments()'$$,
                     $$'work', 'a_set(jsonb)'$$,
                     $$'work', 'a_procedure(jsonb)'$$,
@@ -68,7 +68,7 @@ SELECT pg_temp.refusal(format('SELECT mq_register_handler(%s)', arguments)) AS o
                     $$'work', 'handle(jsonb)', priority => -1001$$]) AS arguments;
 SELECT count(*) AS registered FROM mq_handlers;
 SELECT pg_temp.refusal($$SELECT mq_unregister_handler(NULL)$$);
-DROP FUNCTION two_arguments(jsonb, jsonb), other_type(json), no_arguments(), a_set(jsonb);
+DROP FUNCTION two_arguments(jsonb, jsonb), other_type(text), no_arguments(), a_set(jsonb);
 -- A procedure is one in leased mode, which all handlers of a channel share.
 SELECT mq_register_handler('work', 'a_procedure(jsonb)', mode => 'leased', batch_size => 1, max_workers => 3);
 SELECT handler, mode, batch_size, max_workers FROM mq_handlers;

@@ -4,11 +4,14 @@
 --
 CREATE EXTENSION mq;
 
--- Everything that is a member of the extension. A change of the surface shows here.
+-- Everything that is a member of the extension. A change of the surface shows here. (The types that the server makes
+-- itself, of arrays and of the rows of tables, are members too from 17 on.)
 CREATE TEMP VIEW members AS
   SELECT d.classid, d.objid, pg_describe_object(d.classid, d.objid, 0) AS object
     FROM pg_depend d JOIN pg_extension e ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid
-   WHERE e.extname = 'mq' AND d.deptype = 'e';
+   WHERE e.extname = 'mq' AND d.deptype = 'e'
+     AND NOT EXISTS (SELECT FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid
+                      WHERE d.classid = 'pg_type'::regclass AND t.oid = d.objid AND (t.typcategory = 'A' OR c.relkind <> 'c'));
 SELECT object FROM members ORDER BY object COLLATE "C";
 
 -- Not relocatable, and needs no other extension.
