@@ -25,7 +25,11 @@ const PGPROC* find_process(int backend, Oid database, Oid role) {
 
 bool is_session(int backend, Oid database, Oid role) {
   const PGPROC* process = find_process(backend, database, role);
+#if PG_VERSION_NUM >= 180000
+  return process != nullptr && process->isRegularBackend;
+#else
   return process != nullptr && !process->isBackgroundWorker;
+#endif
 }
 
 bool is_alive(const Lease& lease) {
