@@ -69,7 +69,9 @@ is(attack($_->[0]), $_->[1], "what it comes to: $_->[0]") for
 	[ 'SET ROLE alice', '42501' ],
 	[ 'SET ROLE gang', 'gang/bob' ],
 	[ 'SET LOCAL ROLE gang', 'gang/bob' ],
-	[ 'DO $d$ BEGIN SET ROLE gang; INSERT INTO public.bait VALUES (1); RESET ROLE; END $d$', 'bob/bob' ],
+	[ 'DO $d$ BEGIN SET ROLE gang; INSERT INTO public.bait VALUES (1); RESET ROLE; END $d$',
+		# From 18 on a deferred trigger fires as the role that queued it, and may not change that.
+		$node->pg_version < 18 ? 'bob/bob' : '42501' ],
 	[ 'DO $d$ BEGIN PERFORM public.alices_helper(); END $d$', 'alice/bob bob/bob' ],
 	[ 'DECLARE c CURSOR WITH HOLD FOR SELECT public.alices_helper()', 'alice/bob bob/bob' ],
 	[ 'SET search_path = pg_temp', 'bob/bob' ],
