@@ -1,7 +1,6 @@
 #include "leased.hpp"
 
 #include <algorithm>
-#include <map>
 #include <utility>
 
 #include <fmt/core.h>
@@ -13,6 +12,7 @@ namespace mq {
 namespace {
 
 constexpr Micros kConnectTimeout = 10 * kSecond;
+constexpr Micros kCleanTimeout = 10 * kSecond;
 constexpr Micros kFirstRefusal = kSecond;  // wait after a refused connection; doubled up to
 constexpr Micros kLastRefusal = 30 * kSecond;
 constexpr Micros kLeastGrace = kSecond;  // between the time limit and termination
@@ -26,7 +26,7 @@ constexpr std::size_t kOrphans = 100;  // in one step
 
 LeasedHandlers::Turn LeasedHandlers::turn(const Registry& registry, const Scope& scope) {
   Turn turn;
-  const Micros now = ports_.clock.now();
+  const Micros now = ports_.clock.steady();
   for (const auto& run : runs_) {
     turn.moved = poll(*run, now) || turn.moved;
     stop(*run, now);
@@ -43,7 +43,7 @@ LeasedHandlers::Turn LeasedHandlers::turn(const Registry& registry, const Scope&
            (run->state == Run::kIdle && (scope.drain || now - run->since > kSessionLingers));
   });
   if (scope.drain) return turn;
-  if (begin(registry, scope, turn, now)) turn.moved = true;
+  if (begin(registry, scope, turn)) turn.moved = true;
   open_sessions(registry, scope, turn, now);
   return turn;
 }
@@ -65,10 +65,11 @@ bool LeasedHandlers::poll(Run& run, Micros now) {
       if (idle || broken || now - run.since > kConnectTimeout) connection_ended(run, now);
       break;
     case Run::kRunning:
-      if (idle || broken) end(run, now);
+      if (idle || broken) end(run, broken, now);
       break;
     case Run::kCleaning:
-      if (broken || (idle && run.session->error())) enter_state(run, Run::kBroken, now);
+      if (broken || (idle && run.session->error()) || now - run.since > kCleanTimeout)
+        enter_state(run, Run::kBroken, now);
       if (idle && !run.session->error()) enter_state(run, Run::kIdle, now);
       break;
     default:
@@ -119,22 +120,23 @@ void LeasedHandlers::renew(Micros now) {
   }
   if (tokens.empty()) return;
   ports_.transaction.begin();
-  ports_.store.renew(tokens, now + kLease);
+  ports_.store.renew(tokens, ports_.clock.now() + kLease);
   ports_.transaction.commit();
 }
 
-void LeasedHandlers::end(Run& run, Micros now) {
+void LeasedHandlers::end(Run& run, bool broken, Micros now) {
   run.error = run.session->error();
   run.duration = now - run.since;
-  if (run.error && run.stop != Run::kNot) {
-    const bool terminated = run.stop == Run::kTerminated;
+  const bool terminated = run.stop == Run::kTerminated && broken;
+  // One that was cancelled may have an error of its own to tell.
+  if (run.error && (terminated || (run.stop != Run::kNot && run.error->sqlstate == "57014"))) {
     const std::string context = run.error->context;
     run.error = Error("57014", fmt::format("handler timed out after {} ms", run.handler.timeout / 1000),
                       terminated ? "It did not heed the cancel, and its session was terminated." : "");
     run.error->context = context;
   }
   // A session that ends without a word has crashed, and the server with it: the next start charges that.
-  run.settle_at = run.error && run.error->sqlstate == "08006" ? now + kAfterLoss : now;
+  run.settle_at = broken && run.error && run.error->sqlstate == "08006" ? now + kAfterLoss : now;
   enter_state(run, Run::kEnded, now);
 }
 
@@ -150,7 +152,7 @@ bool LeasedHandlers::settle(Run& run, Micros now) {
   }
   Settlement settlement;
   if (run.error) {
-    settle_failed(run, batch, now, settlement);
+    settle_failed(run, batch, ports_.clock.now(), settlement);
   } else {
     for (const Claimed& message : batch) {
       settlement.removed.push_back(&message);
@@ -203,143 +205,12 @@ bool LeasedHandlers::busy() const {
   return std::any_of(runs_.begin(), runs_.end(), [](const auto& run) { return run->number >= 0; });
 }
 
-bool LeasedHandlers::can_begin(Micros now) const {
+bool LeasedHandlers::can_begin() const {
   if (alone_ > 0 && busy()) return false;
   if (count(Run::kIdle) > 0) return true;
-  return now >= refused_until_ && runs_.size() < static_cast<std::size_t>(ports_.store.most_sessions());
-}
-
-// The leased channels that may begin something, and how many messages each.
-std::vector<Source> LeasedHandlers::sources(const Registry& registry, const Scope& scope, std::size_t idle) {
-  std::vector<Source> sources;
-  for (const auto& [name, channel] : registry.channels()) {
-    if (!channel.leased() || !channel.parked.empty()) continue;
-    if (scope.only != nullptr && std::find(scope.only->begin(), scope.only->end(), name) == scope.only->end()) continue;
-    int room = static_cast<int>(idle);
-    if (const int most = channel.max_workers(); most > 0) room = std::min(room, most - ports_.store.running_on(name));
-    const auto most = static_cast<int>(std::min<std::int64_t>(scope.most, std::int64_t{room} * channel.batch_size()));
-    if (most > 0) sources.push_back({name, most, channel.priority()});
-  }
-  return sources;
-}
-
-// One call a message, but what a batch handler gets together. What no handler matches has failed.
-std::vector<LeasedHandlers::Call> LeasedHandlers::calls_of(const Registry& registry, const Batch& messages,
-                                                           Settlement& settlement) {
-  std::vector<Call> calls;
-  std::map<const Handler*, std::size_t> open;  // the call of a batch handler that has room
-  for (const Claimed& message : messages) {
-    const Channel* channel = registry.find(message.channel_name);
-    const Handler* handler = channel != nullptr ? channel->find(message.name) : nullptr;
-    if (handler == nullptr) {
-      settle_failure({&message, no_handler(message)}, nullptr, ports_.clock.now(), ports_.clock.dice(), settlement);
-      continue;
-    }
-    const bool alone = handler->shape != Shape::kBatch || single_.contains(message.id);
-    const auto found = alone ? open.end() : open.find(handler);
-    if (found != open.end()) {
-      Call& call = calls[found->second];
-      call.messages.push_back(&message);
-      if (call.messages.size() >= static_cast<std::size_t>(handler->batch_size)) open.erase(found);
-      continue;
-    }
-    if (!alone && handler->batch_size > 1) open[handler] = calls.size();
-    calls.push_back({handler, {&message}});
-  }
-  return calls;
-}
-
-// Leases what is due to idle sessions. True if there was something.
-bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& turn, Micros now) {
-  std::vector<Run*> idle;
-  for (const auto& run : runs_)
-    if (run->state == Run::kIdle) idle.push_back(run.get());
-  if (alone_ > 0) idle.resize(std::min<std::size_t>(idle.size(), busy() ? 0 : 1));
-  if (idle.empty()) return false;
-  const std::vector<Source> from = sources(registry, scope, idle.size());
-  int limit = 0;
-  for (const Source& source : from) limit = std::max(limit, source.most);
-  if (limit == 0) return false;
-
-  ports_.transaction.begin();
-  const Claim claim = claimer_.claim(from, limit, false);
-  if (claim.messages.empty() && claim.leftovers.empty()) {
-    ports_.transaction.commit();
-    return false;
-  }
-  std::vector<std::pair<Run*, Call>> begun;
-  std::vector<LeasedCall> statements;
-  std::size_t left = 0;
-  try {
-    Settlement settlement;
-    dispose(claim.leftovers, now, settlement);
-    const std::vector<Call> calls = calls_of(registry, claim.messages, settlement);
-    ports_.settler.settle(settlement);
-    const std::size_t running = runs_.size() - count(Run::kIdle) - count(Run::kConnecting) - count(Run::kCleaning);
-    const auto company = static_cast<int>(running + std::min(idle.size(), calls.size()) - 1);
-    for (const Call& call : calls) {
-      if (begun.size() == idle.size()) {
-        ++left;
-        continue;
-      }
-      Run& run = *idle[begun.size()];
-      run.token = ports_.store.new_token();
-      run.number = ports_.store.enter({run.token, run.session->backend(), *call.handler, *call.messages.front(),
-                                       static_cast<int>(call.messages.size()), company});
-      if (run.number < 0) continue;
-      begun.emplace_back(&run, call);
-      ports_.store.lease(call.messages, run.token, now + ports_.store.lease_length(*call.handler));
-      statements.push_back(ports_.store.call_of(*call.handler, call.messages));
-    }
-    ports_.transaction.commit();
-  } catch (...) {
-    for (auto& [run, call] : begun) {
-      ports_.store.leave(run->number);
-      run->number = -1;
-    }
-    throw;
-  }
-  for (std::size_t i = 0; i < begun.size(); ++i) {
-    auto& [run, call] = begun[i];
-    run->messages = call.messages.size();
-    run->handler = *call.handler;
-    run->waited = std::max<Micros>(0, now - call.messages.front()->attempt_at);
-    run->renew_at = now + kLease / 2;
-    run->stop = Run::kNot;
-    run->stop_at = run->handler.timeout > 0 ? ports_.clock.now() + run->handler.timeout : 0;
-    run->error.reset();
-    enter_state(*run, Run::kRunning, ports_.clock.now());
-    run->session->run(statements[i]);
-  }
-  turn.more_is_due = (claim.more_is_due || left > 0) && runs_.size() >= most_sessions();
-  return !begun.empty() || !claim.leftovers.empty();
-}
-
-// As many as there are messages due and no session for.
-void LeasedHandlers::open_sessions(const Registry& registry, const Scope& scope, Turn& turn, Micros now) {
-  const std::size_t most = most_sessions();
-  if (now < refused_until_ || count(Run::kIdle) > 0) return;
-  const auto room = static_cast<int>(most - std::min(most, runs_.size()));
-  const std::vector<Source> from = sources(registry, scope, std::max<std::size_t>(1, static_cast<std::size_t>(room)));
-  if (from.empty()) return;
-  int wanted = 0;
-  ports_.transaction.begin();
-  for (const Source& source : from) {
-    const int batch = registry.find(source.channel_name)->batch_size();
-    wanted += (ports_.store.due(source.channel_name, now, source.most) + batch - 1) / batch;
-  }
-  wanted -= static_cast<int>(count(Run::kConnecting) + count(Run::kCleaning));
-  if (wanted > room) turn.more_is_due = true;
-  for (int i = std::min(wanted, room); i > 0; --i) {
-    std::unique_ptr<HandlerSession> session = ports_.store.open();
-    if (!session) break;
-    auto run = std::make_unique<Run>();
-    run->session = std::move(session);
-    enter_state(*run, Run::kConnecting, now);
-    runs_.push_back(std::move(run));
-    turn.moved = true;  // a local connection is often there at once
-  }
-  ports_.transaction.commit();
+  if (count(Run::kConnecting) + count(Run::kCleaning) > 0) return false;  // their end causes a turn
+  return ports_.clock.steady() >= refused_until_ &&
+         runs_.size() < static_cast<std::size_t>(ports_.store.most_sessions());
 }
 
 void LeasedHandlers::charge_crash(const Casualty& casualty, int crashes, const Registry& registry) {
@@ -388,16 +259,22 @@ std::optional<Micros> LeasedHandlers::next_turn() const {
     if (run->state == Run::kRunning && run->stop_at != 0) sooner(run->stop_at);
     if (run->state == Run::kEnded) sooner(run->settle_at);
     if (run->state == Run::kConnecting) sooner(run->since + kConnectTimeout + 1);
+    if (run->state == Run::kCleaning) sooner(run->since + kCleanTimeout + 1);
     if (run->state == Run::kIdle) sooner(run->since + kSessionLingers + 1);
   }
-  if (refused_until_ > ports_.clock.now()) sooner(refused_until_);
+  const Micros now = ports_.clock.steady();
+  if (refused_until_ > now) sooner(refused_until_);
+  if (next) next = std::max<Micros>(0, *next - now);
   return next;
 }
 
 std::vector<Socket> LeasedHandlers::sockets() const {
   std::vector<Socket> sockets;
-  for (const auto& run : runs_)
-    if (run->state != Run::kEnded && run->state != Run::kBroken) sockets.push_back(run->session->socket());
+  for (const auto& run : runs_) {
+    if (run->state == Run::kEnded || run->state == Run::kBroken) continue;
+    const Socket socket = run->session->socket();
+    if (socket.descriptor >= 0) sockets.push_back(socket);  // else it is broken, as the next turn will see
+  }
   return sockets;
 }
 

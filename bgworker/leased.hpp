@@ -114,8 +114,8 @@ class LeasedHandlers {
   bool busy() const;                                    // calls run
   bool has_sessions() const { return !runs_.empty(); }  // busy or not
   // Whether a message that becomes due could be begun.
-  bool can_begin(Micros now) const;
-  // When the next turn is due at the latest; and what else should cause one.
+  bool can_begin() const;
+  // In how long the next turn is due at the latest; and what else should cause one.
   std::optional<Micros> next_turn() const;
   std::vector<Socket> sockets() const;
 
@@ -123,7 +123,7 @@ class LeasedHandlers {
   struct Run {
     std::unique_ptr<HandlerSession> session;
     enum State { kConnecting, kIdle, kRunning, kEnded, kCleaning, kBroken } state = kConnecting;
-    Micros since = 0;  // in this state
+    Micros since = 0;  // in this state; moments here are the steady clock's
     // The call, from kRunning to kEnded.
     int number = -1;
     std::int64_t token = 0;
@@ -141,18 +141,25 @@ class LeasedHandlers {
     const Handler* handler;
     std::vector<const Claimed*> messages;
   };
+  struct Unsent {
+    std::vector<Uuid> messages;
+    Handler handler;
+    Error error;
+  };
 
   bool poll(Run& run, Micros now);
   void enter_state(Run& run, Run::State state, Micros now);
   void connection_ended(Run& run, Micros now);
   void stop(Run& run, Micros now);
   void renew(Micros now);
-  void end(Run& run, Micros now);
+  void end(Run& run, bool broken, Micros now);
   bool settle(Run& run, Micros now);  // false: not yet
   void run_alone(int calls) { alone_ = std::max(alone_, calls); }
   void settle_failed(const Run& run, const Batch& batch, Micros now, Settlement& settlement);
   std::vector<Source> sources(const Registry& registry, const Scope& scope, std::size_t idle);
-  bool begin(const Registry& registry, const Scope& scope, Turn& turn, Micros now);
+  bool begin(const Registry& registry, const Scope& scope, Turn& turn);
+  LeasedCall statement_of(const Call& call, std::optional<Unsent>& unsent);
+  void fail(const Unsent& unsent);
   std::vector<Call> calls_of(const Registry& registry, const Batch& messages, Settlement& settlement);
   void open_sessions(const Registry& registry, const Scope& scope, Turn& turn, Micros now);
   std::size_t count(Run::State state) const;

@@ -44,11 +44,11 @@ Error no_handler(const Claimed& message) {
           fmt::format("no handler of channel \"{}\" matches message name \"{}\"", message.channel_name, message.name)};
 }
 
-void settle_wish(const Claimed& message, const Wish& wish, const Handler& handler, Micros now, Settlement& settlement) {
+void settle_wish(const Claimed& message, const Wish& wish, bool block_on_dead, Micros now, Settlement& settlement) {
   if (wish.kind == Wish::kSnooze) {
     settlement.snoozes.push_back({&message, std::min(now + wish.delay, message.expires_at)});
   } else {
-    settlement.burials.push_back({&message, "discarded", Error("", wish.reason), handler.block_on_dead, true});
+    settlement.burials.push_back({&message, "discarded", Error("", wish.reason), block_on_dead, true});
   }
 }
 

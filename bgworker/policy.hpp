@@ -22,6 +22,6 @@ void settle_casualty(const Claimed& message, Loss loss, int crashes, const Handl
                      Settlement& settlement);
 
 // Adds what a handler wished for its message.
-void settle_wish(const Claimed& message, const Wish& wish, const Handler& handler, Micros now, Settlement& settlement);
+void settle_wish(const Claimed& message, const Wish& wish, bool block_on_dead, Micros now, Settlement& settlement);
 
 }  // namespace mq

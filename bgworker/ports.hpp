@@ -20,7 +20,8 @@ class Clock {
  public:
   virtual ~Clock() = default;
   virtual Micros now() = 0;
-  virtual double dice() = 0;  // a random number in [0, 1)
+  virtual Micros steady() = 0;  // for durations: nobody sets it
+  virtual double dice() = 0;    // a random number in [0, 1)
 };
 
 // The transaction that a batch lives in, and the savepoint inside it.

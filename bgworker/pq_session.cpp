@@ -22,6 +22,11 @@ struct ClearResult {
 };
 using Result = std::unique_ptr<PGresult, ClearResult>;
 
+struct FreeNotification {
+  void operator()(PGnotify* notification) const { PQfreemem(notification); }
+};
+using Notification = std::unique_ptr<PGnotify, FreeNotification>;
+
 bool is_ready(Socket socket) {
   pollfd file{socket.descriptor, static_cast<short>(socket.to_write ? POLLOUT : POLLIN), 0};
   return ::poll(&file, 1, 0) != 0;
@@ -135,6 +140,9 @@ HandlerSession::State PqSession::read() {
   const int flushed = PQflush(connection_.get());
   to_write_ = flushed == 1;
   if (PQconsumeInput(connection_.get()) == 0) return broken();
+  // A handler may have said LISTEN.
+  while (const Notification notification{PQnotifies(connection_.get())}) {
+  }
   while (PQisBusy(connection_.get()) == 0) {
     const Result result(PQgetResult(connection_.get()));
     if (!result) {

@@ -87,14 +87,12 @@ void Worker::run() {
         continue;
       }
       // What is due and was not claimed is locked by somebody, whose end may not wake anybody.
-      const Host::Next next = ports_.host.next(registry_, ports_.leased != nullptr && ports_.leased->can_begin(now));
+      const Host::Next next = ports_.host.next(registry_, ports_.leased != nullptr && ports_.leased->can_begin());
       for (const auto& moment : {next.due, next.expiry})
         if (moment) most = std::min(most, *moment > now ? *moment - now : kLockedWait);
       next_expiry = next.expiry.value_or(kNever);
-      if (ports_.leased != nullptr) {
-        if (const auto turn_at = ports_.leased->next_turn()) most = std::clamp<Micros>(*turn_at - now, 0, most);
-        ports_.host.watch(ports_.leased->sockets());
-      }
+      if (ports_.leased != nullptr)
+        if (const auto turn_in = ports_.leased->next_turn()) most = std::min(most, *turn_in);
     } catch (const Error& error) {
       ports_.transaction.rollback();
       ports_.host.handled(0);
@@ -104,9 +102,15 @@ void Worker::run() {
     }
     ports_.host.report({});
     if (is_leasing()) idle_since = ports_.clock.now();
-    if (ports_.host.should_leave(ports_.clock.now() - idle_since)) return;
+    if (ports_.host.should_leave(ports_.clock.now() - idle_since)) return drain();
+    watch();
     if (!ports_.host.wait(most)) return drain();
   }
+}
+
+// Before each wait, whatever was before it: of a session that is closed the socket is not there any more.
+void Worker::watch() {
+  if (ports_.leased != nullptr) ports_.host.watch(ports_.leased->sockets());
 }
 
 bool Worker::is_leasing() const {
@@ -122,13 +126,13 @@ void Worker::drain() {
       const LeasedHandlers::Turn turn = ports_.leased->turn(registry_, {.drain = true});
       ports_.host.handled(turn.handled);
       if (!ports_.leased->has_sessions()) return;
-      if (const auto next = ports_.leased->next_turn()) most = std::clamp<Micros>(*next - ports_.clock.now(), 0, most);
-      ports_.host.watch(ports_.leased->sockets());
+      if (const auto turn_in = ports_.leased->next_turn()) most = std::min(most, *turn_in);
     } catch (const Error& error) {
       ports_.transaction.rollback();
       if (is_over()) return;
       ports_.host.warn(error);
     }
+    watch();
     if (!ports_.host.wait_to_leave(most)) return;
   }
 }
@@ -282,7 +286,7 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
   for (const auto& [i, wish] : dispatcher.wishes()) {
     const Outcome outcome = dispatcher.outcomes()[i];
     if (outcome != Outcome::kSnoozed && outcome != Outcome::kDiscarded) continue;
-    settle_wish(claim.messages[i], wish, *handlers[i], now, settlement);
+    settle_wish(claim.messages[i], wish, handlers[i]->block_on_dead, now, settlement);
     ++result.handled;
   }
   ports_.settler.settle(settlement);

@@ -51,6 +51,7 @@ class Worker {
 
   bool is_over();
   bool is_leasing() const;
+  void watch();
   void drain();
   void release_orphans();
   void charge_leased(const Casualty& casualty);

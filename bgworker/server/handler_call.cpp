@@ -213,7 +213,8 @@ void FmgrCaller::load(Oid role, Registry& registry) {
 
 namespace {
 
-// The names are the catalog's, and quoted.
+// The names are the catalog's, and quoted. Of a function's result nothing is sent back: not every type has a binary
+// form, and it may be large.
 std::string statement_of(Oid function, bool procedure) {
   const char* name = fence::call([&] {
     const char* schema = get_namespace_name(get_func_namespace(function));
@@ -221,7 +222,7 @@ std::string statement_of(Oid function, bool procedure) {
     if (schema == nullptr || plain == nullptr) elog(ERROR, "cache lookup failed for function %u", function);
     return quote_qualified_identifier(schema, plain);
   });
-  return fmt::format("{} {}($1)", procedure ? "CALL" : "SELECT", name);
+  return procedure ? fmt::format("CALL {}($1)", name) : fmt::format("SELECT pg_catalog.num_nulls({}($1))", name);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "host.hpp"
 
 #include <algorithm>
+#include <chrono>
 
 #include "extension.hpp"
 #include "fence.hpp"
@@ -58,6 +59,11 @@ void ServerHost::read_registry(Registry& registry) {
 
 Micros ServerClock::now() {
   return GetCurrentTimestamp();
+}
+
+Micros ServerClock::steady() {
+  using std::chrono::steady_clock;
+  return std::chrono::duration_cast<std::chrono::microseconds>(steady_clock::now().time_since_epoch()).count();
 }
 
 double ServerClock::dice() {

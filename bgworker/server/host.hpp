@@ -35,6 +35,7 @@ class ServerHost : public Host {
 class ServerClock : public Clock {
  public:
   Micros now() override;
+  Micros steady() override;
   double dice() override;
 };
 

@@ -9,6 +9,7 @@
 extern "C" {
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/guc.h"
@@ -108,6 +109,8 @@ void pin_worker_settings() {
   fence::call([] {
     SetConfigOption("role", "none", PGC_SUSET, PGC_S_OVERRIDE);
     SetConfigOption("exit_on_error", "off", PGC_SUSET, PGC_S_OVERRIDE);
+    // What leased handlers are called with is sent in it.
+    SetConfigOption("client_encoding", GetDatabaseEncodingName(), PGC_SUSET, PGC_S_OVERRIDE);
 #if PG_VERSION_NUM >= 170000
     SetConfigOption("transaction_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
 #endif

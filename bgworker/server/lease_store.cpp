@@ -44,7 +44,7 @@ constexpr const char* kOptions =
     " -c transaction_timeout=0"
 #endif
     " -c default_transaction_isolation=read\\ committed -c default_transaction_read_only=off"
-    " -c default_transaction_deferrable=off -c client_connection_check_interval=2s";
+    " -c default_transaction_deferrable=off -c client_connection_check_interval=2s -c client_min_messages=error";
 
 // The first of unix_socket_directories; this machine where there is none.
 std::string socket_host() {

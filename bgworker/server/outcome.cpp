@@ -7,6 +7,7 @@
 
 #include <fmt/core.h>
 
+#include "../policy.hpp"
 #include "arguments.hpp"
 #include "claim_source.hpp"
 #include "entries.h"
@@ -37,10 +38,7 @@ void settle_here(const Wish& wish, bool any) {
   Settlement settlement;
   for (const Claimed& message : batch) {
     if (!any && message.id != wish.id) continue;
-    if (wish.kind == Wish::kSnooze)
-      settlement.snoozes.push_back({&message, GetCurrentTimestamp() + wish.delay});
-    else
-      settlement.burials.push_back({&message, "discarded", Error("", wish.reason), handled->block_on_dead, true});
+    settle_wish(message, wish, handled->block_on_dead, GetCurrentTimestamp(), settlement);
     ledger::wake(message.channel_name);
   }
   if (settlement.snoozes.empty() && settlement.burials.empty()) throw not_of_the_call(wish.kind);

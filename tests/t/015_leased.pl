@@ -193,6 +193,26 @@ within(25, $node, $db, "SELECT attempt_at > '$first' FROM mq_msgs", 't', 'and is
 nothing_left('a long one');
 holds($node, $db, 'SELECT count(*), max(attempt) FROM handled', '1|1', 'it ran once');
 
+# A snooze does not outlast the message.
+sql('TRUNCATE handled, mq_dead');
+sql(q{CREATE FUNCTION put_off(m mq_message) RETURNS void LANGUAGE sql AS $$ SELECT mq_snooze('1 h') $$});
+register('put off', 'put_off(mq_message)');
+sql(q{SELECT mq_send('put off', expires => '1 s')});
+within(20, $node, $db, 'SELECT reason, attempts FROM mq_dead', 'expired|0', 'a message that is snoozed expires in time');
+
+# Nothing of a function's result travels: its type may have no binary form.
+sql(q{CREATE FUNCTION give(p jsonb) RETURNS aclitem LANGUAGE plpgsql AS $$
+	BEGIN INSERT INTO handled (payload) VALUES (p); RETURN NULL; END $$});
+register('give', 'give(jsonb)');
+sql(q{SELECT mq_send('give', '1', retries => 0)});
+within(20, $node, $db, q{SELECT payload FROM handled}, '1', 'the type of a result does not matter');
+
+# A role's client_encoding changes nothing: the worker sends, and the session reads, what is in the database.
+sql(q{TRUNCATE handled; CREATE ROLE latin LOGIN; ALTER ROLE latin SET client_encoding = 'LATIN1'; GRANT ALL ON handled, handled_n_seq TO latin});
+register('encoded', 'handle(mq_message)', q{run_as => 'latin'});
+sql(qq{SELECT mq_send('encoded', '"\xe2\x82\xac \xe6\x97\xa5\xe6\x9c\xac"', retries => 0)});
+within(20, $node, $db, q{SELECT role, payload = '"\u20ac \u65e5\u672c"' FROM handled}, 'latin|t', 'payloads arrive whatever the encoding of the role\'s clients');
+
 log_is_clean($node);
 $node->stop;
 done_testing();

@@ -149,7 +149,7 @@ TEST(ExpiryPolicy, RetriesAndSnoozesEndAtTheExpiry) {
     message.expires_at = expires_at;
     Settlement settlement;
     settle_failure({&message, Error("22012", "division by zero"), 0}, &handler, 0, 0.0, settlement);
-    settle_wish(message, {Wish::kSnooze, message.id, 10 * kSecond, ""}, handler, 0, settlement);
+    settle_wish(message, {Wish::kSnooze, message.id, 10 * kSecond, ""}, handler.block_on_dead, 0, settlement);
     EXPECT_EQ(settlement.retries.at(0).attempt_at, std::min(10 * kSecond, expires_at));
     EXPECT_EQ(settlement.retries[0].retry_backoff, 20 * kSecond);
     EXPECT_EQ(settlement.snoozes.at(0).attempt_at, std::min(10 * kSecond, expires_at));

@@ -58,6 +58,7 @@ void FakeTransaction::end(bool committed) {
   options_.clear();
   changes_.clear();
   settled_effects_.clear();
+  settled_messages_.clear();
   copies_.clear();
   unlock();
 }
@@ -103,45 +104,54 @@ std::set<Uuid> FakeTransaction::done() const {
 
 void FakeTransaction::settle(const Settlement& settlement) {
   EXPECT_TRUE(open_ && !savepoint_) << "settled outside a transaction, or under a savepoint";
-  EXPECT_FALSE(settled_) << "settled twice in a transaction";
   settled_ = true;
-  std::set<Uuid> seen;
   const auto take = [&](const Claimed& message) {
-    EXPECT_TRUE(seen.insert(message.id).second) << "a message is settled in two ways";
+    EXPECT_TRUE(settled_messages_.insert(message.id).second) << "a message is settled twice in a transaction";
     EXPECT_NE(table_.find(message.id), nullptr) << "settled a message that is not there";
     return message.id;
   };
   for (const Claimed* message : settlement.removed) {
     const Uuid id = take(*message);
-    if (!message->uncommitted) settled_effects_.insert(id);
+    if (!message->uncommitted && message->lease == 0) settled_effects_.insert(id);
     changes_.emplace_back([this, id, expired = message->uncommitted] {
       if (expired) table_.expired.push_back(id);
       table_.erase(id);
     });
   }
   for (const Retry& retry : settlement.retries)
-    changes_.emplace_back([this, id = take(*retry.message), at = retry.attempt_at, backoff = retry.retry_backoff] {
+    changes_.emplace_back([this, id = take(*retry.message), at = retry.attempt_at, backoff = retry.retry_backoff,
+                           charge = retry.message->lease == 0 ? 1 : 0] {
       Row* row = table_.find(id);
       row->attempt_at = at;
       row->retry_backoff = backoff;
-      ++row->attempts;
-      --row->attempts_left;
+      row->lease = 0;
+      row->attempts += charge;
+      row->attempts_left -= charge;
       EXPECT_GE(row->attempts_left, 1) << "to be retried without an attempt left";
     });
   for (const Snooze& snooze : settlement.snoozes) {
     const Uuid id = take(*snooze.message);
-    settled_effects_.insert(id);
-    changes_.emplace_back([this, id, at = snooze.attempt_at] {
-      table_.find(id)->attempt_at = at;
-      ++table_.snoozes[id];
+    const bool leased = snooze.message->lease != 0;
+    const bool wished = std::find(effects.begin(), effects.end(), id) != effects.end();
+    if (wished) settled_effects_.insert(id);
+    changes_.emplace_back([this, id, leased, wished, at = snooze.attempt_at] {
+      Row* row = table_.find(id);
+      row->attempt_at = at;
+      row->lease = 0;
+      if (leased) {
+        --row->attempts;
+        ++row->attempts_left;
+      }
+      if (wished) ++table_.snoozes[id];
     });
   }
   for (const Burial& burial : settlement.burials) {
     const Uuid id = take(*burial.message);
-    if (burial.charged && burial.reason == "discarded") settled_effects_.insert(id);
-    changes_.emplace_back([this, id, burial] {
+    if (burial.charged && burial.reason == "discarded" && burial.message->lease == 0) settled_effects_.insert(id);
+    changes_.emplace_back([this, id, burial, leased = burial.message->lease != 0] {
       const bool block = burial.block_as_registered ? table_.blocks_as_registered(*table_.find(id)) : burial.block;
-      table_.bury(id, burial.reason, burial.error ? burial.error->sqlstate : "", burial.charged, block);
+      const bool charge = burial.charged && !leased;
+      table_.bury(id, burial.reason, burial.error ? burial.error->sqlstate : "", charge, block);
     });
   }
   for (const Failure& failure : settlement.failures) {
@@ -186,6 +196,7 @@ void FakeQueue::append(const Row& found, Batch& batch) {
   message.ordered = row.ordered;
   message.uncommitted = row.uncommitted;
   message.has_payload = row.has_payload;
+  message.held = row.lease > 0 && table_.lease_is_alive(row.lease);
   batch.push_back(message);
 }
 
@@ -337,7 +348,7 @@ bool FakeHost::expire() {
   std::vector<Uuid> expired;
   for (const auto& [place, row] : table_.rows)
     if (row.expires_at <= clock_.time && row.attempt_at <= clock_.time && !row.uncommitted && !row.blocks &&
-        !table_.locks.contains(row.id))
+        !table_.locks.contains(row.id) && !table_.lease_is_alive(row.lease))
       expired.push_back(row.id);
   for (const Uuid& id : expired) table_.bury(id, "expired", "", false, table_.blocks_as_registered(*table_.find(id)));
   return !expired.empty();
@@ -350,13 +361,24 @@ bool FakeHost::sweep() {
 
 bool FakeHost::wait(Micros most) {
   waits.push_back(most);
-  clock_.time += most;
+  pass(most);
   if (--patience < 0) {
     ADD_FAILURE() << "the worker did not come to an end";
     return false;
   }
   if (wants_end) return !wants_end();
   return seen_ == nullptr || table_.next_due(*seen_) || table_.next_expiry();
+}
+
+bool FakeHost::wait_to_leave(Micros most) {
+  pass(most);
+  EXPECT_GE(--patience, 0) << "the worker did not come to an end";
+  return may_wait_to_leave && patience >= 0;
+}
+
+void FakeHost::pass(Micros most) {
+  if (most > 0) most = std::clamp<Micros>(ready_at(watched) - clock_.steady(), 0, most);
+  clock_.time += most;
 }
 
 }  // namespace mq::fake

@@ -39,6 +39,8 @@ struct Script {
   bool discards = false;          // it wants to be dead, when it does not fail
   double flaky = 0;               // chance that a call fails, whatever was before
   Micros cost = 0;
+  bool stubborn = false;           // leased: it does not heed a cancel
+  int breaks = 0;                  // leased: so many attempts end with the session, without a word
   std::string sqlstate = "P0001";  // of its failures
   std::string sqlstate_at_commit = "23503";
 };
@@ -65,7 +67,8 @@ struct Row : Message {
   Micros expires_at = kNever;
   int attempts = 0;
   int attempts_left = 0;
-  bool blocks = false;  // dead, and its channel waits
+  bool blocks = false;     // dead, and its channel waits
+  std::int64_t lease = 0;  // of a leased handler that runs
 };
 
 struct Dead {
@@ -89,9 +92,12 @@ class FakeClock final : public Clock {
  public:
   explicit FakeClock(std::uint64_t seed = 1) : random_(seed) {}
   Micros now() override { return time; }
+  Micros steady() override { return time - set_by; }
   double dice() override;
 
   Micros time = 800'000'000 * kSecond;
+  Micros set_by = 0;  // somebody has changed `time` by so much in all
+  void set(Micros by) { time += by, set_by += by; }
   std::deque<double> dices;  // thrown before the random ones
 
  private:
@@ -116,13 +122,14 @@ class Table {
   // Whether an earlier message of the row's ordered channel is in the table, but those in `done`.
   bool is_behind_another(const Row& row, const std::set<Uuid>& done) const;
   bool is_locked_by_another(const Row& row, const FakeTransaction& transaction) const;
-  std::optional<Micros> next_due(const Registry& registry) const;
+  std::optional<Micros> next_due(const Registry& registry, bool leased = true) const;
   // When the next message has to be buried since it expires; what has a lease, when that ends.
   std::optional<Micros> next_expiry() const;
   // Moves it to the dead letters. `block`: its row stays behind, if it is ordered.
   void bury(const Uuid& id, const std::string& reason, const std::string& sqlstate, bool charged, bool block);
   void erase(const Uuid& id);
   void clear();
+  bool lease_is_alive(std::int64_t token) const;
 
   int handled(const Uuid& id) const;  // how often its effects were committed
   int died(const Uuid& id) const;
@@ -139,6 +146,13 @@ class Table {
   std::vector<Dead> dead;
   std::vector<FailedAttempt> failures;
   std::vector<Uuid> expired;
+  struct Lease {
+    std::int64_t token;
+    std::string channel_name;
+  };
+  std::map<int, Lease> leases;  // that are alive, by their numbers
+  int last_lease = 0;
+  std::int64_t last_token = 0;
   bool hash_collides = false;  // every channel has the same key
   // Whether a dead message of this row blocks its channel, as its handler was registered.
   std::function<bool(const Row&)> blocks_as_registered = [](const Row&) { return false; };
@@ -170,6 +184,7 @@ class FakeTransaction final : public Transaction {
   void add_effect(const Uuid& id, const EffectOptions& options);
   std::set<Uuid> done() const;  // that others of their channels may follow
   void settle(const Settlement& settlement);
+  void at_commit(std::function<void()> change) { changes_.push_back(std::move(change)); }
   bool is_open() const { return open_; }
   bool has_savepoint() const { return savepoint_.has_value(); }
 
@@ -194,6 +209,7 @@ class FakeTransaction final : public Transaction {
   FakeClock& clock_;
   bool open_ = false;
   bool settled_ = false;
+  std::set<Uuid> settled_messages_;
   Micros began_at_ = 0;
   std::optional<std::size_t> savepoint_;
   std::map<Uuid, EffectOptions> options_;  // of effects
@@ -218,6 +234,7 @@ class FakeQueue final : public ClaimSource, public Settler {
   void named(std::span<const Uuid> ids, Batch& batch, std::vector<int>& crashes) override;
   bool take_place(std::string_view channel_name, int most) override;
   void settle(const Settlement& settlement) override;
+  void append(const Row& row, Batch& batch);
 
   int claims = 0;
   int scans = 0;                                         // calls of oldest
@@ -228,7 +245,6 @@ class FakeQueue final : public ClaimSource, public Settler {
 
  private:
   std::vector<const Row*> due_heads(std::string_view channel_name, Micros now) const;
-  void append(const Row& row, Batch& batch);
 
   Table& table_;
   FakeTransaction& transaction_;
@@ -264,10 +280,14 @@ class FakeHost final : public Host {
   bool refresh(Registry& registry) override;
   bool any_casualty() override { return !ended_calls.empty(); }
   std::vector<Casualty> casualties() override { return std::exchange(ended_calls, {}); }
-  Next next(const Registry& registry, bool) override { return {table_.next_due(registry), table_.next_expiry()}; }
+  Next next(const Registry& registry, bool leased) override {
+    return {table_.next_due(registry, leased), table_.next_expiry()};
+  }
   bool expire() override;
   bool sweep() override;
   bool wait(Micros most) override;
+  void watch(std::vector<Socket> sockets) override { watched = std::move(sockets); }
+  bool wait_to_leave(Micros most) override;
   bool should_leave(Micros idle_for) override { return idle_for >= leave_when_idle_for; }
   void backlog(bool more_is_due) override { backlogs.push_back(more_is_due); }
   void report(std::string_view activity) override { reports.emplace_back(activity); }
@@ -289,6 +309,10 @@ class FakeHost final : public Host {
   int patience = 100'000;           // waits; the test has failed when they are over
   std::function<bool()> wants_end;  // asked in each wait; by default: nothing is due at any time
   std::function<bool()> on_sweep;
+  std::vector<Socket> watched;
+  // When a wait for these sockets ends.
+  std::function<Micros(const std::vector<Socket>&)> ready_at = [](const auto&) { return kNever; };
+  bool may_wait_to_leave = true;
   std::vector<Casualty> ended_calls;
 
   int sweeps = 0;
@@ -302,6 +326,8 @@ class FakeHost final : public Host {
  private:
   Table& table_;
   FakeClock& clock_;
+  void pass(Micros most);
+
   const Registry* seen_ = nullptr;
 };
 

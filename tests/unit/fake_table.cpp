@@ -70,11 +70,12 @@ bool Table::is_locked_by_another(const Row& row, const FakeTransaction& transact
   return lock != locks.end() && lock->second != &transaction;
 }
 
-std::optional<Micros> Table::next_due(const Registry& registry) const {
+std::optional<Micros> Table::next_due(const Registry& registry, bool leased) const {
   std::optional<Micros> earliest;
   for (const auto& [place, row] : rows) {
     const Channel* channel = registry.find(row.channel_name);
     if (channel == nullptr || !channel->parked.empty() || row.blocks || !is_head(row)) continue;
+    if (channel->leased() && !leased) continue;
     if (!earliest || row.attempt_at < *earliest) earliest = row.attempt_at;
   }
   return earliest;
@@ -93,6 +94,7 @@ std::optional<Micros> Table::next_expiry() const {
 void Table::bury(const Uuid& id, const std::string& reason, const std::string& sqlstate, bool charged, bool block) {
   Row* row = find(id);
   dead.push_back({id, reason, sqlstate, row->attempts + (charged ? 1 : 0)});
+  row->lease = 0;
   if (block && row->ordered)
     row->blocks = true;
   else
@@ -109,6 +111,10 @@ void Table::erase(const Uuid& id) {
 void Table::clear() {
   rows.clear();
   ordered.clear();
+}
+
+bool Table::lease_is_alive(std::int64_t token) const {
+  return std::any_of(leases.begin(), leases.end(), [&](const auto& lease) { return lease.second.token == token; });
 }
 
 int Table::handled(const Uuid& id) const {

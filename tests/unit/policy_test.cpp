@@ -176,7 +176,7 @@ TEST_F(PolicyTest, HandlerThatEndedItsWorkerHasNotCrashedTheServer) {
 }
 
 TEST_F(PolicyTest, SnoozedMessageComesAgainAfterItsDelayUncharged) {
-  settle_wish(message, {Wish::kSnooze, message.id, 7 * kSecond, ""}, handler, kNow, settlement);
+  settle_wish(message, {Wish::kSnooze, message.id, 7 * kSecond, ""}, handler.block_on_dead, kNow, settlement);
   ASSERT_EQ(settlement.snoozes.size(), 1U);
   EXPECT_EQ(settlement.snoozes[0].message, &message);
   EXPECT_EQ(settlement.snoozes[0].attempt_at, kNow + 7 * kSecond);
@@ -189,7 +189,7 @@ TEST_F(PolicyTest, DiscardedMessageIsDeadForTheReasonGiven) {
   for (const bool block : {false, true}) {
     handler.block_on_dead = block;
     settlement = {};
-    settle_wish(message, {Wish::kDiscard, message.id, 0, "out of stock"}, handler, kNow, settlement);
+    settle_wish(message, {Wish::kDiscard, message.id, 0, "out of stock"}, handler.block_on_dead, kNow, settlement);
     ASSERT_EQ(settlement.burials.size(), 1U);
     EXPECT_EQ(settlement.burials[0].message, &message);
     EXPECT_EQ(settlement.burials[0].reason, "discarded");
