@@ -165,7 +165,7 @@ bool LeasedHandlers::settle(Run& run, Micros now) {
   ports_.transaction.commit();
   ports_.store.leave(run.number);
   run.number = -1;
-  alone_ = std::max(0, alone_ - 1);
+  if (alone_ > 0) run_alone(alone_ - 1);
   if (run.session->poll() == HandlerSession::State::kIdle) {
     run.session->clean();
     enter_state(run, Run::kCleaning, now);
@@ -205,6 +205,11 @@ bool LeasedHandlers::busy() const {
   return std::any_of(runs_.begin(), runs_.end(), [](const auto& run) { return run->number >= 0; });
 }
 
+void LeasedHandlers::run_alone(int calls) {
+  alone_ = calls;
+  ports_.store.note_alone(alone_ > 0);
+}
+
 bool LeasedHandlers::can_begin() const {
   if (alone_ > 0 && busy()) return false;
   if (count(Run::kIdle) > 0) return true;
@@ -217,7 +222,7 @@ void LeasedHandlers::charge_crash(const Casualty& casualty, int crashes, const R
   Batch batch;
   ports_.source.begin({});
   if (!ports_.store.reclaim(casualty.token, batch)) return;
-  run_alone(casualty.messages);
+  run_alone(std::max(alone_, casualty.messages));
   Settlement settlement;
   const Micros now = ports_.clock.now();
   for (const Claimed& message : batch) {

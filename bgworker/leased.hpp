@@ -64,6 +64,8 @@ class LeaseStore {
     int company;
   };
   virtual int enter(const Entry& entry) = 0;
+  // Whether this worker's calls have to run alone; then the other workers of the role begin none beside them.
+  virtual void note_alone(bool /* alone */) {}
   virtual Micros lease_length(const Handler& /* handler */) { return kLease; }
   virtual void leave(int number) = 0;
 
@@ -154,7 +156,7 @@ class LeasedHandlers {
   void renew(Micros now);
   void end(Run& run, bool broken, Micros now);
   bool settle(Run& run, Micros now);  // false: not yet
-  void run_alone(int calls) { alone_ = std::max(alone_, calls); }
+  void run_alone(int calls);
   void settle_failed(const Run& run, const Batch& batch, Micros now, Settlement& settlement);
   std::vector<Source> sources(const Registry& registry, const Scope& scope, std::size_t idle);
   bool begin(const Registry& registry, const Scope& scope, Turn& turn);

@@ -116,7 +116,7 @@ bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& t
     enter_state(*run, Run::kRunning, started);
     run->session->run(statements[i]);
   }
-  turn.more_is_due = (claim.more_is_due || left > 0) && runs_.size() >= most_sessions();
+  turn.more_is_due = alone_ == 0 && (claim.more_is_due || left > 0) && runs_.size() >= most_sessions();
   return !begun.empty() || !claim.leftovers.empty();
 }
 
@@ -164,7 +164,7 @@ void LeasedHandlers::open_sessions(const Registry& registry, const Scope& scope,
     wanted += (ports_.store.due(source.channel_name, ports_.clock.now(), source.most) + batch - 1) / batch;
   }
   wanted -= static_cast<int>(count(Run::kConnecting) + count(Run::kCleaning));
-  if (wanted > room) turn.more_is_due = true;
+  if (wanted > room && alone_ == 0) turn.more_is_due = true;
   for (int i = std::min(wanted, room); i > 0; --i) {
     std::unique_ptr<HandlerSession> session = ports_.store.open();
     if (!session) break;

@@ -130,6 +130,10 @@ void SqlLeaseStore::leave(int number) {
   shared::leave_lease(number);
 }
 
+void SqlLeaseStore::note_alone(bool alone) {
+  shared::note_alone(alone);
+}
+
 std::int64_t SqlLeaseStore::new_token() {
   const Oid sequence = Extension::get().relation("mq_place_seq");
   const OwnerScope scope;

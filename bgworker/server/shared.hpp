@@ -83,6 +83,7 @@ struct NewLease {
 };
 int enter_lease(const NewLease& lease);  // its number; -1: no room
 void leave_lease(int number);
+void note_alone(bool alone);  // no other worker of the pool may enter a call beside those of this one
 int leases_on(std::int64_t name_key);
 bool lease_is_alive(std::int64_t token);
 bool is_session_of_mine(int backend);  // of this database and role

@@ -46,6 +46,27 @@ Oid my_role() {
   return my_seat >= 0 ? state->seats[my_seat].role : InvalidOid;
 }
 
+void note_alone(bool alone) {
+  if (my_seat < 0) return;
+  Guard guard(LW_EXCLUSIVE);
+  state->seats[my_seat].alone = alone;
+}
+
+namespace {
+
+// Under the lock: a worker of the pool wants to be alone, and another worker's call runs.
+bool would_be_company() {
+  const auto of_pool = [](Oid database, Oid role) { return database == MyDatabaseId && role == MyProc->roleId; };
+  const bool wanted = std::any_of(state->seats, state->seats + kSeats, [&](const Seat& seat) {
+    return seat.alone && seat.worker != nullptr && of_pool(seat.database, seat.role);
+  });
+  return wanted && std::any_of(state->leases, state->leases + kLeases, [&](const Lease& l) {
+           return l.token != 0 && of_pool(l.database, l.role) && l.seat != my_seat && is_alive(l);
+         });
+}
+
+}  // namespace
+
 int enter_lease(const NewLease& lease) {
   if (!available()) return -1;
   Guard guard(LW_EXCLUSIVE);
@@ -60,7 +81,7 @@ int enter_lease(const NewLease& lease) {
       ++on_channel;
     }
   }
-  if (free < 0 || (lease.most > 0 && on_channel >= lease.most)) return -1;
+  if (free < 0 || (lease.most > 0 && on_channel >= lease.most) || would_be_company()) return -1;
   state->leases[free] = {lease.token,   MyDatabaseId,   MyProc->roleId,     my_seat,
                          lease.backend, lease.name_key, lease.block_on_dead};
   return free;

@@ -67,6 +67,7 @@ struct Seat {
   Uuid message;
   TimestampTz since;
   std::uint64_t handled;
+  bool alone;  // no leased call of the pool may run beside one of this worker
   int names_held;
   Held held[kNamesHeld];  // the current batch; what has no room is not shown
 };

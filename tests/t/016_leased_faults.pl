@@ -58,6 +58,7 @@ within(40, $node, $db, q{SELECT attempt FROM steps WHERE step = 'refused'}, 1, '
 within(20, $node, $db, $health, 't|', 'and mq_health is content');
 sql(q{SELECT mq_unregister_handler('refused')});
 set_and_reload($node, 'mq.leased_conninfo' => 'host=/nonexistent');
+within(20, $node, $db, $sessions, 0, 'no session is left that could be used again');
 sql(q{SELECT mq_send('work', '{"step": "elsewhere", "seconds": 0}')});
 within(20, $node, $db, $health, qr/^f\|as postgres: .*nonexistent/, 'so it does of a socket that is not there');
 set_and_reload($node, 'mq.leased_conninfo' => '');
