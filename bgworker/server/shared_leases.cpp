@@ -54,14 +54,14 @@ void note_alone(bool alone) {
 
 namespace {
 
-// Under the lock: a worker of the pool wants to be alone, and another worker's call runs.
+// Under the lock: a worker of the pool has its calls run alone, and one runs, whoever's.
 bool would_be_company() {
   const auto of_pool = [](Oid database, Oid role) { return database == MyDatabaseId && role == MyProc->roleId; };
   const bool wanted = std::any_of(state->seats, state->seats + kSeats, [&](const Seat& seat) {
     return seat.alone && seat.worker != nullptr && of_pool(seat.database, seat.role);
   });
   return wanted && std::any_of(state->leases, state->leases + kLeases, [&](const Lease& l) {
-           return l.token != 0 && of_pool(l.database, l.role) && l.seat != my_seat && is_alive(l);
+           return of_pool(l.database, l.role) && is_alive(l);
          });
 }
 
