@@ -39,6 +39,8 @@ user_dir "$WORK/src"
 build all || broken 'The build failed.'
 server_tree tree
 server_install || broken 'The installation failed.'
+# The scripts of older versions, for the test that upgrades from them.
+install -m 644 "$HERE"/tests/upgrade/mq--*.sql "$PG_TREE$(pg_dir sharedir)/extension/"
 # The schema that mq replaces, if a copy lies beside the checkout: tests compare with it.
 original=${MQ_ORIGINAL:-$HERE/../shared/reference/original-schema.txt}
 if [ -f "$original" ]; then
