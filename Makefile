@@ -25,8 +25,8 @@
 EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'.*/\1/p" extension/mq.control)
 
 EXTENSION = extension/mq
-DATA = $(wildcard extension/mq--*--*.sql)
-DATA_built = extension/mq--$(EXTVERSION).sql
+UPGRADES = $(patsubst extension/upgrade/%,extension/mq--%,$(wildcard extension/upgrade/*.sql))
+DATA_built = extension/mq--$(EXTVERSION).sql $(UPGRADES)
 
 MODULE_big = mq
 PGFILEDESC = "mq - message queue with native background workers"
@@ -79,8 +79,16 @@ endif
 SQL_PARTS = $(sort $(wildcard extension/parts/*.sql))
 
 # The directory is a prerequisite so that a removed part is noticed.
-$(DATA_built): $(SQL_PARTS) extension/parts extension/mq.control
+extension/mq--$(EXTVERSION).sql: $(SQL_PARTS) extension/parts extension/mq.control
 	cat $(SQL_PARTS) >$@.tmp && mv $@.tmp $@
+
+# A line '-- replace NAME.sql' in an upgrade script stands for that part, whose functions replace those that are there:
+# what changes with each version is written once.
+$(UPGRADES): extension/mq--%: extension/upgrade/% $(SQL_PARTS)
+	awk '$$1 == "--" && $$2 == "replace" { part = "extension/parts/" $$3; \
+	       while ((got = (getline line <part)) > 0) { sub(/^CREATE (FUNCTION|VIEW)/, "CREATE OR REPLACE&", line); \
+	         sub(/^CREATE OR REPLACECREATE/, "CREATE OR REPLACE", line); print line } \
+	       if (got < 0) exit 1; close(part); next } { print }' $< >$@.tmp && mv $@.tmp $@
 
 # --- the library ------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ if [ -e .git ] && command -v git >/dev/null && objects=$(git rev-parse --git-pat
 else
   mkdir "$tmp/$name"
   tar --exclude=./build --exclude=./.git --exclude='*.o' --exclude='*.d' --exclude='*.so' \
-    --exclude='./mq-*.zip' --exclude='./extension/mq--?.?.?.sql' -cf - . | tar -C "$tmp/$name" -xf -
+    --exclude='./mq-*.zip' --exclude='./extension/mq--*.sql' -cf - . | tar -C "$tmp/$name" -xf -
   (cd "$tmp" && zip -q -r "$name.zip" "$name")
 fi
 mv "$tmp/$name.zip" "$target"
