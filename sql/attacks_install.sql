@@ -184,7 +184,7 @@ BEGIN
   CALL mq_run(handled => handled);
   PERFORM mq_redrive();
   PERFORM mq_unregister_handler('handled');
-  PERFORM mq_health();
+  PERFORM mq_health(), mq_why('00000000-0000-0000-0000-000000000003');
   PERFORM pid FROM queue.mq_workers;
   PERFORM channel_name FROM queue.mq_stats;
   PERFORM mq_reset_stats();

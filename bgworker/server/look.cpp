@@ -7,9 +7,11 @@
 #include "spi.hpp"
 
 extern "C" {
+#include "access/xlog.h"
 #include "catalog/pg_authid.h"
 #include "commands/dbcommands.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "utils/acl.h"
 }
 
@@ -49,12 +51,28 @@ extern "C" Datum mq_worker_seats_entry(FunctionCallInfo fcinfo) {
   });
 }
 
+extern "C" Datum mq_leased_calls_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    mq::ResultSet result(fcinfo);
+    for (const mq::shared::LeasedCallState& call : mq::shared::leased_calls())
+      result.add({Int32GetDatum(call.backend), ObjectIdGetDatum(call.role), Int64GetDatum(call.token),
+                  TimestampTzGetDatum(call.since)});
+    return Datum{0};
+  });
+}
+
 extern "C" Datum mq_connection_refusals_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
     mq::ResultSet result(fcinfo);
     for (const mq::shared::Refusal& refusal : mq::shared::refusals())
       result.add({ObjectIdGetDatum(refusal.role), mq::text_datum(refusal.text)});
     return Datum{0};
+  });
+}
+
+extern "C" Datum mq_server_mode_entry(FunctionCallInfo) {
+  return mq::fence::entry([] {
+    return mq::text_datum(!IsPostmasterEnvironment ? "single-user" : RecoveryInProgress() ? "standby" : "primary");
   });
 }
 

@@ -29,11 +29,11 @@ constexpr Right kRights[] = {
     {"produce",
      {"USAGE ON TYPE $S.mq_new_t",
       "EXECUTE ON FUNCTION $S.mq_insert, $S.mq_send, $S.mq_send_many, $S.mq_commit,"
-      " $S.mq_channel_key, $S.mq_uuid_exists"}},
+      " $S.mq_channel_key, $S.mq_uuid_exists, $S.mq_why"}},
     {"consume",
      {"USAGE ON TYPE $S.mq_message", "SELECT (id) ON $S.mq_msgs",
       "EXECUTE ON FUNCTION $S.mq_poll, $S.mq_delete, $S.mq_keep_alive, $S.mq_checkpoint, $S.mq_uuid_exists,"
-      " $S.mq_snooze, $S.mq_discard",
+      " $S.mq_snooze, $S.mq_discard, $S.mq_why",
       "EXECUTE ON PROCEDURE $S.mq_run"}},
     {"admin",
      {"USAGE ON TYPE $S.mq_new_t, $S.mq_message",
@@ -43,7 +43,7 @@ constexpr Right kRights[] = {
       " $S.mq_uuid_exists, $S.mq_latest_message, $S.mq_active_channels, $S.mq_poll, $S.mq_delete, $S.mq_keep_alive,"
       " $S.mq_checkpoint, $S.mq_snooze, $S.mq_discard, $S.mq_clear, $S.mq_clear_all, $S.mq_register_handler,"
       " $S.mq_unregister_handler, $S.mq_pause, $S.mq_resume, $S.mq_redrive, $S.mq_grant, $S.mq_revoke,"
-      " $S.mq_health, $S.mq_horizon_holders, $S.mq_worker_seats, $S.mq_channel_stats, $S.mq_reset_stats",
+      " $S.mq_health, $S.mq_why, $S.mq_horizon_holders, $S.mq_worker_seats, $S.mq_channel_stats, $S.mq_reset_stats",
       "EXECUTE ON PROCEDURE $S.mq_run"}},
 };
 

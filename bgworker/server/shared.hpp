@@ -86,7 +86,14 @@ void leave_lease(int number);
 void note_alone(bool alone);  // no other worker of the pool may enter a call beside those of this one
 int leases_on(std::int64_t name_key);
 bool lease_is_alive(std::int64_t token);
-bool is_session_of_mine(int backend);  // of this database and role
+struct LeasedCallState {
+  int backend;
+  Oid role;
+  std::int64_t token;
+  TimestampTz since;
+};
+std::vector<LeasedCallState> leased_calls();  // of this database, those that are alive
+bool is_session_of_mine(int backend);         // of this database and role
 Oid my_role();
 // What this session was called with, where it is one that a worker has opened.
 struct HandledHere {

@@ -60,9 +60,8 @@ bool would_be_company() {
   const bool wanted = std::any_of(state->seats, state->seats + kSeats, [&](const Seat& seat) {
     return seat.alone && seat.worker != nullptr && of_pool(seat.database, seat.role);
   });
-  return wanted && std::any_of(state->leases, state->leases + kLeases, [&](const Lease& l) {
-           return of_pool(l.database, l.role) && is_alive(l);
-         });
+  return wanted && std::any_of(state->leases, state->leases + kLeases,
+                               [&](const Lease& l) { return of_pool(l.database, l.role) && is_alive(l); });
 }
 
 }  // namespace
@@ -82,8 +81,8 @@ int enter_lease(const NewLease& lease) {
     }
   }
   if (free < 0 || (lease.most > 0 && on_channel >= lease.most) || would_be_company()) return -1;
-  state->leases[free] = {lease.token,   MyDatabaseId,   MyProc->roleId,     my_seat,
-                         lease.backend, lease.name_key, lease.block_on_dead};
+  state->leases[free] = {lease.token,   MyDatabaseId,   MyProc->roleId,      my_seat,
+                         lease.backend, lease.name_key, lease.block_on_dead, GetCurrentTimestamp()};
   return free;
 }
 
@@ -106,6 +105,16 @@ bool lease_is_alive(std::int64_t token) {
   Guard guard(LW_SHARED);
   return std::any_of(state->leases, state->leases + kLeases,
                      [&](const Lease& l) { return l.token == token && l.database == MyDatabaseId && is_alive(l); });
+}
+
+std::vector<LeasedCallState> leased_calls() {
+  std::vector<LeasedCallState> result;
+  if (!available()) return result;
+  result.reserve(kLeases);
+  Guard guard(LW_SHARED);
+  for (const Lease& l : state->leases)
+    if (l.database == MyDatabaseId && is_alive(l)) result.push_back({l.backend, l.role, l.token, l.since});
+  return result;
 }
 
 void set_handled_here(const std::optional<HandledHere>& call) {

@@ -81,6 +81,7 @@ struct Lease {
   int backend;  // the session's process id
   std::int64_t name_key;
   bool block_on_dead;
+  TimestampTz since;
 };
 
 struct Lost {

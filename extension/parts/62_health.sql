@@ -3,7 +3,7 @@
 CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text)
   LANGUAGE sql VOLATILE SECURITY DEFINER
   BEGIN ATOMIC
-    WITH RECURSIVE s AS (SELECT * FROM mq_service_state()),
+    WITH RECURSIVE s AS (SELECT * FROM mq_service()),
          -- Channel names with messages to handle, by a skip scan.
          n (name) AS (
            SELECT (SELECT m.channel_name FROM mq_msgs m
@@ -19,7 +19,55 @@ CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text
             WHERE NOT EXISTS (SELECT FROM mq_handlers h WHERE h.channel_name = n.name)
               AND (SELECT m.attempt_at FROM mq_msgs m WHERE m.channel_name = n.name
                       AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')
-                    ORDER BY m.attempt_at LIMIT 1) <= now() - interval '1 second')
+                    ORDER BY m.attempt_at LIMIT 1) <= now() - interval '1 second'),
+         -- The latest failures, as far as their messages are still to be handled.
+         failed AS (
+           SELECT f.message_id, f.attempt, f.failed_at, f.sqlstate, m.channel_name, m.channel_args, m.channel_key, m.place, m.attempt_at,
+                  m.after_message_id
+             FROM (SELECT * FROM mq_failures l WHERE l.failed_at > now() - interval '1 hour' ORDER BY l.failed_at DESC LIMIT 1000) f
+             JOIN mq_msgs m ON m.id = f.message_id
+            WHERE m.attempt_at IS NOT NULL),
+         failing AS (
+           SELECT f.channel_name, pg_catalog.count(*) AS times, (pg_catalog.array_agg(f.sqlstate ORDER BY f.failed_at DESC))[1] AS sqlstate
+             FROM failed f GROUP BY f.channel_name HAVING max(f.attempt) >= 3),
+         -- Heads that others wait behind.
+         retried AS (
+           SELECT DISTINCT f.message_id, f.channel_name, f.channel_args, f.attempt_at FROM failed f
+            WHERE f.after_message_id = '00000000-0000-0000-0000-000000000000' AND f.attempt_at > now() + interval '5 seconds'
+              AND EXISTS (SELECT FROM mq_msgs m WHERE m.channel_key = f.channel_key AND m.place > f.place AND m.after_message_id IS NOT NULL
+                             AND m.channel_name = f.channel_name AND m.channel_args = f.channel_args)),
+         -- Calls that go on though their time limit, and what they are given after it, is over.
+         limits AS (
+           SELECT h.channel_name, max(l.timeout + LEAST(GREATEST(l.timeout, interval '1 second'), interval '30 seconds')) AS most
+             FROM mq_handlers h
+            CROSS JOIN LATERAL (SELECT COALESCE(h.timeout, current_setting('mq.handler_timeout')::interval)) AS l (timeout)
+            GROUP BY h.channel_name HAVING min(l.timeout) > interval '0'),
+         overrunning AS (
+           SELECT c.channel_name, c.pid, c.since
+             FROM (SELECT w.channel_name, w.pid, w.since FROM mq_worker_seats() AS w
+                    WHERE w.database = current_database() AND w.state = 'handling'
+                   UNION ALL
+                   SELECT (SELECT m.channel_name FROM mq_msgs m WHERE m.lease = l.lease AND m.lease > 0 LIMIT 1), l.pid, l.since
+                     FROM mq_leased_calls() AS l) AS c
+             JOIN limits l ON l.channel_name = c.channel_name
+            WHERE c.since + l.most + interval '2 seconds' < clock_timestamp()),
+         uncommitted AS (
+           SELECT pg_catalog.count(*) AS messages, min(u.attempt_at) AS until
+             FROM (SELECT m.attempt_at FROM mq_msgs m WHERE m.commit_interval IS NOT NULL AND m.attempt_at > now()
+                    ORDER BY m.attempt_at LIMIT 10000) AS u),
+         later AS (
+           SELECT n.name, o.attempt_at
+             FROM n CROSS JOIN LATERAL (
+                    SELECT m.attempt_at FROM mq_msgs m
+                     WHERE m.channel_name = n.name
+                       AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')
+                     ORDER BY m.attempt_at LIMIT 1) AS o
+            WHERE o.attempt_at > now() AND o.attempt_at < 'infinity')
+    SELECT 'server mode', s.mode = 'primary',
+           CASE s.mode WHEN 'standby' THEN 'standby: messages are handled where they are sent; here nothing is until this server is promoted'
+                       WHEN 'single-user' THEN 'single-user mode: no workers; CALL mq_run() does their work' END
+      FROM s
+    UNION ALL
     SELECT 'library preloaded', s.preloaded,
            CASE WHEN NOT s.preloaded THEN 'shared_preload_libraries does not name mq: no workers; CALL mq_run() does their work' END
       FROM s
@@ -27,9 +75,9 @@ CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text
     SELECT 'settings in force', pg_catalog.count(p.name) = 0, 'wait for a restart: ' || string_agg(p.name, ', ' ORDER BY p.name)
       FROM pg_settings p WHERE p.pending_restart AND p.name IN ('shared_preload_libraries', 'max_worker_processes')
     UNION ALL
-    SELECT 'launcher runs', s.launcher,
+    SELECT 'launcher runs', s.launcher OR s.mode <> 'primary',
            CASE WHEN NOT s.preloaded THEN 'library not preloaded'
-                WHEN NOT s.launcher THEN 'it comes back after a second; if not, max_worker_processes = ' ||
+                WHEN NOT s.launcher AND s.mode = 'primary' THEN 'it comes back after a second; if not, max_worker_processes = ' ||
                                          current_setting('max_worker_processes') || ' may be in use: see the server''s log' END
       FROM s
     UNION ALL
@@ -51,40 +99,70 @@ CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text
       FROM s
     UNION ALL
     SELECT 'handlers registered', EXISTS (SELECT FROM mq_handlers),
-           CASE WHEN NOT EXISTS (SELECT FROM mq_handlers) THEN 'none' END
+           CASE WHEN NOT EXISTS (SELECT FROM mq_handlers) THEN 'none: mq_register_handler one; until then messages are only for consumers outside the server' END
     UNION ALL
-    SELECT 'channels handled', pg_catalog.count(u.name) = 0, 'due messages, but no handler, in: ' || string_agg(u.name, ', ' ORDER BY u.name)
+    SELECT 'channels handled', pg_catalog.count(u.name) = 0, 'due messages, but no handler, in: ' || mq_some(pg_catalog.array_agg(u.name ORDER BY u.name)) || '; mq_register_handler, or a consumer outside the server, takes them'
       FROM unhandled u
     UNION ALL
-    SELECT 'channels not paused', pg_catalog.count(p.channel_name) = 0, 'paused: ' || string_agg(p.channel_name, ', ' ORDER BY p.channel_name)
+    SELECT 'channels not paused', pg_catalog.count(p.channel_name) = 0, 'paused: ' || mq_some(pg_catalog.array_agg(p.channel_name ORDER BY p.channel_name)) || '; mq_resume lets a channel go on'
       FROM mq_paused p
     UNION ALL
     SELECT 'handlers'' functions', pg_catalog.count(h.handler) = 0,
-           'gone: ' || string_agg(h.channel_name || ' ' || h.handler, ', ' ORDER BY h.channel_name)
+           'gone: ' || mq_some(pg_catalog.array_agg(h.channel_name || ' ' || h.handler ORDER BY h.channel_name)) || '; create the function, or mq_register_handler another'
       FROM mq_handlers h WHERE to_regprocedure(h.handler) IS NULL
     UNION ALL
     SELECT 'handlers may be called', pg_catalog.count(h.handler) = 0,
            'by the role that they run as, and their owners are members of it; not: ' ||
-           string_agg(h.channel_name || ' ' || h.handler, ', ' ORDER BY h.channel_name)
+           mq_some(pg_catalog.array_agg(h.channel_name || ' ' || h.handler ORDER BY h.channel_name))
       FROM mq_handlers h JOIN pg_roles r ON r.rolname = h.run_as JOIN pg_proc p ON p.oid = to_regprocedure(h.handler)
      WHERE NOT (has_function_privilege(r.oid, p.oid, 'EXECUTE') AND has_schema_privilege(r.oid, p.pronamespace, 'USAGE')
                 AND (p.prosecdef OR pg_has_role(p.proowner, r.oid, 'MEMBER')))
     UNION ALL
     -- A worker is connected as the role; only newer servers let it without LOGIN.
     SELECT 'handlers'' roles', pg_catalog.count(h.run_as) = 0,
-           'gone, or without LOGIN: ' || string_agg(h.channel_name || ' runs as ' || h.run_as, ', ' ORDER BY h.channel_name)
+           'gone, or without LOGIN: ' || mq_some(pg_catalog.array_agg(h.channel_name || ' runs as ' || h.run_as ORDER BY h.channel_name)) || '; mq_register_handler with another run_as, or ALTER ROLE ... LOGIN'
       FROM mq_handlers h
      WHERE NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = h.run_as
                           AND (r.rolcanlogin OR current_setting('server_version_num')::int >= 170000))
     UNION ALL
-    SELECT 'leased connections', pg_catalog.count(r.error) = 0, string_agg(pg_catalog.format('as %s: %s', r.role::pg_catalog.regrole, r.error), '; ')
+    SELECT 'leased connections', pg_catalog.count(r.error) = 0, mq_some(pg_catalog.array_agg(pg_catalog.format('as %s: %s', r.role::pg_catalog.regrole, r.error))) ||
+           '; nothing is charged meanwhile: see Troubleshooting in the README for pg_hba.conf and mq.leased_conninfo'
       FROM mq_connection_refusals() r
     UNION ALL
-    SELECT 'channels not blocked', pg_catalog.count(m.id) = 0, 'blocked by a dead message: ' || string_agg(DISTINCT m.channel_name, ', ')
+    SELECT 'channels not blocked', pg_catalog.count(m.id) = 0, 'blocked by a dead message: ' || mq_some(pg_catalog.array_agg(DISTINCT m.channel_name)) || '; mq_redrive sends it again, mq_delete goes on without it'
       FROM mq_msgs m WHERE m.attempts <= 0 AND m.attempt_at IS NULL
     UNION ALL
     SELECT 'horizon', pg_catalog.count(h.kind) = 0,
-           'held for 10 minutes, or for a million transactions, by: ' || string_agg(h.kind || ' ' || h.name, ', ' ORDER BY h.xids DESC)
-      FROM mq_horizon h WHERE h.held_for > interval '10 minutes' OR h.xids > 1000000;
+           'held for 10 minutes, or for a million transactions, by: ' || mq_some(pg_catalog.array_agg(h.kind || ' ' || h.name ORDER BY h.xids DESC)) || '; see mq_horizon: end it, or claims and VACUUM slow down'
+      FROM mq_horizon h WHERE h.held_for > interval '10 minutes' OR h.xids > 1000000
+    UNION ALL
+    SELECT 'handlers succeed', pg_catalog.count(f.channel_name) = 0,
+           mq_some(pg_catalog.array_agg(pg_catalog.format('%s (%s failures within an hour, the last with SQLSTATE %s)', f.channel_name, f.times, f.sqlstate)
+                             ORDER BY f.channel_name)) ||
+           ': see mq_failures; mend the handler, and mq_pause the channel if its messages should not use up their attempts meanwhile'
+      FROM failing f
+    UNION ALL
+    SELECT 'ordered channels move', pg_catalog.count(r.message_id) = 0,
+           'messages wait behind one that failed and waits for its retry: ' ||
+           mq_some(pg_catalog.array_agg(pg_catalog.format('%s%s until %s', r.channel_name, ' ' || nullif(r.channel_args, ''), date_trunc('second', r.attempt_at))
+                             ORDER BY r.channel_name, r.channel_args)) ||
+           '; see mq_failures; mq_delete the message to go on without it'
+      FROM retried r
+    UNION ALL
+    SELECT 'time limits', pg_catalog.count(o.pid) = 0,
+           'a handler ignores that its time is over: ' ||
+           mq_some(pg_catalog.array_agg(pg_catalog.format('%s in process %s since %s', o.channel_name, o.pid, date_trunc('second', o.since)) ORDER BY o.since)) ||
+           '; it loops or waits without a look at interrupts; only the end of that process ends it, and kill -9 restarts the server'
+      FROM overrunning o
+    UNION ALL
+    -- These two are as they should be, and say why nothing is handled all the same.
+    SELECT 'uncommitted messages', true,
+           CASE WHEN u.messages > 0 THEN
+             pg_catalog.format('%s two-phase messages wait for mq_commit; without that the first is removed at %s', u.messages, date_trunc('second', u.until)) END
+      FROM uncommitted u
+    UNION ALL
+    SELECT 'scheduled messages', true,
+           'nothing is due yet in: ' || mq_some(pg_catalog.array_agg(pg_catalog.format('%s (next at %s)', l.name, date_trunc('second', l.attempt_at)) ORDER BY l.name))
+      FROM later l;
   END;
 COMMENT ON FUNCTION mq_health() IS 'Why messages are not moving: a row for each thing that can be in the way, ok or not, with what it is.';

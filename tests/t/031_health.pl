@@ -70,8 +70,8 @@ $node->safe_psql($db, q{
 	SELECT mq_send('nobody''s', name => n::text) FROM generate_series(1, 3) n;
 	SELECT mq_send('later', delay => '1 h')});
 within(10, $node, $db, $ill, 'channels handled, channels not paused', 'a channel is paused, another has no handler; what is due later needs none yet');
-holds($node, $db, detail('channels handled'), q{due messages, but no handler, in: nobody's}, 'it says which has none');
-holds($node, $db, detail('channels not paused'), 'paused: c', 'and which is paused');
+holds($node, $db, detail('channels handled'), q{due messages, but no handler, in: nobody's; mq_register_handler, or a consumer outside the server, takes them}, 'it says which has none');
+holds($node, $db, detail('channels not paused'), 'paused: c; mq_resume lets a channel go on', 'and which is paused');
 $node->safe_psql($db, q{SELECT mq_resume('c'), mq_clear('{nobody''s,later}')});
 within(10, $node, $db, $ill, '', 'neither any more');
 
@@ -79,7 +79,7 @@ $node->safe_psql($db, q{
 	SELECT mq_register_handler('block', 'handle(mq_message)', on_dead => 'block');
 	SELECT mq_send('block', name => 'fail', retries => 0, ordered => true)});
 within(10, $node, $db, $ill, 'channels not blocked', 'a dead message blocks its channel');
-holds($node, $db, detail('channels not blocked'), 'blocked by a dead message: block', 'it says which');
+holds($node, $db, detail('channels not blocked'), 'blocked by a dead message: block; mq_redrive sends it again, mq_delete goes on without it', 'it says which');
 $node->safe_psql($db, q{DELETE FROM mq_dead; SELECT mq_delete(array_agg(id)) FROM mq_msgs; SELECT mq_unregister_handler('block')});
 within(10, $node, $db, $ill, '', 'removed, it blocks no more');
 
@@ -95,7 +95,7 @@ $node->safe_psql($db, 'GRANT EXECUTE ON FUNCTION hers(jsonb) TO alice');
 holds($node, $db, $ill, '', 'it may again');
 $node->safe_psql($db, 'DROP FUNCTION hers(jsonb)');
 holds($node, $db, $ill, q{handlers' functions}, 'the function is gone');
-holds($node, $db, detail(q{handlers' functions}), 'gone: hers public.hers(pg_catalog.jsonb)', 'it says which');
+holds($node, $db, detail(q{handlers' functions}), 'gone: hers public.hers(pg_catalog.jsonb); create the function, or mq_register_handler another', 'it says which');
 $node->safe_psql($db, q{CREATE FUNCTION hers(jsonb) RETURNS void LANGUAGE sql RETURN NULL});
 holds($node, $db, $ill, '', 'and back');
 
@@ -106,7 +106,7 @@ SKIP: {
 		SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'mq worker' AND usename = 'alice'});
 	within(10, $node, $db, $ill, q{handlers' roles, workers start}, 'the role may not log in, so its workers do not start');
 	within(10, $node, $db, q{SELECT detail ~ '^as alice: [0-9]+ times' FROM mq_health() WHERE "check" = 'workers start'}, 't', 'it says whose');
-	holds($node, $db, detail(q{handlers' roles}), 'gone, or without LOGIN: hers runs as alice', 'and why');
+	holds($node, $db, detail(q{handlers' roles}), 'gone, or without LOGIN: hers runs as alice; mq_register_handler with another run_as, or ALTER ROLE ... LOGIN', 'and why');
 	$node->safe_psql($db, 'ALTER ROLE alice LOGIN');
 	within(15, $node, $db, $ill, '', 'it may log in: its worker comes back');
 }

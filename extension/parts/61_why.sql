@@ -1,0 +1,106 @@
+-- mq_why(): why one message is where it is; and what it shares with mq_health().
+
+CREATE FUNCTION mq_some(texts text[]) RETURNS text
+  LANGUAGE sql IMMUTABLE PARALLEL SAFE
+  RETURN (SELECT string_agg(left(t.text, 200), ', ' ORDER BY t.n) FILTER (WHERE t.n <= 10) ||
+                 CASE WHEN pg_catalog.count(*) > 10 THEN ' and ' || (pg_catalog.count(*) - 10)::text || ' more' ELSE '' END
+            FROM pg_catalog.unnest(texts) WITH ORDINALITY AS t (text, n));
+COMMENT ON FUNCTION mq_some(text[]) IS 'The first ten of the texts, and how many more there are; for mq_health().';
+
+CREATE FUNCTION mq_leased_calls(OUT pid integer, OUT role oid, OUT lease bigint, OUT since timestamptz)
+  RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_leased_calls';
+COMMENT ON FUNCTION mq_leased_calls() IS 'The leased calls of this database that run, out of shared memory: the session, its role, the lease of its message; for mq_health() and mq_why().';
+
+CREATE FUNCTION mq_server_mode() RETURNS text
+  LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_server_mode';
+COMMENT ON FUNCTION mq_server_mode() IS 'primary, standby or single-user; for mq_health() and mq_why().';
+
+CREATE FUNCTION mq_service(OUT preloaded boolean, OUT launcher boolean, OUT served boolean, OUT out_of_slots boolean,
+                           OUT failing_role oid, OUT failed_starts integer, OUT mode text)
+  LANGUAGE sql VOLATILE
+  BEGIN ATOMIC
+    SELECT s.preloaded, s.launcher, s.served, s.out_of_slots, s.failing_role, s.failed_starts,
+           mq_server_mode()
+      FROM mq_service_state() s;
+  END;
+COMMENT ON FUNCTION mq_service() IS 'mq_service_state(), and in which mode the server runs: primary, standby or single-user.';
+
+-- Of one pending message, without a look at those before it in its ordered channel.
+CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
+  LANGUAGE sql VOLATILE
+  BEGIN ATOMIC
+    SELECT CASE
+      WHEN m.attempts <= 0 AND m.attempt_at IS NULL
+        THEN pg_catalog.format('is dead, and its ordered channel waits for it: mq_redrive(ARRAY[''%s'']::uuid[]) sends it again, mq_delete takes it away', m.id)
+      WHEN w.pid IS NOT NULL THEN pg_catalog.format('is being handled by worker %s since %s', w.pid, date_trunc('second', w.since))
+      WHEN l.pid IS NOT NULL THEN pg_catalog.format('is being handled in session %s since %s', l.pid, date_trunc('second', l.since))
+      WHEN m.lease > 0 AND m.attempt_at > t.now
+        THEN pg_catalog.format('was being handled in a session that has ended: it is given back within a few seconds, at the latest at %s', date_trunc('second', m.attempt_at))
+      WHEN m.lease = 0 AND m.attempt_at > t.now
+        THEN pg_catalog.format('is leased to a consumer outside the server until %s, attempt %s', date_trunc('second', m.attempt_at), m.attempt)
+      WHEN m.commit_interval IS NOT NULL AND m.attempt_at > t.now
+        THEN pg_catalog.format('is two-phase and not committed: mq_commit delivers it; without that it is removed at %s', date_trunc('second', m.attempt_at))
+      WHEN m.commit_interval IS NOT NULL THEN 'is two-phase, and was not committed in time: it will be removed'
+      WHEN m.expires_at <= t.now THEN 'has expired: it will be moved to the dead letters'
+      WHEN p.channel_name IS NOT NULL
+        THEN pg_catalog.format('waits since its channel is paused: mq_resume(%L) lets it go on', m.channel_name)
+      WHEN h.handlers > 0 AND NOT h.takes
+        THEN pg_catalog.format('waits since no handler of channel "%s" takes the name "%s": mq_register_handler one, or unregister the others and poll', m.channel_name, y.name)
+      WHEN m.attempt_at > t.now AND m.attempt > 0
+        THEN pg_catalog.format('waits for its retry at %s: %s attempts failed, the last with SQLSTATE %s (see mq_failures), %s are left',
+                    date_trunc('second', m.attempt_at), m.attempt, COALESCE(f.sqlstate, 'unknown'), m.attempts)
+      WHEN m.attempt_at > t.now THEN pg_catalog.format('is scheduled for %s', date_trunc('second', m.attempt_at))
+      WHEN m.attempts <= 0 THEN 'has no attempt left: it will be moved to the dead letters'
+      WHEN s.mode = 'standby' THEN 'is due, but this server is a standby: nothing is handled here until it is promoted'
+      WHEN h.handlers = 0
+        THEN pg_catalog.format('is due, but channel "%s" has no handler: mq_register_handler one, or a consumer outside the server takes it with mq_poll', m.channel_name)
+      WHEN s.mode = 'single-user' THEN 'is due, but the server is in single-user mode, without workers: CALL mq_run() handles it'
+      WHEN NOT s.preloaded THEN 'is due, but the library is not preloaded, so there are no workers: CALL mq_run() handles it'
+      WHEN NOT s.launcher OR NOT s.served OR s.out_of_slots OR s.failed_starts > 0 OR current_setting('mq.max_workers') = '0'
+        THEN 'is due, but no worker can take it: SELECT * FROM mq_health() WHERE NOT ok says why'
+      WHEN b.busy >= current_setting('mq.max_workers')::bigint
+        THEN pg_catalog.format('is due, but all %s workers sit in calls, the longest since %s for channel "%s": raise mq.max_workers, or register handlers that take long with mode => ''leased''',
+                    b.busy, date_trunc('second', b.since), b.channel_name)
+      ELSE pg_catalog.format('is due since %s: a worker takes it unless another session holds its row locked, or its handler cannot be called (SELECT * FROM mq_health() WHERE NOT ok)',
+                  date_trunc('second', m.attempt_at)) END
+      FROM mq_msgs m
+     CROSS JOIN pg_catalog.clock_timestamp() AS t (now)
+     CROSS JOIN mq_service() AS s
+      LEFT JOIN mq_payloads y ON y.id = m.id
+      LEFT JOIN mq_paused p ON p.channel_name = m.channel_name
+     CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS handlers,
+                                COALESCE(bool_or(r.message_name IS NULL OR r.message_name = y.name), false) AS takes
+                           FROM mq_handlers r WHERE r.channel_name = m.channel_name) AS h
+      LEFT JOIN LATERAL (SELECT x.pid, x.since FROM mq_worker_seats() AS x
+                          WHERE x.message_id = m.id AND x.database = current_database() LIMIT 1) AS w ON true
+      LEFT JOIN LATERAL (SELECT c.pid, c.since FROM mq_leased_calls() AS c WHERE c.lease = m.lease LIMIT 1) AS l ON m.lease > 0
+      LEFT JOIN LATERAL (SELECT v.sqlstate FROM mq_failures v WHERE v.message_id = m.id ORDER BY v.failure_no + 0 DESC LIMIT 1) AS f ON true
+     CROSS JOIN LATERAL (SELECT pg_catalog.count(*) FILTER (WHERE x.state = 'handling') AS busy, min(x.since) FILTER (WHERE x.state = 'handling') AS since,
+                                (pg_catalog.array_agg(x.channel_name ORDER BY x.since) FILTER (WHERE x.state = 'handling'))[1] AS channel_name
+                           FROM mq_worker_seats() AS x WHERE x.database = current_database()) AS b
+     WHERE m.id = message_id;
+  END;
+COMMENT ON FUNCTION mq_reason(uuid) IS 'For mq_why().';
+
+CREATE FUNCTION mq_why(message_id uuid) RETURNS text
+  LANGUAGE sql VOLATILE SECURITY DEFINER
+  BEGIN ATOMIC
+    SELECT COALESCE(
+      -- Behind the first message of its ordered channel.
+      (SELECT pg_catalog.format('waits in its ordered channel behind %s, which ', h.id) || mq_reason(h.id)
+         FROM mq_msgs m
+        CROSS JOIN LATERAL (SELECT o.id FROM mq_msgs o
+                             WHERE o.channel_key = m.channel_key AND o.after_message_id IS NOT NULL
+                               AND o.channel_name = m.channel_name AND o.channel_args = m.channel_args
+                             ORDER BY o.place LIMIT 1) AS h
+        WHERE m.id = message_id AND m.after_message_id <> '00000000-0000-0000-0000-000000000000' AND h.id <> m.id
+          AND NOT EXISTS (SELECT FROM mq_worker_seats() AS x WHERE x.message_id = m.id)),
+      mq_reason(message_id),
+      (SELECT pg_catalog.format('is dead since %s, reason %s%s: mq_redrive(ARRAY[''%s'']::uuid[]) sends it again',
+                     date_trunc('second', d.died_at), d.reason, ', SQLSTATE ' || d.sqlstate, d.id)
+         FROM mq_dead d WHERE d.id = message_id ORDER BY d.dead_no + 0 DESC LIMIT 1),
+      CASE WHEN message_id IS NOT NULL
+        THEN 'is neither pending nor dead: it was handled or deleted, was never sent, or its sender has not committed yet' END);
+  END;
+COMMENT ON FUNCTION mq_why(uuid) IS
+  'Says in one sentence, whose subject is the message, where it is and what it waits for, and where somebody has to do something, what. Shows no payload and no error text. NULL for NULL.';
