@@ -130,7 +130,7 @@ quote = '$(subst ','\'',$(1))'
 # The core once more, under the sanitizers and with no server in sight.
 UNIT = build/unit/mq_unit
 UNIT_OBJS = $(patsubst %.cpp,build/unit/%.o,$(sort $(wildcard bgworker/*.cpp tests/unit/*.cpp)))
-UNIT_CXXFLAGS = $(MQ_CXXFLAGS) -g -O1 -fno-omit-frame-pointer \
+UNIT_CXXFLAGS = $(MQ_CXXFLAGS) -g -O0 -fno-omit-frame-pointer \
   -fsanitize=address,undefined -fno-sanitize-recover=all
 UNIT_CPPFLAGS = -Ibgworker -Itests/unit -I$(shell $(PG_CONFIG) --includedir)
 UNIT_LIBS = -L$(shell $(PG_CONFIG) --libdir) -lgtest -lgtest_main -lfmt -lxxhash -lpq -lpthread

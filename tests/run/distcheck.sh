@@ -20,6 +20,7 @@ dist_steps() {
   user_dir "$dist"
   dist_files >"$WORK/dist.before"
   dist_check 'pgxn install works' dist_pgxn install "$archive"
+  dist_check 'the script of each version and upgrade is installed' dist_scripts "$version"
   dist_check 'CREATE EXTENSION works' dist_create "$version"
   dist_check 'pgxn uninstall works' dist_pgxn uninstall "$archive"
   dist_files >"$WORK/dist.after"
@@ -40,6 +41,20 @@ dist_check() {
 
 dist_files() { (cd "$PG_TREE" && find . -type f | sort); }
 
+# The extension itself, and an upgrade to its version from each older one that the tests know.
+dist_scripts() {
+  local old directory=$PG_TREE$(pg_dir sharedir)/extension lacking=0 script
+  local scripts=("mq.control" "mq--$1.sql")
+  for old in "$HERE"/tests/upgrade/mq--*.sql; do
+    old=${old##*/mq--}
+    scripts+=("mq--${old%.sql}--$1.sql")
+  done
+  for script in "${scripts[@]}"; do
+    [ -s "$directory/$script" ] || { echo "not installed: $script"; lacking=1; }
+  done
+  return "$lacking"
+}
+
 # What PGXN requires of a distribution: https://pgxn.org/spec/
 dist_meta() {
   python3 - "$@" <<'EOF'
@@ -50,6 +65,11 @@ with zipfile.ZipFile(archive) as z:
     meta = json.loads(z.read(prefix + "META.json"))
 for key in ("name", "version", "abstract", "maintainer", "license", "provides", "meta-spec"):
     assert meta.get(key), f"META.json lacks {key}"
+assert meta.get("release_status") in ("stable", "testing", "unstable"), "META.json: release_status"
+oldest = meta["prereqs"]["runtime"]["requires"]["PostgreSQL"]
+with zipfile.ZipFile(archive) as z:
+    readme = z.read(prefix + "README.md").decode()
+assert f"PostgreSQL {oldest.split('.')[0]} or newer" in readme, f"README.md and META.json: the oldest PostgreSQL is {oldest}"
 assert meta["name"] == "mq" and meta["version"] == version, "META.json: name or version"
 assert meta["meta-spec"]["version"] == "1.0.0", "META.json: meta-spec"
 for name, provided in meta["provides"].items():
