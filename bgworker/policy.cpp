@@ -35,8 +35,13 @@ void settle_failure(const Failure& failure, const Handler* handler, Micros now, 
   }
   const Micros ceiling = handler != nullptr ? handler->max_backoff : kDefaultMaxBackoff;
   const Micros backoff = bounded_backoff(message.retry_backoff, ceiling);
-  settlement.retries.push_back(
-      {&message, std::min(now + jittered(backoff, dice), message.expires_at), doubled_backoff(backoff, ceiling)});
+  const Micros wait = std::max(jittered(backoff, dice), jittered(least_backoff(message.attempts + 1), dice));
+  settlement.retries.push_back({&message, std::min(now + wait, message.expires_at), doubled_backoff(backoff, ceiling)});
+}
+
+bool keeps_failure(int attempt) {
+  constexpr int kFirst = 5;
+  return attempt <= kFirst || (attempt & (attempt - 1)) == 0;
 }
 
 Error no_handler(const Claimed& message) {

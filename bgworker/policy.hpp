@@ -10,6 +10,10 @@ namespace mq {
 // `handler` may be nullptr: no handler matched the name.
 void settle_failure(const Failure& failure, const Handler* handler, Micros now, double dice, Settlement& settlement);
 
+// Whether mq_failures keeps the failure of an attempt for good: of the first ones, and of those at powers of two.
+// Others are kept until the next attempt fails.
+bool keeps_failure(int attempt);
+
 inline constexpr int kMostConflicts = 10;  // 40001 and 40P01 in a row before an attempt is charged
 
 // What fails the attempt of a message that no handler matches.

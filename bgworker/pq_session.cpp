@@ -5,8 +5,11 @@
 
 #include <algorithm>
 #include <array>
+#include <string_view>
 #include <utility>
 #include <vector>
+
+#include "kept_text.hpp"
 
 namespace mq {
 
@@ -32,19 +35,31 @@ bool is_ready(Socket socket) {
   return ::poll(&file, 1, 0) != 0;
 }
 
-std::string trimmed(const char* text) {
-  std::string result = text != nullptr ? text : "";
-  while (!result.empty() && result.back() == '\n') result.pop_back();
-  return result;
+std::string trimmed(std::string_view text) {
+  while (!text.empty() && text.back() == '\n') text.remove_suffix(1);
+  return std::string(text);
 }
 
-Error error_of(const PGresult* result) {
-  const auto field = [&](int code) { return trimmed(PQresultErrorField(result, code)); };
+std::size_t clip(std::string_view text, std::size_t most, int encoding) {
+  std::size_t whole = 0;
+  for (;;) {
+    const auto next = whole + static_cast<std::size_t>(std::max(1, PQmblen(text.data() + whole, encoding)));
+    if (next > most) return whole;
+    whole = next;
+  }
+}
+
+// It may quote a payload, and will be recorded.
+Error error_of(const PGresult* result, int encoding) {
+  const auto field = [&](int code) {
+    const char* text = PQresultErrorField(result, code);
+    return trimmed(kept_text(text != nullptr ? text : "", clip, encoding));
+  };
   Error error(field(PG_DIAG_SQLSTATE), field(PG_DIAG_MESSAGE_PRIMARY), field(PG_DIAG_MESSAGE_DETAIL),
               field(PG_DIAG_MESSAGE_HINT));
   error.context = field(PG_DIAG_CONTEXT);
   if (error.sqlstate.empty()) error.sqlstate = "08006";
-  if (error.message.empty()) error.message = trimmed(PQresultErrorMessage(result));
+  if (error.message.empty()) error.message = kept_text(trimmed(PQresultErrorMessage(result)), clip, encoding);
   return error;
 }
 
@@ -58,7 +73,7 @@ bool is_failure(const PGresult* result) {
 std::string conninfo_error(const char* conninfo) {
   char* message = nullptr;
   const Options options(PQconninfoParse(conninfo, &message));
-  std::string text = trimmed(message);
+  std::string text = trimmed(message != nullptr ? message : "");
   if (message != nullptr) PQfreemem(message);
   if (options) return {};
   return text.empty() ? "out of memory" : text;
@@ -150,7 +165,7 @@ HandlerSession::State PqSession::read() {
       return State::kIdle;
     }
     if (is_failure(result.get())) {
-      error_ = error_of(result.get());
+      error_ = error_of(result.get(), PQclientEncoding(connection_.get()));
     } else if (PQresultStatus(result.get()) == PGRES_COPY_IN || PQresultStatus(result.get()) == PGRES_COPY_OUT) {
       return broken();  // no function does that
     }

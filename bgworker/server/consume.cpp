@@ -212,6 +212,8 @@ extern "C" Datum mq_checkpoint_entry(FunctionCallInfo fcinfo) {
     if (!PG_ARGISNULL(2)) json = mq::json_of(mq::text_view(PG_GETARG_DATUM(2)), "new_payload_json");
     const mq::Param bytes = PG_ARGISNULL(3) ? mq::Param() : mq::Param(PG_GETARG_DATUM(3));
 
+    // Whoever has it locked handles it, or is about to settle it. What is locked here nobody claims before the commit.
+    static mq::Statement lock("SELECT m.id FROM $S.mq_msgs m WHERE m.id = $1 FOR NO KEY UPDATE", {UUIDOID});
     static mq::Statement add_retries(
         "UPDATE $S.mq_msgs m SET attempts = LEAST(m.attempts::bigint + $2, 2147483647)::int WHERE m.id = $1",
         {UUIDOID, INT4OID});
@@ -221,6 +223,7 @@ extern "C" Datum mq_checkpoint_entry(FunctionCallInfo fcinfo) {
         {UUIDOID, JSONBOID, BYTEAOID});
     const mq::OwnerScope scope;
     const mq::SpiConnection spi;
+    if (lock.run({id.datum}).empty()) return Datum{0};
     mq::keep_alive({mq::uuid_of(id.datum)}, duration);
     if (retries != 0) add_retries.run({id.datum, Int32GetDatum(retries)});
     if (!json.null || !bytes.null) replace.run({id.datum, json, bytes});

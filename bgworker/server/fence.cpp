@@ -3,6 +3,8 @@
 #include <new>
 #include <string>
 
+#include "kept.hpp"
+
 namespace mq::fence::detail {
 
 namespace {
@@ -37,16 +39,20 @@ ErrorData* blank(const char* sqlstate) {
   return data;
 }
 
-Error take(ErrorData* data) {
-  Error error(unpack_sql_state(data->sqlerrcode), text(data->message), text(data->detail), text(data->hint));
-  error.context = text(data->context);
+Error take(ErrorData* data, Texts texts) {
+  const auto take_text = texts == Texts::kKept
+                             ? [](const char* string) { return kept(string != nullptr ? string : ""); }
+                             : [](const char* string) { return text(string); };
+  Error error(unpack_sql_state(data->sqlerrcode), take_text(data->message), take_text(data->detail),
+              take_text(data->hint));
+  error.context = take_text(data->context);
   FreeErrorData(data);
   return error;
 }
 
 }  // namespace
 
-void run(Body body, void* argument) {
+void run(Body body, void* argument, Texts texts) {
   ErrorData* volatile caught = nullptr;
   const MemoryContext before = CurrentMemoryContext;
   PG_TRY();
@@ -60,7 +66,7 @@ void run(Body body, void* argument) {
   PG_END_TRY();
   if (caught == nullptr) return;
 
-  throw take(caught);
+  throw take(caught, texts);
 }
 
 ErrorData* to_error_data(const Error& error) {

@@ -5,6 +5,7 @@
 // fence::entry or fence::guard.
 //
 //   call   runs a body of server calls. An ereport(ERROR) in it ends the body and is thrown as an mq::Error.
+//          With Texts::kKept its texts are bounded as those in mq_failures are.
 //          The body must own nothing: no local with a destructor, no throw; it runs between sigsetjmp and
 //          longjmp.
 //   entry  runs C++ code on behalf of a SQL function, and makes what it throws an ereport once all C++ frames
@@ -25,10 +26,12 @@
 
 namespace mq::fence {
 
+enum class Texts { kWhole, kKept };
+
 namespace detail {
 
 using Body = void (*)(void* argument) noexcept;
-void run(Body body, void* argument);  // throws Error
+void run(Body body, void* argument, Texts texts);  // throws Error
 
 // Copies an error into the server's memory, to be raised after the handler that caught it was left.
 ErrorData* to_error_data(const Error& error);
@@ -39,11 +42,11 @@ ErrorData* unknown_error();
 }  // namespace detail
 
 template <class F>
-auto call(F&& body) -> std::invoke_result_t<F&> {
+auto call(F&& body, Texts texts = Texts::kWhole) -> std::invoke_result_t<F&> {
   using Result = std::invoke_result_t<F&>;
   if constexpr (std::is_void_v<Result>) {
     detail::run([](void* argument) noexcept { (*static_cast<std::remove_reference_t<F>*>(argument))(); },
-                std::addressof(body));
+                std::addressof(body), texts);
   } else {
     static_assert(std::is_trivially_copyable_v<Result>, "a longjmp runs no destructors");
     struct Context {
@@ -55,7 +58,7 @@ auto call(F&& body) -> std::invoke_result_t<F&> {
           auto* c = static_cast<Context*>(argument);
           c->result = (*c->body)();
         },
-        &context);
+        &context, texts);
     return context.result;
   }
 }

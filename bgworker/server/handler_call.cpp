@@ -302,16 +302,18 @@ void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> me
     // It may have ceased to be SECURITY DEFINER a moment ago.
     if (owner == HandlerOwner::kOther) owner = check_handler_rights(function->fn_oid, GetUserId(), false);
     const HandlerScope scope(owner);
-    fence::call([&] {
-      LOCAL_FCINFO(fcinfo, 1);
-      InitFunctionCallInfoData(*fcinfo, function, 1, InvalidOid, nullptr, nullptr);
-      fcinfo->args[0].value = argument;
-      fcinfo->args[0].isnull = null;
-      if (!(function->fn_strict && null)) (void)FunctionCallInvoke(fcinfo);
-      PopActiveSnapshot();
-      CommandCounterIncrement();
-      CHECK_FOR_INTERRUPTS();
-    });
+    fence::call(
+        [&] {
+          LOCAL_FCINFO(fcinfo, 1);
+          InitFunctionCallInfoData(*fcinfo, function, 1, InvalidOid, nullptr, nullptr);
+          fcinfo->args[0].value = argument;
+          fcinfo->args[0].isnull = null;
+          if (!(function->fn_strict && null)) (void)FunctionCallInvoke(fcinfo);
+          PopActiveSnapshot();
+          CommandCounterIncrement();
+          CHECK_FOR_INTERRUPTS();
+        },
+        fence::Texts::kKept);
     timeout.check();
   } catch (Error& error) {
     inflight::clear();

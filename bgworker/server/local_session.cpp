@@ -24,31 +24,33 @@ namespace {
 constexpr Micros kUnlimited = 24 * 3600 * kSecond;  // the lease of a handler without a time limit
 
 // In the context of the SPI connection, which a COMMIT of the handler does not end.
-void execute(const LeasedCall& call) {
+void execute(const LeasedCall& call, fence::Texts texts) {
   const char* statement = call.statement.c_str();
   const Oid type = call.parameter_type;
   const char* bytes = call.parameter ? call.parameter->data() : nullptr;
   const int size = call.parameter ? static_cast<int>(call.parameter->size()) : 0;
-  fence::call([&] {
-    ParamListInfo parameters = makeParamList(1);
-    parameters->params[0] = {0, bytes == nullptr, PARAM_FLAG_CONST, type};
-    if (bytes != nullptr) {
-      Oid receive = InvalidOid;
-      Oid element = InvalidOid;
-      StringInfoData buffer;
-      getTypeBinaryInputInfo(type, &receive, &element);
-      initStringInfo(&buffer);
-      appendBinaryStringInfo(&buffer, bytes, size);
-      parameters->params[0].value = OidReceiveFunctionCall(receive, &buffer, element, -1);
-    }
-    SPIExecuteOptions options;
-    memset(&options, 0, sizeof options);
-    options.params = parameters;
-    options.allow_nonatomic = true;
-    const int code = SPI_execute_extended(statement, &options);
-    if (code < 0) elog(ERROR, "SPI_execute_extended failed: %s", SPI_result_code_string(code));
-    CHECK_FOR_INTERRUPTS();
-  });
+  fence::call(
+      [&] {
+        ParamListInfo parameters = makeParamList(1);
+        parameters->params[0] = {0, bytes == nullptr, PARAM_FLAG_CONST, type};
+        if (bytes != nullptr) {
+          Oid receive = InvalidOid;
+          Oid element = InvalidOid;
+          StringInfoData buffer;
+          getTypeBinaryInputInfo(type, &receive, &element);
+          initStringInfo(&buffer);
+          appendBinaryStringInfo(&buffer, bytes, size);
+          parameters->params[0].value = OidReceiveFunctionCall(receive, &buffer, element, -1);
+        }
+        SPIExecuteOptions options;
+        memset(&options, 0, sizeof options);
+        options.params = parameters;
+        options.allow_nonatomic = true;
+        const int code = SPI_execute_extended(statement, &options);
+        if (code < 0) elog(ERROR, "SPI_execute_extended failed: %s", SPI_result_code_string(code));
+        CHECK_FOR_INTERRUPTS();
+      },
+      texts);
 }
 
 }  // namespace
@@ -70,7 +72,7 @@ void LocalSession::run(const LeasedCall& call) {
 void LocalSession::run_procedure(const LeasedCall& call) {
   try {
     const HandlerTimeout timeout(call.timeout);
-    execute(call);
+    execute(call, fence::Texts::kWhole);
     timeout.check();
   } catch (Error& error) {
     (void)HandlerTimeout::explain(error, call.timeout);
@@ -83,7 +85,7 @@ void LocalSession::run_function(const LeasedCall& call) {
   const int nest_level = NewGUCNestLevel();  // what the handler sets ends with it
   try {
     const HandlerTimeout timeout(call.timeout);
-    execute(call);
+    execute(call, fence::Texts::kKept);
     timeout.check();
     AtEOXact_GUC(false, nest_level);
     transaction_.release_savepoint();

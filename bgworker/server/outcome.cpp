@@ -13,6 +13,7 @@
 #include "entries.h"
 #include "extension.hpp"
 #include "handler_call.hpp"
+#include "kept.hpp"
 #include "ledger.hpp"
 #include "settle.hpp"
 #include "shared.hpp"
@@ -65,7 +66,7 @@ extern "C" Datum mq_snooze_entry(FunctionCallInfo fcinfo) {
 
 extern "C" Datum mq_discard_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
-    const std::string reason(mq::text_of(mq::argument(fcinfo, 0), "reason"));
+    const std::string reason = mq::kept(mq::text_of(mq::argument(fcinfo, 0), "reason"));
     return mq::heed(fcinfo, {mq::Wish::kDiscard, {}, 0, reason});
   });
 }

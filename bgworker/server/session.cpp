@@ -44,7 +44,7 @@ void WorkerSession::begin() {
 void WorkerSession::commit() {
   if (spi_) spi_->finish();
   spi_.reset();
-  fence::call([] { CommitTransactionCommand(); });
+  fence::call([] { CommitTransactionCommand(); }, fence::Texts::kKept);
   open_ = false;
 }
 

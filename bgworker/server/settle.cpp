@@ -1,10 +1,13 @@
 #include "settle.hpp"
 
+#include <algorithm>
 #include <set>
 
 #include "../channel_key.hpp"
+#include "../policy.hpp"
 #include "extension.hpp"
 #include "fence.hpp"
+#include "kept.hpp"
 #include "ledger.hpp"
 #include "link.hpp"
 #include "spi.hpp"
@@ -26,14 +29,38 @@ struct ErrorColumns {
 
   void add(const Error& error) {
     sqlstate.add(text_or_null(error.sqlstate));
-    message.add(text_or_null(error.message));
-    detail.add(text_or_null(error.detail));
-    hint.add(text_or_null(error.hint));
-    context.add(text_or_null(error.context));
+    message.add(text_or_null(kept(error.message)));
+    detail.add(text_or_null(kept(error.detail)));
+    hint.add(text_or_null(kept(error.hint)));
+    context.add(text_or_null(kept(error.context)));
   }
 };
 
+// Removes the failures that were kept only until these: the last one of each message, if it is that of the attempt
+// before.
+void remove_superseded(const std::vector<Failure>& failures) {
+  static Statement remove(
+      "DELETE FROM $S.mq_failures WHERE ctid = ANY (ARRAY("
+      "  SELECT l.ctid FROM unnest($1, $2) AS r (id, attempt) CROSS JOIN LATERAL ("
+      "    SELECT f.failure_no, f.attempt FROM $S.mq_failures f WHERE f.message_id = r.id"
+      "     ORDER BY f.failure_no + 0 DESC LIMIT 1) AS last"
+      "    JOIN $S.mq_failures l ON l.failure_no = last.failure_no AND l.attempt = r.attempt"
+      "   FOR UPDATE OF l SKIP LOCKED))",
+      {UUIDARRAYOID, INT4ARRAYOID});
+  ArrayParam ids(UUIDOID), attempts(INT4OID);
+  bool any = false;
+  for (const Failure& failure : failures) {
+    const int before = failure.message->attempts;
+    if (keeps_failure(before)) continue;
+    ids.add(uuid_datum(failure.message->id));
+    attempts.add(Int32GetDatum(before));
+    any = true;
+  }
+  if (any) remove.run({ids.datum(), attempts.datum()});
+}
+
 void record(const std::vector<Failure>& failures) {
+  remove_superseded(failures);
   static Statement insert(
       "INSERT INTO $S.mq_failures (message_id, attempt, failed_at, channel_name, channel_args, name, duration,"
       "  sqlstate, error, detail, hint, context, channel_key)"
@@ -229,12 +256,25 @@ Rows remove_rows(const std::vector<Uuid>& ids) {
   return removed;
 }
 
+// Payloads are not locked. Where somebody has moved one by hand since the claim, another message's may stand by now:
+// then nothing of this is to be committed.
+void check_payloads(const std::vector<const Claimed*>& messages, const Rows& gone) {
+  std::vector<Uuid> ids;
+  ids.reserve(messages.size());
+  for (const Claimed* message : messages) ids.push_back(message->id);
+  std::sort(ids.begin(), ids.end());
+  for (std::size_t i = 0; i < gone.size(); ++i)
+    if (!std::binary_search(ids.begin(), ids.end(), uuid_of(gone.get(i, 1))))
+      throw Error("40001", "could not remove messages: rows of mq_payloads were moved while handlers ran");
+}
+
 // The same as remove_messages for rows that this transaction has locked: found by where they are, without a
-// descent of an index each. A row that the handler has changed since is elsewhere; then they go by their ids.
+// descent of an index each; nothing else can take the place of a row that is locked. One that the handler has changed
+// since is elsewhere; then they go by their ids.
 void remove_claimed(const std::vector<const Claimed*>& messages) {
   static Statement unordered("DELETE FROM $S.mq_msgs m WHERE m.ctid = ANY ($1)", {TIDARRAYOID});
   static Statement ordered("DELETE FROM $S.mq_msgs m WHERE m.ctid = ANY ($1)" REMOVED, {TIDARRAYOID});
-  static Statement payloads("DELETE FROM $S.mq_payloads p WHERE p.ctid = ANY ($1)", {TIDARRAYOID});
+  static Statement payloads("DELETE FROM $S.mq_payloads p WHERE p.ctid = ANY ($1) RETURNING p.id", {TIDARRAYOID});
   if (messages.empty()) return;
   ArrayParam locations(TIDOID, messages.size()), payload_locations(TIDOID, messages.size());
   bool any_ordered = false;
@@ -247,7 +287,9 @@ void remove_claimed(const std::vector<const Claimed*>& messages) {
     ++with_payload;
   }
   const Rows removed = (any_ordered ? ordered : unordered).run({locations.datum()});
-  const std::size_t payloads_removed = payloads.run({payload_locations.datum()}).size();
+  const Rows gone = payloads.run({payload_locations.datum()});
+  const std::size_t payloads_removed = gone.size();
+  check_payloads(messages, gone);
   if (any_ordered) link_behind(removed);
   {
     ledger::RowChanges changes(Extension::msgs());

@@ -9,6 +9,7 @@
 #include "shared_state.hpp"
 
 extern "C" {
+#include "mb/pg_wchar.h"
 #include "storage/procarray.h"
 }
 
@@ -146,7 +147,8 @@ bool note_connection(const std::string& refusal) {
   Guard guard(LW_EXCLUSIVE);
   Pool* pool = find_pool(state->seats[my_seat].database, state->seats[my_seat].role);
   if (pool == nullptr) return false;
-  const std::string cut = refusal.substr(0, kRefusalBytes - 1);
+  const std::string cut = refusal.substr(
+      0, static_cast<std::size_t>(pg_mbcliplen(refusal.data(), static_cast<int>(refusal.size()), kRefusalBytes - 1)));
   if (cut == pool->refusal) return false;
   memcpy(pool->refusal, cut.c_str(), cut.size() + 1);
   return true;

@@ -124,7 +124,7 @@ CREATE TABLE mq_failures (
   context text,
   channel_key bigint NOT NULL
 );
-COMMENT ON TABLE mq_failures IS 'Every failed attempt, with the error as the server reported it and how long the handler had run.';
+COMMENT ON TABLE mq_failures IS 'Failed attempts, with the error as the server reported it (each text cut to 8 kB) and how long the handler had run: of a message the first five, those at powers of two, and the last one.';
 COMMENT ON SEQUENCE mq_failures_failure_no_seq IS 'Numbers of failed attempts.';
 CREATE INDEX mq_failures_message_id ON mq_failures (message_id);
 CREATE INDEX mq_failures_failed_at ON mq_failures (failed_at);

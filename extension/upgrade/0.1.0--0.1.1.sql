@@ -7,4 +7,6 @@ REVOKE ALL ON FUNCTION mq_some(text[]), mq_leased_calls(), mq_service(), mq_serv
 
 -- replace 62_health.sql
 
+COMMENT ON TABLE mq_failures IS 'Failed attempts, with the error as the server reported it (each text cut to 8 kB) and how long the handler had run: of a message the first five, those at powers of two, and the last one.';
+
 SELECT mq_announce();

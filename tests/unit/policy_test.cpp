@@ -200,5 +200,36 @@ TEST_F(PolicyTest, DiscardedMessageIsDeadForTheReasonGiven) {
   }
 }
 
+TEST_F(PolicyTest, FailuresAreKeptOfTheFirstAttemptsAndThenAtPowersOfTwo) {
+  for (const int attempt : {0, 1, 2, 3, 4, 5, 8, 16, 64, 1 << 30}) EXPECT_TRUE(keeps_failure(attempt)) << attempt;
+  for (const int attempt : {6, 7, 9, 15, 17, 63, std::numeric_limits<int>::max()})
+    EXPECT_FALSE(keeps_failure(attempt)) << attempt;
+}
+
+TEST_F(PolicyTest, WithoutABackoffFailuresBecomeRarerAllTheSame) {
+  message.retry_backoff = 0;
+  message.attempts_left = 1000;
+  const auto wait_after = [&](int attempts) {
+    message.attempts = attempts - 1;
+    fail(&handler);
+    return settlement.retries.back().attempt_at - kNow;
+  };
+  EXPECT_EQ(wait_after(1), 0);
+  EXPECT_EQ(wait_after(4), 0);
+  EXPECT_EQ(wait_after(5), kSecond / 10);
+  EXPECT_EQ(wait_after(6), kSecond / 5);
+  EXPECT_EQ(wait_after(8), kSecond * 8 / 10);
+  EXPECT_EQ(wait_after(9), kSecond);
+  EXPECT_EQ(wait_after(std::numeric_limits<int>::max()), kSecond);
+  EXPECT_EQ(settlement.retries.back().retry_backoff, 0);
+}
+
+TEST_F(PolicyTest, LongerBackoffsAreAsTheyWere) {
+  message.retry_backoff = 2 * kSecond;
+  message.attempts = 20;
+  fail(&handler, 0.5);
+  EXPECT_EQ(settlement.retries[0].attempt_at, kNow + 2 * kSecond + kSecond / 10);
+}
+
 }  // namespace
 }  // namespace mq
