@@ -5,6 +5,8 @@
 #   make bench QUICK=1             one pair, fewer messages, writes nothing
 #   make bench WORKLOAD=burn       one workload
 #   make bench ORIGINAL=schema.txt the schema that mq replaces, to run beside it
+#   make bench WORKLOAD=release BASE=commit
+#                                  this checkout beside another commit
 #
 # Both sides run in the same private server, by turns; a figure is the median of the runs, with the lowest and
 # the highest beside it. The machine should be idle otherwise. A workload is a file here that defines a function
