@@ -86,7 +86,7 @@ extension/mq--$(EXTVERSION).sql: $(SQL_PARTS) extension/parts extension/mq.contr
 # what changes with each version is written once.
 $(UPGRADES): extension/mq--%: extension/upgrade/% $(SQL_PARTS)
 	awk '$$1 == "--" && $$2 == "replace" { part = "extension/parts/" $$3; \
-	       while ((got = (getline line <part)) > 0) { sub(/^CREATE (FUNCTION|VIEW)/, "CREATE OR REPLACE&", line); \
+	       while ((got = (getline line <part)) > 0) { sub(/^CREATE (FUNCTION|PROCEDURE|VIEW)/, "CREATE OR REPLACE&", line); \
 	         sub(/^CREATE OR REPLACECREATE/, "CREATE OR REPLACE", line); print line } \
 	       if (got < 0) exit 1; close(part); next } { print }' $< >$@.tmp && mv $@.tmp $@
 

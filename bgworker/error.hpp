@@ -23,6 +23,12 @@ struct Error : std::exception {
   std::string message;
   std::string detail;
   std::string hint;
+  // What a constraint's violation, say, was about, as the server named it; empty where it did not.
+  std::string schema;
+  std::string table;
+  std::string column;
+  std::string datatype;
+  std::string constraint;
   std::string context;  // the call stack that the server collected; empty if it has not seen the error yet
 };
 

@@ -36,7 +36,7 @@ ROLLBACK;
 -- It is buried when the lease has passed, payload and all, and delivered no more.
 SELECT pg_temp.pass('4 minutes');
 SELECT id, wait_time FROM mq_poll('{work}');
-SELECT id, channel_name, channel_args, name, payload_json, payload_bytes, ordered, attempts, reason,
+SELECT id, channel_name, channel_args, name, payload_json, payload_bytes, ordered, attempts_made, reason,
        died_at > created_at AS died FROM mq_dead;
 SELECT (SELECT count(*) FROM mq_msgs) AS messages, (SELECT count(*) FROM mq_payloads) AS payloads;
 DELETE FROM mq_dead;
@@ -56,7 +56,7 @@ SELECT id, payload_json FROM mq_poll('{work}');
 SELECT attempts FROM mq_msgs;
 SELECT pg_temp.pass('1 hour');
 SELECT id FROM mq_poll('{work}');
-SELECT id, payload_json, attempts, reason FROM mq_dead;
+SELECT id, payload_json, attempts_made, reason FROM mq_dead;
 DELETE FROM mq_dead;
 -- Any number of extra retries is within bounds.
 SELECT mq_send('work', id => pg_temp.id(1), retries => 2147483646);
@@ -139,7 +139,7 @@ SELECT mq_insert(ARRAY[(pg_temp.id(2), '0', 0, '1 s', 'steps', '', NULL, true, '
                        (pg_temp.id(3), '0', 4, '1 s', 'steps', '', NULL, true, 'second', '2', NULL)::mq_new_t]);
 DELETE FROM mq_payloads WHERE id IN (pg_temp.id(1), pg_temp.id(2));
 SELECT id, name FROM mq_poll(NULL, 10);
-SELECT id, channel_name, name, ordered, attempts, reason, sqlstate, error FROM mq_dead ORDER BY id;
+SELECT id, channel_name, name, ordered, attempts_made, reason, sqlstate, error FROM mq_dead ORDER BY id;
 SELECT id FROM mq_msgs;
 DELETE FROM mq_dead;
 SELECT mq_clear_all();

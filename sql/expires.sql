@@ -23,7 +23,7 @@ BEGIN
 END $$;
 SELECT mq_register_handler('work', 'handle(mq_message)');
 CREATE FUNCTION pg_temp.handled() RETURNS text LANGUAGE sql AS $$ SELECT string_agg(what, ' ' ORDER BY n) FROM handled $$;
-CREATE VIEW letters AS SELECT name, channel_name, reason, attempts, sqlstate, error, detail, hint FROM mq_dead ORDER BY dead_no;
+CREATE VIEW letters AS SELECT name, channel_name, reason, attempts_made, sqlstate, error, detail, hint FROM mq_dead ORDER BY dead_no;
 
 -- Bad values name the field, the value and the rule; nothing of the call is kept.
 SELECT mq_send('work', expires => '0');

@@ -36,6 +36,15 @@ CREATE FUNCTION a_set(jsonb) RETURNS SETOF int LANGUAGE sql AS 'SELECT 1';
 CREATE PROCEDURE a_procedure(jsonb) LANGUAGE sql AS 'SELECT 1';
 CREATE PROCEDURE a_batch_procedure(mq_message[]) LANGUAGE sql AS 'SELECT 1';
 CREATE AGGREGATE an_aggregate(jsonb) (SFUNC = jsonb_concat, STYPE = jsonb);
+CREATE FUNCTION a_default(jsonb, int DEFAULT 1) RETURNS void LANGUAGE sql RETURN NULL;
+CREATE FUNCTION variadic_json(VARIADIC jsonb[]) RETURNS void LANGUAGE sql RETURN NULL;
+CREATE FUNCTION variadic_messages(VARIADIC mq_message[]) RETURNS void LANGUAGE sql RETURN NULL;
+CREATE FUNCTION some_columns(jsonb) RETURNS TABLE (a int) LANGUAGE sql AS 'SELECT 1';
+CREATE FUNCTION anything(anyelement) RETURNS void LANGUAGE sql AS '';
+CREATE PROCEDURE an_out_procedure(jsonb, OUT result int) LANGUAGE sql AS 'SELECT 1';
+CREATE PROCEDURE an_inout_procedure(INOUT message jsonb) LANGUAGE sql AS 'SELECT message';
+CREATE PROCEDURE a_default_procedure(jsonb, int DEFAULT 1) LANGUAGE sql AS 'SELECT 1';
+CREATE PROCEDURE a_variadic_procedure(VARIADIC mq_message[]) LANGUAGE sql AS 'SELECT 1';
 SELECT pg_temp.refusal(format('SELECT mq_register_handler(%s)', arguments)) AS outcome
   FROM unnest(ARRAY[$$NULL, 'handle(jsonb)'$$,
                     $$repeat('c', 1025), 'handle(jsonb)'$$,
@@ -48,6 +57,20 @@ SELECT pg_temp.refusal(format('SELECT mq_register_handler(%s)', arguments)) AS o
                     $$'work', 'a_set(jsonb)'$$,
                     $$'work', 'a_procedure(jsonb)'$$,
                     $$'work', 'an_aggregate(jsonb)'$$,
+                    $$'work', 'an_aggregate(jsonb)', mode => 'leased'$$,
+                    $$'work', 'pg_catalog.first_value(anyelement)'$$,
+                    $$'work', 'a_set(jsonb)', mode => 'leased'$$,
+                    $$'work', 'some_columns(jsonb)'$$,
+                    $$'work', 'anything(anyelement)'$$,
+                    $$'work', 'a_default(jsonb, int)'$$,
+                    $$'work', 'a_default(jsonb, int)', mode => 'leased'$$,
+                    $$'work', 'variadic_json(jsonb[])'$$,
+                    $$'work', 'variadic_messages(mq_message[])'$$,
+                    $$'work', 'variadic_messages(mq_message[])', mode => 'leased'$$,
+                    $$'work', 'an_out_procedure(jsonb)', mode => 'leased'$$,
+                    $$'work', 'an_inout_procedure(jsonb)', mode => 'leased'$$,
+                    $$'work', 'a_default_procedure(jsonb, integer)', mode => 'leased'$$,
+                    $$'work', 'a_variadic_procedure(mq_message[])', mode => 'leased'$$,
                     $$'work', 'handle(jsonb)', repeat('n', 1025)$$,
                     $$'work', 'handle(jsonb)', mode => NULL$$,
                     $$'work', 'handle(jsonb)', mode => 'eager'$$,
@@ -68,7 +91,9 @@ SELECT pg_temp.refusal(format('SELECT mq_register_handler(%s)', arguments)) AS o
                     $$'work', 'handle(jsonb)', priority => -1001$$]) AS arguments;
 SELECT count(*) AS registered FROM mq_handlers;
 SELECT pg_temp.refusal($$SELECT mq_unregister_handler(NULL)$$);
-DROP FUNCTION two_arguments(jsonb, jsonb), other_type(text), no_arguments(), a_set(jsonb);
+DROP FUNCTION two_arguments(jsonb, jsonb), other_type(text), no_arguments(), a_set(jsonb), a_default, variadic_json, variadic_messages,
+              some_columns, anything;
+DROP PROCEDURE an_out_procedure, an_inout_procedure, a_default_procedure, a_variadic_procedure;
 -- A procedure is one in leased mode, which all handlers of a channel share.
 SELECT mq_register_handler('work', 'a_procedure(jsonb)', mode => 'leased', batch_size => 1, max_workers => 3);
 SELECT handler, mode, batch_size, max_workers FROM mq_handlers;
@@ -76,6 +101,32 @@ SELECT pg_temp.refusal($$SELECT mq_register_handler('work', 'handle(jsonb)', 'jo
 SELECT mq_unregister_handler('work');
 DROP PROCEDURE a_procedure(jsonb), a_batch_procedure(mq_message[]);
 DROP AGGREGATE an_aggregate(jsonb);
+
+-- What a function returns does not matter, and it may have OUT and INOUT arguments, and a default, in both modes.
+CREATE FUNCTION an_out(payload jsonb, OUT a int, OUT b int) LANGUAGE sql AS $$ INSERT INTO handled (what) VALUES ('out ' || (payload #>> '{}')) RETURNING 1, 2 $$;
+CREATE FUNCTION an_inout(INOUT payload jsonb) LANGUAGE sql AS $$ INSERT INTO handled (what) VALUES ('inout ' || (payload #>> '{}')) RETURNING payload $$;
+CREATE FUNCTION a_default(payload jsonb DEFAULT '{}') RETURNS record LANGUAGE sql AS $$ INSERT INTO handled (what) VALUES ('default ' || (payload #>> '{}')) RETURNING 1, 2 $$;
+SELECT count(mq_register_handler(mode, f::regprocedure, f, mode)), count(mq_send(mode, to_jsonb(mode), f))
+  FROM unnest('{transactional,leased}'::text[]) AS mode, unnest('{an_out(jsonb),an_inout(jsonb),a_default(jsonb)}'::text[]) AS f;
+CALL mq_run();
+SELECT what FROM handled ORDER BY what COLLATE "C";
+DELETE FROM handled;
+SELECT count(*) FROM mq_failures;
+SELECT count(mq_unregister_handler(channel_name, message_name)) FROM mq_handlers;
+DROP FUNCTION an_out, an_inout, a_default;
+
+-- A channel whose rows disagree, which only an UPDATE or a restore can bring about, is left alone.
+SELECT mq_register_handler('torn', 'handle(jsonb)', 'x'), mq_register_handler('torn', 'handle(jsonb)', 'y');
+SELECT mq_send('torn', '"torn"', 'x') IS NOT NULL AS sent;
+UPDATE mq_handlers SET mode = 'leased' WHERE message_name = 'y';
+CALL mq_run();
+SELECT pg_temp.handled();
+SELECT detail FROM mq_health() WHERE "check" = 'handlers agree' AND NOT ok;
+SELECT mq_unregister_handler('torn', 'y');
+CALL mq_run();
+SELECT pg_temp.handled();
+SELECT ok FROM mq_health() WHERE "check" = 'handlers agree';
+SELECT mq_unregister_handler('torn', 'x');
 
 -- The defaults, every option, and that registering again replaces.
 SELECT mq_register_handler('work', 'handle(jsonb)');

@@ -42,7 +42,7 @@ SELECT count(mq_send('work', format('{"do": "%s"}', what)::jsonb, retry_backoff 
 CALL mq_run();
 SELECT * FROM pg_temp.state();
 SHOW work_mem;
-SELECT payload_json ->> 'do' AS what, reason, error, attempts FROM mq_dead;
+SELECT payload_json ->> 'do' AS what, reason, error, attempts_made FROM mq_dead;
 SELECT attempt, sqlstate, error, detail, hint, context ~ 'take' AS context FROM mq_failures ORDER BY failure_no;
 SELECT mq_clear_all();
 TRUNCATE handled, mq_dead, mq_failures;
@@ -113,7 +113,7 @@ TRUNCATE handled, mq_dead;
 SELECT count(mq_send('batch', to_jsonb(what), retries => 0)) FROM unnest('{a,bad,c}'::text[]) AS what;
 CALL mq_run();
 SELECT * FROM pg_temp.state();
-SELECT payload_json, reason, error, attempts FROM mq_dead;
+SELECT payload_json, reason, error, attempts_made FROM mq_dead;
 TRUNCATE handled, mq_dead, mq_failures;
 
 -- An error at COMMIT is the handler's.

@@ -174,6 +174,22 @@ UPDATE mq_msgs SET created_at = created_at - interval '3 days' WHERE id = pg_tem
 SELECT pg_temp.append('{d,e}');
 SELECT pg_temp.drain();
 
+-- A transaction may be set READ ONLY when it has sent.
+SELECT pg_temp.append('{a}');
+BEGIN;
+SELECT pg_temp.append('{b}');
+SET TRANSACTION READ ONLY;
+COMMIT;
+-- Or when it has polled and that took a part of the lease.
+SELECT mq_send('lease', retry_backoff => '100 ms') IS NOT NULL AS sent;
+BEGIN;
+SELECT count(id) FROM mq_poll('{lease}');
+SELECT pg_sleep(0.02);
+SET TRANSACTION READ ONLY;
+COMMIT;
+SELECT mq_clear('{lease}');
+SELECT pg_temp.drain();
+
 -- There is no nil row to be removed.
 SELECT mq_delete(ARRAY['00000000-0000-0000-0000-000000000000'::uuid]);
 SELECT mq_clear(ARRAY['']);

@@ -46,7 +46,7 @@ SELECT attempts, attempt, attempt_at > now() + interval '59 minutes' AS later FR
 UPDATE mq_msgs SET attempt_at = now();
 CALL mq_run();
 SELECT * FROM pg_temp.handled();
-SELECT payload_json, reason, attempts, sqlstate, error FROM mq_dead;
+SELECT payload_json, reason, attempts_made, sqlstate, error FROM mq_dead;
 SELECT count(*) FROM mq_failures;
 TRUNCATE handled;
 DELETE FROM mq_dead;

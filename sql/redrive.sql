@@ -10,7 +10,7 @@ CREATE EXTENSION mq;
 CREATE FUNCTION pg_temp.id(n int) RETURNS uuid LANGUAGE sql AS $$ SELECT lpad(n::text, 32, '0')::uuid $$;
 -- A dead letter.
 CREATE FUNCTION pg_temp.bury(n int, channel text, died timestamptz, key text DEFAULT NULL) RETURNS void LANGUAGE sql AS $$
-  INSERT INTO mq_dead (id, created_at, died_at, channel_name, channel_args, name, payload_json, payload_bytes, ordered, attempts,
+  INSERT INTO mq_dead (id, created_at, died_at, channel_name, channel_args, name, payload_json, payload_bytes, ordered, attempts_made,
                        reason, retry_backoff, channel_key, dedup_key)
   VALUES (pg_temp.id(n), died - interval '1 day', died, channel, '', 'job', to_jsonb(n), '\x01', true, 5, 'exhausted', '1 s',
           mq_channel_key(channel, ''), key)

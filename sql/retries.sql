@@ -55,7 +55,7 @@ TRUNCATE effects, mq_failures;
 SELECT mq_send('work', '{"fail": 99}', 'job', 'eu', retries => 2, retry_backoff => '0', payload_bytes => '\x01', id => pg_temp.id(1));
 CALL mq_run();
 SELECT attempt, error FROM mq_failures ORDER BY failure_no;
-SELECT id, channel_name, channel_args, name, payload_json, payload_bytes, ordered, attempts, reason, sqlstate, error, detail, hint,
+SELECT id, channel_name, channel_args, name, payload_json, payload_bytes, ordered, attempts_made, reason, sqlstate, error, detail, hint,
        context LIKE 'PL/pgSQL function %' AS has_context, died_at >= created_at AS died FROM mq_dead;
 SELECT (SELECT count(*) FROM mq_msgs) AS messages, (SELECT count(*) FROM mq_payloads) AS payloads, (SELECT count(*) FROM effects) AS effects;
 TRUNCATE mq_failures, mq_dead;
@@ -113,7 +113,7 @@ SELECT mq_send('steps', '{"fail": 99}', 'a', ordered => true, retries => 1, retr
 SELECT mq_send('steps', '{}', 'b', ordered => true) IS NOT NULL AS sent;
 CALL mq_run();
 SELECT what FROM effects;
-SELECT name, ordered, attempts, reason FROM mq_dead;
+SELECT name, ordered, attempts_made, reason FROM mq_dead;
 -- mq_redrive: it joins the tail, with its own id and new attempts.
 SELECT mq_pause('steps');
 SELECT mq_send('steps', '{}', 'c', ordered => true) IS NOT NULL AS sent;
@@ -124,7 +124,7 @@ SELECT p.name, p.payload_json, m.attempts, m.id = pg_temp.id(1) AS its_id, m.aft
 SELECT mq_resume('steps');
 CALL mq_run();
 SELECT array_agg(what ORDER BY n) AS handled FROM effects;
-SELECT name, attempts, reason FROM mq_dead;
+SELECT name, attempts_made, reason FROM mq_dead;
 TRUNCATE effects, mq_failures, mq_dead;
 
 -- on_dead => 'block': nothing behind it is handled until it is redriven, to the tail, or deleted.
@@ -135,7 +135,7 @@ SELECT mq_send('blocking', '{}', 'b', ordered => true) IS NOT NULL AND mq_send('
 CALL mq_run();
 CALL mq_run();
 SELECT array_agg(what ORDER BY what) AS handled FROM effects;
-SELECT name, ordered, attempts, reason, error FROM mq_dead;
+SELECT name, ordered, attempts_made, reason, error FROM mq_dead;
 SELECT mq_send('blocking', '{}', 'c', ordered => true) IS NOT NULL AS sent;
 SELECT name, wait_time FROM mq_poll('{blocking}');
 TRUNCATE effects;

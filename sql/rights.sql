@@ -58,6 +58,8 @@ SELECT * FROM mq_workers;
 SELECT * FROM mq_horizon;
 SELECT * FROM mq_health();
 SELECT mq_reset_stats();
+SELECT mq_clear('{work}');
+SELECT mq_clear_all();
 
 -- An administrator does all of that, and looks.
 SET ROLE regress_mq_admin;

@@ -221,6 +221,24 @@ SELECT mq_clear_all();
 SELECT mq_send('work', id => '00000000-0000-0000-0000-000000000006');
 SELECT left(pg_temp.refusal($$SELECT mq_send('other', id => '00000000-0000-0000-0000-000000000006')$$), 5) AS sqlstate;
 SELECT channel_name FROM mq_msgs;
+-- The error says which constraint, as a client needs it.
+DO $$
+DECLARE
+  schema_name text;
+  table_name text;
+  constraint_name text;
+BEGIN
+  PERFORM mq_send('other', id => '00000000-0000-0000-0000-000000000006');
+EXCEPTION WHEN unique_violation THEN
+  GET STACKED DIAGNOSTICS schema_name = SCHEMA_NAME, table_name = TABLE_NAME, constraint_name = CONSTRAINT_NAME;
+  RAISE NOTICE '% % %', schema_name, table_name, constraint_name;
+END $$;
+SELECT mq_clear_all();
+
+-- A number of retries that outlasts an outage of hours.
+SELECT mq_send('work') IS NOT NULL AS sent, count(*) FROM mq_send_many('work', '{1}');
+SELECT attempts, count(*) FROM mq_msgs GROUP BY 1;
+SELECT mq_clear_all();
 
 DROP EXTENSION mq;
 ALTER SYSTEM RESET mq.max_workers;

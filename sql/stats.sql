@@ -239,7 +239,7 @@ DELETE FROM mq_msgs WHERE channel_name = 'large later';
 SELECT * FROM pg_temp.agree() WHERE channel_name = 'large later';
 ROLLBACK;
 SELECT * FROM pg_temp.agree() WHERE channel_name = 'large later';
-COPY mq_dead (id, died_at, channel_name, channel_args, ordered, attempts, reason, retry_backoff, channel_key) FROM stdin;
+COPY mq_dead (id, died_at, channel_name, channel_args, ordered, attempts_made, reason, retry_backoff, channel_key) FROM stdin;
 00000000-0000-0000-0000-000000000001	2100-01-01	large dead		f	1	exhausted	1 s	0
 \.
 SELECT * FROM pg_temp.agree() WHERE channel_name = 'large dead';

@@ -193,7 +193,7 @@ SELECT mq_send('slow', retries => 0) IS NOT NULL AS sent;
 SELECT wait_until('EXISTS (SELECT FROM asleep)');
 SELECT state, shows_channel, pg_cancel_backend(pid) AS cancelled FROM asleep;
 SELECT wait_until('EXISTS (SELECT FROM mq_dead)');
-SELECT reason, sqlstate, attempts FROM mq_dead;
+SELECT reason, sqlstate, attempts_made FROM mq_dead;
 TRUNCATE mq_dead;
 -- A handler that catches every cancellation is ended by its timeout all the same, at the cost of its worker.
 CREATE FUNCTION handle_stubbornly(jsonb) RETURNS void LANGUAGE plpgsql AS $$
@@ -208,7 +208,7 @@ END $$;
 SELECT mq_register_handler('slow', 'handle_stubbornly(jsonb)', timeout => '100 ms');
 SELECT mq_send('slow', retries => 0) IS NOT NULL AS sent;
 SELECT wait_until('EXISTS (SELECT FROM mq_dead)');
-SELECT reason, sqlstate, attempts FROM mq_dead;
+SELECT reason, sqlstate, attempts_made FROM mq_dead;
 SELECT mq_unregister_handler('slow');
 DROP FUNCTION handle_stubbornly(jsonb);
 SELECT mq_send('work', NULL, 'unharmed') IS NOT NULL AS sent;
@@ -253,7 +253,7 @@ SELECT mq_send('unwatched', NULL, 'abandoned', retries => 0, retry_backoff => '5
 SELECT name FROM mq_poll('{unwatched}');
 SELECT mq_send('unwatched', NULL, 'orphan', delay => '1 h', id => '00000000-0000-0000-0000-000000000001');
 DELETE FROM mq_msgs WHERE id = '00000000-0000-0000-0000-000000000001';
-INSERT INTO mq_dead (id, died_at, channel_name, channel_args, ordered, attempts, reason, retry_backoff, channel_key)
+INSERT INTO mq_dead (id, died_at, channel_name, channel_args, ordered, attempts_made, reason, retry_backoff, channel_key)
   SELECT gen_random_uuid(), now() - age, 'work', '', false, 1, 'exhausted', '1 s', mq_channel_key('work', '')
     FROM unnest(ARRAY['31 days', '29 days']::interval[]) AS age;
 INSERT INTO mq_failures (message_id, attempt, failed_at, channel_name, channel_args, sqlstate, error, channel_key)

@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "../channel_key.hpp"
 #include "../check.hpp"
 #include "arguments.hpp"
 #include "entries.h"
@@ -11,6 +12,7 @@
 #include "handler_call.hpp"
 #include "identity.hpp"
 #include "ledger.hpp"
+#include "locks.hpp"
 #include "shared.hpp"
 #include "spi.hpp"
 
@@ -109,6 +111,8 @@ void register_handler(FunctionCallInfo fcinfo) {
   const OwnerScope scope;
   const SpiConnection spi;
   const Datum name = text_datum(channel);
+  // Held to commit: whoever registers another handler of the channel sees this one.
+  locks::lock_registration(channel_key(channel, {}));
   static Statement others(
       "SELECT h.run_as, h.mode FROM $S.mq_handlers h"
       " WHERE h.channel_name = $1 AND h.message_name IS DISTINCT FROM $2 LIMIT 1",
@@ -148,9 +152,10 @@ bool unregister_handler(FunctionCallInfo fcinfo) {
       "DELETE FROM $S.mq_handlers h WHERE h.channel_name = $1 AND h.message_name IS NOT DISTINCT FROM $2 RETURNING 1",
       {TEXTOID, TEXTOID});
   const Value channel = argument(fcinfo, 0);
-  (void)text_of(channel, "channel_name");
+  const std::string_view name = text_of(channel, "channel_name");
   const OwnerScope scope;
   const SpiConnection spi;
+  locks::lock_registration(channel_key(name, {}));
   const bool removed = !remove.run({channel.datum, PG_ARGISNULL(1) ? Param() : Param(PG_GETARG_DATUM(1))}).empty();
   if (removed) {
     Extension::registry_changed();

@@ -116,6 +116,10 @@ bool Extension::look_up() {
     return false;
   }
   const char* name = fence::call([&] { return get_namespace_name(row.schema); });
+  if (name == nullptr) {  // somebody drops it, and the extension with it
+    stale = true;
+    return false;
+  }
   const char* quoted = fence::call([&] { return quote_identifier(name); });
   // Most of the time somebody has only vacuumed a table.
   if (oid_ != row.oid || schema_ != row.schema || schema_name_ != name) {

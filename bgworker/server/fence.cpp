@@ -45,6 +45,11 @@ Error take(ErrorData* data, Texts texts) {
                              : [](const char* string) { return text(string); };
   Error error(unpack_sql_state(data->sqlerrcode), take_text(data->message), take_text(data->detail),
               take_text(data->hint));
+  error.schema = text(data->schema_name);
+  error.table = text(data->table_name);
+  error.column = text(data->column_name);
+  error.datatype = text(data->datatype_name);
+  error.constraint = text(data->constraint_name);
   error.context = take_text(data->context);
   FreeErrorData(data);
   return error;
@@ -75,6 +80,11 @@ ErrorData* to_error_data(const Error& error) {
   data->message = copy(error.message);
   data->detail = copy(error.detail);
   data->hint = copy(error.hint);
+  data->schema_name = copy(error.schema);
+  data->table_name = copy(error.table);
+  data->column_name = copy(error.column);
+  data->datatype_name = copy(error.datatype);
+  data->constraint_name = copy(error.constraint);
   data->context = copy(error.context);
   return data;
 }

@@ -43,7 +43,8 @@ enum {
   kMaxBackoff,
   kOnDead,
   kMode,
-  kPriority
+  kPriority,
+  kDisagree
 };
 
 // The call that runs now: set by FmgrCaller::call, which stands in the stack of whoever reads it. Calls nest when a
@@ -114,35 +115,61 @@ Shape shape_of(Oid function, bool leased) {
     int arguments;
     char kind;
     bool set;
+    bool variadic;
+    bool output;  // has OUT or INOUT arguments
     bool exists;
   };
   const Found found = fence::call([&] {
-    Found f{InvalidOid, 0, 0, false, false};
+    Found f{InvalidOid, 0, 0, false, false, false, false};
     HeapTuple tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
     if (!HeapTupleIsValid(tuple)) return f;
     const auto* form = (Form_pg_proc)GETSTRUCT(tuple);
-    f = {form->pronargs > 0 ? form->proargtypes.values[0] : InvalidOid, form->pronargs, form->prokind, form->proretset,
+    f = {form->pronargs > 0 ? form->proargtypes.values[0] : InvalidOid,
+         form->pronargs,
+         form->prokind,
+         form->proretset,
+         OidIsValid(form->provariadic),
+         !heap_attisnull(tuple, Anum_pg_proc_proargmodes, nullptr),
          true};
     ReleaseSysCache(tuple);
     return f;
   });
   if (!found.exists) throw Error("42883", fmt::format("function with OID {} does not exist", function));
   const bool procedure = found.kind == PROKIND_PROCEDURE;
-  if ((found.kind == PROKIND_FUNCTION || (procedure && leased)) && !found.set && found.arguments == 1)
+  const char* why = nullptr;
+  if (found.kind == PROKIND_AGGREGATE)
+    why = "It is an aggregate function.";
+  else if (found.kind == PROKIND_WINDOW)
+    why = "It is a window function.";
+  else if (found.set)
+    why = "It returns a set.";
+  else if (procedure && !leased)
+    why = "Only in mode \"leased\" may it be a procedure.";
+  else if (found.variadic)
+    why = "Its argument is VARIADIC.";
+  else if (procedure && found.output)
+    why = "It has OUT or INOUT arguments.";
+  else if (found.arguments != 1)
+    why = "It does not have one argument.";
+  else
     for (const Shape shape : {Shape::kJson, Shape::kMessage, Shape::kBatch})
       if (found.argument == argument_type(shape) && !(procedure && shape == Shape::kBatch)) return shape;
+  if (why == nullptr)
+    why = procedure ? "Its argument is neither jsonb nor mq_message."
+                    : "Its argument is neither jsonb, mq_message nor mq_message[].";
   const std::string name = fence::call([&] { return format_procedure_qualified(function); });
-  if (procedure)
-    throw Error("42883", fmt::format("procedure {} does not have the shape of a handler", name),
-                "A procedure that is a handler has mode \"leased\" and one argument, jsonb or mq_message.");
-  throw Error("42883", fmt::format("function {} does not have the shape of a handler", name),
-              "A handler is a function f(jsonb), f(mq_message) or f(mq_message[]) that returns no set.");
+  throw Error("42883",
+              fmt::format("{} {} does not have the shape of a handler", procedure ? "procedure" : "function", name),
+              why,
+              procedure ? "A procedure that is a handler has mode \"leased\" and one argument, jsonb or mq_message."
+                        : "A handler is a function f(jsonb), f(mq_message) or f(mq_message[]) that returns no set.");
 }
 
 void FmgrCaller::load(Oid role, Registry& registry) {
   static Statement select(
       "SELECT channel_name, message_name, handler, batch_size, timeout, max_workers, max_backoff, on_dead, mode,"
-      "       priority"
+      "       priority, EXISTS (SELECT 1 FROM $S.mq_handlers o WHERE o.channel_name = h.channel_name"
+      "                    AND (o.mode <> h.mode OR o.run_as <> h.run_as))"
       "  FROM $S.mq_handlers h WHERE h.run_as = $1"
       "    AND NOT EXISTS (SELECT 1 FROM $S.mq_paused p WHERE p.channel_name = h.channel_name)"
       "  ORDER BY channel_name",
@@ -169,6 +196,7 @@ void FmgrCaller::load(Oid role, Registry& registry) {
   const char* role_name = fence::call([&] { return GetUserNameFromId(role, true); });
   if (role_name == nullptr) return;
   std::vector<Handler> handlers;
+  std::map<std::string, std::string> parked;
   {
     const OwnerScope scope;
     const Rows rows = select.run({text_datum(role_name)});
@@ -189,11 +217,14 @@ void FmgrCaller::load(Oid role, Registry& registry) {
       handler.block_on_dead = text_view(rows.get(i, kOnDead)) == "block";
       handler.priority = DatumGetInt32(rows.get(i, kPriority));
       handler.leased = text_view(rows.get(i, kMode)) == "leased";
+      // Nobody could say which of them is meant.
+      if (DatumGetBool(rows.get(i, kDisagree)))
+        parked.try_emplace(handler.channel_name, "its handlers are registered with different mode or run_as");
       handlers.push_back(std::move(handler));
     }
   }
-  std::map<std::string, std::string> parked;
   for (Handler& handler : handlers) {
+    if (parked.contains(handler.channel_name)) continue;
     try {
       resolve(handler, role);
       registry.add(std::move(handler));
@@ -256,7 +287,16 @@ void FmgrCaller::resolve(Handler& handler, Oid role) {
   functions_.push_back({info, owner, {}});
 }
 
+namespace {
+
+Error called_in_the_wrong_mode(const Handler& handler) {
+  return {"55000", fmt::format("handler {} is registered in another mode", handler.function)};
+}
+
+}  // namespace
+
 LeasedCall FmgrCaller::leased_call(const Handler& handler, std::span<const Claimed* const> messages) {
+  if (functions_.at(handler.slot).statement.empty()) throw called_in_the_wrong_mode(handler);
   const MemoryContext before = MemoryContextSwitchTo(call_context_);
   LeasedCall call{functions_[handler.slot].statement, argument_type(handler.shape), std::nullopt, handler.procedure,
                   handler.timeout};
@@ -285,6 +325,8 @@ LeasedCall FmgrCaller::leased_call(const Handler& handler, std::span<const Claim
 }
 
 void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> messages) {
+  FmgrInfo* function = functions_.at(handler.slot).info;
+  if (function == nullptr) throw called_in_the_wrong_mode(handler);
   CurrentCall mine{messages, {}, current_call};
   current_call = &mine;
   bool null = false;
@@ -292,7 +334,6 @@ void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> me
   inflight::set(messages.front()->id, messages.size());
   const MemoryContext before = MemoryContextSwitchTo(call_context_);
   const int nest_level = NewGUCNestLevel();  // what the handler sets ends with it
-  FmgrInfo* function = functions_[handler.slot].info;
   try {
     // Before the argument is made: a payload may have to be fetched from a TOAST table.
     fence::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });

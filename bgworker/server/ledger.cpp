@@ -122,11 +122,21 @@ void prolong_leases(const std::vector<Lease>& leases) {
   prolong.run({ids.datum(), ends.datum()});
 }
 
+// The transaction may have been set READ ONLY after it wrote; what it owes has to be written all the same.
+struct WritableScope {
+  WritableScope() { XactReadOnly = false; }
+  ~WritableScope() { XactReadOnly = saved; }
+  WritableScope(const WritableScope&) = delete;
+  WritableScope& operator=(const WritableScope&) = delete;
+  const bool saved = XactReadOnly;
+};
+
 void before_commit(Ledger& ledger) {
   if (!ledger.appends.empty() || !ledger.leases.empty()) {
     if (!Extension::installed()) return;
     fence::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
     {
+      const WritableScope writable;
       OwnerScope scope;
       SpiConnection spi;
       if (!ledger.appends.empty()) link_appends(ledger.appends);
@@ -143,6 +153,7 @@ void before_prepare(const Ledger& ledger) {
   for (const Append& append : ledger.appends) channels.push_back(append.channel);
   fence::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
   {
+    const WritableScope writable;
     OwnerScope scope;
     SpiConnection spi;
     note_loose(channels);

@@ -17,6 +17,7 @@ constexpr std::uint32_t kPartitions = 1024;
 constexpr std::uint16_t kAppend = 0x6d71;
 constexpr std::uint16_t kPlace = 0x6d72;
 constexpr std::uint16_t kReset = 0x6d73;
+constexpr std::uint16_t kRegistration = 0x6d74;
 
 LOCKTAG tag_of(std::uint32_t key1, std::uint32_t key2, std::uint16_t space) {
   LOCKTAG tag;
@@ -39,6 +40,12 @@ bool try_worker_place(std::int64_t name_key, int number) {
   const auto key = static_cast<std::uint32_t>(name_key ^ (name_key >> 32));
   const LOCKTAG tag = tag_of(key, static_cast<std::uint32_t>(number), kPlace);
   return fence::call([&] { return LockAcquire(&tag, ExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL; });
+}
+
+void lock_registration(std::int64_t name_key) {
+  const auto key = static_cast<std::uint64_t>(name_key);
+  const LOCKTAG tag = tag_of(static_cast<std::uint32_t>(key >> 32), static_cast<std::uint32_t>(key), kRegistration);
+  fence::call([&] { (void)LockAcquire(&tag, ExclusiveLock, false, false); });
 }
 
 void lock_reset() {

@@ -30,9 +30,15 @@ void settle_here(const Wish& wish, bool any) {
                 "It says what is to become of the message that the handler was called with.");
   const OwnerScope scope;
   const SpiConnection spi;
+  // What somebody has locked is waited for: it may be there still when that one is done.
+  static Statement wait(
+      "SELECT m.id FROM $S.mq_msgs m WHERE m.lease = $1 AND m.lease > 0 ORDER BY m.id FOR NO KEY UPDATE", {INT8OID});
   SqlClaimSource source;
   Batch batch;
-  (void)source.leased(handled->token, batch);
+  while (!source.leased(handled->token, batch)) {
+    batch.clear();
+    wait.run({Int64GetDatum(handled->token)});
+  }
   if (batch.empty())
     throw Error("55000", fmt::format("{}: the handler has no message any more", name_of(wish.kind)),
                 "It was settled before, or its lease is lost.");

@@ -33,7 +33,7 @@ constexpr Right kRights[] = {
     {"consume",
      {"USAGE ON TYPE $S.mq_message", "SELECT (id) ON $S.mq_msgs",
       "EXECUTE ON FUNCTION $S.mq_poll, $S.mq_delete, $S.mq_keep_alive, $S.mq_checkpoint, $S.mq_uuid_exists,"
-      " $S.mq_snooze, $S.mq_discard, $S.mq_why",
+      " $S.mq_snooze, $S.mq_discard, $S.mq_why, $S.mq_clear, $S.mq_clear_all",
       "EXECUTE ON PROCEDURE $S.mq_run"}},
     {"admin",
      {"USAGE ON TYPE $S.mq_new_t, $S.mq_message",

@@ -152,7 +152,8 @@ void bury(const std::vector<Burial>& burials, std::vector<Uuid>& removed) {
   // The last failure is found by the message and then sorted, not looked for from the end of all.
   static Statement insert(
       "INSERT INTO $S.mq_dead (id, created_at, died_at, channel_name, channel_args, name, payload_json,"
-      "  payload_bytes, ordered, attempts, reason, sqlstate, error, detail, hint, context, retry_backoff, channel_key,"
+      "  payload_bytes, ordered, attempts_made, reason, sqlstate, error, detail, hint, context, retry_backoff, "
+      "channel_key,"
       "  dedup_key)"
       " SELECT m.id, m.created_at, pg_catalog.clock_timestamp(), m.channel_name, m.channel_args, p.name,"
       "        p.payload_json, p.payload_bytes, m.after_message_id IS NOT NULL, m.attempt + d.charged, d.reason,"

@@ -39,6 +39,17 @@ struct StartScope {
   ~StartScope() { ours_starts = false; }
 };
 
+// Each of our statements has a snapshot of its own, so a row that somebody changes meanwhile is waited for and looked
+// at again, whatever isolation level the caller's transaction has. Where that level forbids something, code of ours
+// says so.
+struct IsolationScope {
+  IsolationScope() = default;
+  ~IsolationScope() { XactIsoLevel = saved; }
+  IsolationScope(const IsolationScope&) = delete;
+  IsolationScope& operator=(const IsolationScope&) = delete;
+  const int saved = XactIsoLevel;
+};
+
 }  // namespace
 
 bool Statement::take_start() {
@@ -80,8 +91,10 @@ Rows Statement::run(std::span<const Param> params, Snapshot snapshot) {
   }
   SPIPlanPtr plan = plan_;
   const StartScope scope;
+  const IsolationScope isolation;
   fence::call([&] {
     Snapshot used = snapshot != nullptr ? snapshot : GetLatestSnapshot();
+    XactIsoLevel = XACT_READ_COMMITTED;  // now: the first snapshot of a transaction is taken under its own level
     const int code = SPI_execute_snapshot(plan, values, nulls, used, InvalidSnapshot, false, true, 0);
     if (code < 0) elog(ERROR, "SPI_execute_snapshot failed: %s", SPI_result_code_string(code));
   });

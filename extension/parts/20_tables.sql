@@ -26,13 +26,13 @@ CREATE TABLE mq_msgs (
 ALTER TABLE mq_msgs ALTER channel_name SET STORAGE MAIN, ALTER channel_args SET STORAGE MAIN, ALTER dedup_key SET STORAGE MAIN;
 COMMENT ON TABLE mq_msgs IS 'Messages that are pending: small rows, often updated. The payloads are in mq_payloads.';
 COMMENT ON COLUMN mq_msgs.attempt_at IS 'When the message is due next; while an outside consumer works on it, when its lease runs out. NULL: a dead message that blocks its ordered channel.';
-COMMENT ON COLUMN mq_msgs.attempts IS 'Attempts left.';
+COMMENT ON COLUMN mq_msgs.attempts IS 'How many attempts are left, as in the original schema; attempt says how many were made, as attempts_made of mq_dead does.';
 COMMENT ON COLUMN mq_msgs.retry_backoff IS 'Wait before the next retry; doubled with each attempt, within bounds.';
 COMMENT ON COLUMN mq_msgs.commit_interval IS 'Not NULL: a two-phase message that is hidden until mq_commit; it expires at attempt_at.';
 COMMENT ON COLUMN mq_msgs.after_message_id IS 'NULL: not ordered. The nil uuid: head of its ordered channel. Else the message it was appended after.';
 COMMENT ON COLUMN mq_msgs.channel_key IS 'XXH3 hash (64 bits) of channel_name and channel_args.';
 COMMENT ON COLUMN mq_msgs.place IS 'Place in the order of the channel; from mq_place_seq.';
-COMMENT ON COLUMN mq_msgs.attempt IS 'Attempts made.';
+COMMENT ON COLUMN mq_msgs.attempt IS 'How many attempts were made.';
 COMMENT ON COLUMN mq_msgs.lease IS 'Token of the lease until attempt_at, if there is one: no two leases of workers have the same; 0: of a consumer outside the server.';
 COMMENT ON COLUMN mq_msgs.dedup_key IS 'Not NULL: no second message of the channel has this key while this one is pending.';
 COMMENT ON COLUMN mq_msgs.expires_at IS 'Not NULL: dead by then if nobody has handled it. attempt_at is not beyond it, but for a lease and while commit_interval is not NULL.';
@@ -87,7 +87,7 @@ CREATE TABLE mq_dead (
   payload_json jsonb,
   payload_bytes bytea,
   ordered boolean NOT NULL,
-  attempts integer NOT NULL,
+  attempts_made integer NOT NULL,
   reason text NOT NULL CHECK (reason IN ('exhausted', 'discarded', 'crashed', 'expired')),
   sqlstate text,
   error text,
@@ -99,7 +99,7 @@ CREATE TABLE mq_dead (
   dedup_key text COLLATE "C"
 );
 COMMENT ON TABLE mq_dead IS 'Dead letters: messages that will not be tried again, with their payload and the last error. mq_redrive sends them again.';
-COMMENT ON COLUMN mq_dead.attempts IS 'Attempts made.';
+COMMENT ON COLUMN mq_dead.attempts_made IS 'How many attempts were made; attempts of mq_msgs is how many are left.';
 COMMENT ON COLUMN mq_dead.reason IS 'exhausted: no attempt left; discarded: by its handler, or its payload was missing; crashed: it brought the server down twice; expired: not handled in time.';
 COMMENT ON COLUMN mq_dead.retry_backoff IS 'Wait that the next retry would have had; mq_redrive goes on with it.';
 COMMENT ON COLUMN mq_dead.dedup_key IS 'As in mq_msgs; mq_redrive sends the message with it again.';

@@ -7,7 +7,7 @@ COMMENT ON FUNCTION mq_insert(mq_new_t[]) IS
 
 CREATE FUNCTION mq_send(
   channel_name text, payload_json jsonb DEFAULT NULL, name text DEFAULT NULL, channel_args text DEFAULT '',
-  ordered boolean DEFAULT false, delay interval DEFAULT '0', retries integer DEFAULT 4,
+  ordered boolean DEFAULT false, delay interval DEFAULT '0', retries integer DEFAULT 24,
   retry_backoff interval DEFAULT '1 second', commit_interval interval DEFAULT NULL,
   payload_bytes bytea DEFAULT NULL, id uuid DEFAULT NULL, dedup_key text DEFAULT NULL,
   expires interval DEFAULT NULL) RETURNS uuid
@@ -17,7 +17,7 @@ COMMENT ON FUNCTION mq_send(text, jsonb, text, text, boolean, interval, integer,
 
 CREATE FUNCTION mq_send_many(
   channel_name text, payloads jsonb[], name text DEFAULT NULL, channel_args text DEFAULT '',
-  ordered boolean DEFAULT false, delay interval DEFAULT '0', retries integer DEFAULT 4,
+  ordered boolean DEFAULT false, delay interval DEFAULT '0', retries integer DEFAULT 24,
   retry_backoff interval DEFAULT '1 second', commit_interval interval DEFAULT NULL,
   payload_bytes bytea DEFAULT NULL, expires interval DEFAULT NULL) RETURNS SETOF uuid
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_send_many';

@@ -7,7 +7,7 @@ CREATE FUNCTION mq_register_handler(
   priority integer DEFAULT 0) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_register_handler';
 COMMENT ON FUNCTION mq_register_handler(text, regprocedure, text, text, integer, interval, integer, regrole, interval, text, integer) IS
-  'Registers a function of the shape f(jsonb), f(mq_message) or f(mq_message[]) for a channel, or for one message name on it; replaces what was registered for them. Workers take channels with a greater priority (-1000 to 1000) first. In mode leased it runs in a session of its own and may be a procedure of the first two shapes. 22023 or 22004 for a bad value, 42883 for a function of another shape, 42501 without EXECUTE on the function for run_as (leased: and USAGE on its schema), or where the caller is not a member of run_as.';
+  'Registers a function of the shape f(jsonb), f(mq_message) or f(mq_message[]) for a channel, or for one message name on it; replaces what was registered for them. Workers take channels with a greater priority (-1000 to 1000) first. In mode leased it runs in a session of its own and may be a procedure of the first two shapes. 22023 or 22004 for a bad value, 42883 for a function of another shape or kind, 42501 without EXECUTE on the function for run_as (leased: and USAGE on its schema), or where the caller is not a member of run_as.';
 
 CREATE FUNCTION mq_unregister_handler(channel_name text, message_name text DEFAULT NULL) RETURNS boolean
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_unregister_handler';
@@ -27,7 +27,7 @@ COMMENT ON PROCEDURE mq_run(text[], bigint, bigint) IS
   'Does in this session what the workers do, for handlers whose run_as is the current role, until nothing is ready or max_messages have been handled; handled counts them. Commits after each batch, unless called inside a transaction block.';
 
 CREATE FUNCTION mq_redrive(
-  ids uuid[] DEFAULT NULL, channel_name text DEFAULT NULL, retries integer DEFAULT 4,
+  ids uuid[] DEFAULT NULL, channel_name text DEFAULT NULL, retries integer DEFAULT 24,
   died_after timestamptz DEFAULT NULL, died_before timestamptz DEFAULT NULL) RETURNS bigint
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_redrive';
 COMMENT ON FUNCTION mq_redrive(uuid[], text, integer, timestamptz, timestamptz) IS

@@ -111,6 +111,12 @@ CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text
            'gone: ' || mq_some(pg_catalog.array_agg(h.channel_name || ' ' || h.handler ORDER BY h.channel_name)) || '; create the function, or mq_register_handler another'
       FROM mq_handlers h WHERE to_regprocedure(h.handler) IS NULL
     UNION ALL
+    SELECT 'handlers agree', pg_catalog.count(c.channel_name) = 0,
+           'different mode or run_as for one channel, which is left alone; unregister those that are wrong: ' ||
+           string_agg(c.channel_name, ', ' ORDER BY c.channel_name)
+      FROM (SELECT h.channel_name FROM mq_handlers h GROUP BY h.channel_name
+             HAVING min(h.mode) <> max(h.mode) OR min(h.run_as) <> max(h.run_as)) c
+    UNION ALL
     SELECT 'handlers may be called', pg_catalog.count(h.handler) = 0,
            'by the role that they run as, and their owners are members of it; not: ' ||
            mq_some(pg_catalog.array_agg(h.channel_name || ' ' || h.handler ORDER BY h.channel_name))

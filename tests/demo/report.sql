@@ -16,7 +16,7 @@ FROM (SELECT document, array_agg(number ORDER BY handled) = array_agg(number ORD
       FROM paragraphs GROUP BY document) AS documents;
 
 \echo '== The message that could not be handled is a dead letter'
-SELECT channel_args AS "document", payload_json ->> 'number' AS "number", attempts, reason, sqlstate, error
+SELECT channel_args AS "document", payload_json ->> 'number' AS "number", attempts_made, reason, sqlstate, error
 FROM mq_dead ORDER BY died_at LIMIT 10;
 SELECT attempt, to_char(failed_at, 'HH24:MI:SS.MS') AS "failed at", error FROM mq_failures ORDER BY failed_at LIMIT 10;
 
@@ -34,7 +34,7 @@ SELECT bool_and(kept) AS ok FROM (
   SELECT array_agg(number ORDER BY handled) = array_agg(number ORDER BY number) AS kept
   FROM paragraphs GROUP BY document
   UNION ALL SELECT (SELECT count(*) FROM paragraphs) = (SELECT count(*) + 2 FROM staging)
-  UNION ALL SELECT (SELECT count(*) FROM mq_dead WHERE attempts = 3 AND reason = 'exhausted') = 1
+  UNION ALL SELECT (SELECT count(*) FROM mq_dead WHERE attempts_made = 3 AND reason = 'exhausted') = 1
   UNION ALL SELECT (SELECT count(*) FROM mq_dead) = 1
 ) AS checks \gset
 \if :ok

@@ -85,7 +85,7 @@ holds($node, $db, q{
 	'each retry comes after the backoff, which has doubled');
 
 $node->safe_psql($db, q{SELECT mq_send('failing', name => 'dies', retries => 1, retry_backoff => '0.1 s')});
-within(10, $node, $db, q{SELECT name, attempts, reason, error FROM mq_dead}, 'dies|2|exhausted|not yet', 'a message without attempts left is dead');
+within(10, $node, $db, q{SELECT name, attempts_made, reason, error FROM mq_dead}, 'dies|2|exhausted|not yet', 'a message without attempts_made left is dead');
 forget();
 $node->safe_psql($db, q{SELECT mq_unregister_handler('failing'); SELECT mq_register_handler('failing', 'handle(mq_message)')});
 holds($node, $db, 'SELECT mq_redrive()', 1, 'a dead letter is redriven');

@@ -52,7 +52,7 @@ for my $round (1 .. 3) {
 $node->safe_psql($db, qq{SELECT mq_send('slow', '{"seconds": 3600}', name => 'cancelled', retries => 0, id => md5('cancelled')::uuid)});
 within(5, $node, $db, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'mq worker' AND state = 'active'}, 1, 'a handler runs');
 $node->safe_psql($db, "SELECT pg_cancel_backend($worker)");
-within(5, $node, $db, q{SELECT reason, attempts, sqlstate FROM mq_dead WHERE name = 'cancelled'}, 'exhausted|1|57014',
+within(5, $node, $db, q{SELECT reason, attempts_made, sqlstate FROM mq_dead WHERE name = 'cancelled'}, 'exhausted|1|57014',
 	'the attempt of a cancelled handler fails');
 $node->safe_psql($db, qq{SELECT pg_cancel_backend($worker); SELECT mq_send('c', name => 'after cancel')});
 within(5, $node, $db, "SELECT pid FROM handled WHERE name = 'after cancel'", $worker, 'and its worker goes on');

@@ -51,7 +51,7 @@ sub all_is_well {
 		'0|0', 'nothing is lost, nothing happens twice');
 	holds($node, $db, 'SELECT count(*) FROM (SELECT n - lag(n) OVER (PARTITION BY channel ORDER BY e) AS step FROM effects WHERE channel < 5) s WHERE step <= 0',
 		0, 'in order');
-	holds($node, $db, q{SELECT count(*) FROM mq_dead WHERE attempts < CASE payload_json ->> 'seconds' WHEN '1' THEN 1 ELSE 2 END}, 0,
+	holds($node, $db, q{SELECT count(*) FROM mq_dead WHERE attempts_made < CASE payload_json ->> 'seconds' WHEN '1' THEN 1 ELSE 2 END}, 0,
 		'nobody is charged for another');
 	holds($node, $db, 'SELECT count(*) FROM mq_payloads', 0, 'no payload is left behind');
 }

@@ -41,7 +41,7 @@ sub kill_sleeper {
 }
 
 my $send = q{SELECT mq_send_many('CHANNEL', '{"{\"n\": 1}","{\"n\": 2, \"sleeps\": 1}","{\"n\": 3}"}', retry_backoff => '0.1 s')};
-my $fate = 'SELECT reason, attempts, sqlstate FROM mq_dead';
+my $fate = 'SELECT reason, attempts_made, sqlstate FROM mq_dead';
 my $effects = q{SELECT string_agg(n::text, ',' ORDER BY n) FROM effects};
 
 for my $channel ('single', 'batch') {

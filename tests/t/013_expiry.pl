@@ -9,7 +9,7 @@ use Test::More;
 
 my $node = mq_node('expiry', 'mq.max_workers' => 3);
 my $db = 'postgres';
-my $dead = q{SELECT string_agg(name || ' ' || reason || ' ' || attempts, ', ' ORDER BY died_at) FROM mq_dead};
+my $dead = q{SELECT string_agg(name || ' ' || reason || ' ' || attempts_made, ', ' ORDER BY died_at) FROM mq_dead};
 
 sub forget { $node->safe_psql($db, 'DELETE FROM handled; DELETE FROM mq_dead; DELETE FROM mq_failures') }
 

@@ -123,12 +123,12 @@ sql(q{SELECT mq_send('decide', '{"do": "snooze"}')});
 within(20, $node, $db, q{SELECT string_agg(attempt::text, '') FROM handled WHERE name = 'snooze'}, '111', 'a snoozed message comes again, and no attempt is charged');
 nothing_left('snooze');
 sql(q{SELECT mq_send('decide', '{"do": "discard"}')});
-within(20, $node, $db, 'SELECT reason, error, attempts, payload_json FROM mq_dead', 'discarded|not for me|1|{"do": "discard"}', 'a discarded one is a dead letter');
+within(20, $node, $db, 'SELECT reason, error, attempts_made, payload_json FROM mq_dead', 'discarded|not for me|1|{"do": "discard"}', 'a discarded one is a dead letter');
 holds($node, $db, q{SELECT count(*) FROM handled WHERE name = 'discard'}, 1, 'what its handler wrote stays');
 sql(q{SELECT mq_send('decide', '{"do": "delete"}'), mq_send('decide', '{"do": "keep"}')});
 nothing_left('mq_delete and mq_keep_alive by the handler');
 sql(q{SELECT mq_send('decide', '{"do": "fail"}', retries => 1, retry_backoff => '0.1 s')});
-within(20, $node, $db, q{SELECT reason, attempts, sqlstate, error, detail, hint, context ~ 'PL/pgSQL function' FROM mq_dead WHERE reason = 'exhausted'},
+within(20, $node, $db, q{SELECT reason, attempts_made, sqlstate, error, detail, hint, context ~ 'PL/pgSQL function' FROM mq_dead WHERE reason = 'exhausted'},
 	'exhausted|2|MQ001|no|d|h|t', 'errors arrive whole; what a failed handler wished for is void');
 holds($node, $db, q{SELECT string_agg(attempt || ' ' || (duration < '5 s'), ', ' ORDER BY failure_no) FROM mq_failures WHERE sqlstate = 'MQ001'},
 	'1 true, 2 true', 'each failed attempt is recorded once');
@@ -158,7 +158,7 @@ register('picky', 'picky(mq_message[])');
 sql(q{SELECT mq_send_many('picky', '{1,2,3,4,5}', retries => 0)});
 nothing_left('a batch with a bad message');
 holds($node, $db, q{SELECT string_agg(payload::text || ':' || attempt, ' ' ORDER BY payload) FROM handled}, '1:1 2:1 4:1 5:1', 'the good ones are handled, uncharged');
-holds($node, $db, 'SELECT count(*), max(error), max(attempts) FROM mq_dead', '1|three|1', 'the bad one is dead');
+holds($node, $db, 'SELECT count(*), max(error), max(attempts_made) FROM mq_dead', '1|three|1', 'the bad one is dead');
 sql('TRUNCATE handled, mq_dead');
 
 # Time limits: a sleep, a loop, a lock wait, a handler that catches the cancel.
@@ -198,7 +198,7 @@ sql('TRUNCATE handled, mq_dead');
 sql(q{CREATE FUNCTION put_off(m mq_message) RETURNS void LANGUAGE sql AS $$ SELECT mq_snooze('1 h') $$});
 register('put off', 'put_off(mq_message)');
 sql(q{SELECT mq_send('put off', expires => '1 s')});
-within(20, $node, $db, 'SELECT reason, attempts FROM mq_dead', 'expired|0', 'a message that is snoozed expires in time');
+within(20, $node, $db, 'SELECT reason, attempts_made FROM mq_dead', 'expired|0', 'a message that is snoozed expires in time');
 
 # Nothing of a function's result travels: its type may have no binary form.
 sql(q{CREATE FUNCTION give(p jsonb) RETURNS aclitem LANGUAGE plpgsql AS $$

@@ -162,7 +162,7 @@ for (1 .. 2) {
 	ok($good, 'the handler of the second message runs') or last;
 	crash($pid);
 }
-within(30, $node, $db, 'SELECT reason, attempts, sqlstate, payload_json ->> $$step$$ FROM mq_dead', 'crashed|2|57P02|2', 'what was under two crashes is dead');
+within(30, $node, $db, 'SELECT reason, attempts_made, sqlstate, payload_json ->> $$step$$ FROM mq_dead', 'crashed|2|57P02|2', 'what was under two crashes is dead');
 within(30, $node, $db, q{SELECT string_agg(step, ',' ORDER BY step) FROM steps}, '1,3', 'the others are handled once');
 
 # DROP DATABASE does not wait for a handler, CREATE EXTENSION finds no leftovers.

@@ -85,7 +85,7 @@ within(20, $node, $db, q{SELECT ready, scheduled, running, handled FROM mq_stats
 within(20, $node, $db, q{SELECT ready, scheduled, running, handled, failed, died, handle_p50 BETWEEN '1.7 s' AND '10 s' FROM mq_stats WHERE channel_name = 'long'},
 	'0|0|0|1|0|0|t', 'then it is counted as handled, with its time');
 sql(q{SELECT mq_send('long', '{"seconds": 2}', 'in time', expires => '1 s'), mq_send('long', '{"seconds": 2, "fails": 1}', 'too late', expires => '1 s')});
-within(20, $node, $db, q{SELECT name, reason, error, attempts FROM mq_dead WHERE channel_name = 'long'}, 'too late|expired|late|1',
+within(20, $node, $db, q{SELECT name, reason, error, attempts_made FROM mq_dead WHERE channel_name = 'long'}, 'too late|expired|late|1',
 	'what runs when it expires is not disturbed; if that attempt fails it is dead');
 within(20, $node, $db, q{SELECT count(*) FROM mq_msgs}, 0, 'the other was handled');
 holds($node, $db, q{SELECT handled, failed, died FROM mq_stats WHERE channel_name = 'long'}, '2|1|1', 'and each is counted once');
