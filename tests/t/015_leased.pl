@@ -29,7 +29,7 @@ sql(q{SELECT mq_register_handler('quick', 'handle(mq_message)', run_as => 'app')
 sql(q{SELECT mq_send_many('side', array_agg('{"seconds": 2}'::jsonb)) FROM generate_series(1, 6)});
 within(20, $node, $db, q{SELECT count(*) FROM pg_stat_activity WHERE application_name = 'mq handler' AND wait_event = 'PgSleep'},
 	4, 'as many leased handlers as mq.leased_sessions run at once');
-holds($node, $db, q{SELECT count(*), min(attempt), min(attempts) FROM mq_msgs WHERE lease > 0 AND attempt_at > now()}, '4|1|4',
+holds($node, $db, q{SELECT count(*), min(attempt), min(attempts) FROM mq_msgs WHERE lease > 0 AND attempt_at > now()}, '4|1|24',
 	'their messages are leased, and an attempt is charged');
 sql(q{SELECT mq_send('quick')});
 within(1, $node, $db, q{SELECT count(*) FROM handled WHERE name = 'quick'}, 1, 'a transactional message is handled meanwhile');
