@@ -112,8 +112,8 @@ CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text
       FROM mq_handlers h WHERE to_regprocedure(h.handler) IS NULL
     UNION ALL
     SELECT 'handlers agree', pg_catalog.count(c.channel_name) = 0,
-           'different mode or run_as for one channel, which is left alone; unregister those that are wrong: ' ||
-           string_agg(c.channel_name, ', ' ORDER BY c.channel_name)
+           'different mode or run_as for one channel, which is left alone: ' || mq_some(pg_catalog.array_agg(c.channel_name ORDER BY c.channel_name)) ||
+           '; mq_unregister_handler those that are wrong'
       FROM (SELECT h.channel_name FROM mq_handlers h GROUP BY h.channel_name
              HAVING min(h.mode) <> max(h.mode) OR min(h.run_as) <> max(h.run_as)) c
     UNION ALL
