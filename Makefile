@@ -5,7 +5,8 @@
 # server's development files, whose place PG_CONFIG tells.
 
 ## Targets:
-##   make                build the extension (PG_CONFIG=/path/to/pg_config chooses the server)
+##   make                build the extension (PG_CONFIG=/path/to/pg_config chooses the server;
+##                         DEBUG=1 keeps debug information)
 ##   make install        install it into that server; DESTDIR= as usual
 ##   make uninstall      remove it again
 ##   make installcheck   pg_regress and isolation tests against a running server that has mq
@@ -44,13 +45,16 @@ WERROR ?= $(if $(wildcard .git),-Werror)
 # For instance SANITIZE=undefined: the module itself under a sanitizer.
 SANITIZE ?=
 MQ_SANITIZE = $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all)
+# Debug information is twenty times the library. DEBUG=1 leaves what the server's own flags ask for.
+DEBUG ?=
+MQ_DEBUG = $(if $(DEBUG)$(SANITIZE),,-g0)
 MQ_CXXSTD = -std=c++20 -Wall -Wextra
 MQ_CXXFLAGS = $(MQ_CXXSTD) $(WERROR)
 
 # Only what is marked PGDLLEXPORT leaves the library; servers before 16 leave the mark empty.
 PG_CPPFLAGS = '-DPGDLLEXPORT=__attribute__((visibility("default")))' -Ibgworker
-PG_CFLAGS = $(WERROR) -Wno-declaration-after-statement -fvisibility=hidden $(MQ_SANITIZE)
-PG_CXXFLAGS = $(MQ_CXXFLAGS) -Wno-register -fvisibility=hidden $(MQ_SANITIZE)
+PG_CFLAGS = $(WERROR) -Wno-declaration-after-statement -fvisibility=hidden $(MQ_DEBUG) $(MQ_SANITIZE)
+PG_CXXFLAGS = $(MQ_CXXFLAGS) -Wno-register -fvisibility=hidden $(MQ_DEBUG) $(MQ_SANITIZE)
 SHLIB_LINK_INTERNAL = $(libpq)
 SHLIB_LINK = -lfmt -lxxhash -lstdc++ $(MQ_SANITIZE) -Wl,--version-script=build/exports
 

@@ -30,6 +30,8 @@ struct Error : std::exception {
   std::string datatype;
   std::string constraint;
   std::string context;  // the call stack that the server collected; empty if it has not seen the error yet
+  // The server itself stopped what ran, for a signal or a timer; not raised by the code that ran.
+  bool interrupt = false;
 };
 
 }  // namespace mq

@@ -224,6 +224,8 @@ std::int64_t Worker::run_until_empty(std::optional<std::int64_t> most, const std
       const auto turn = ports_.leased->turn(registry_, {.only = only, .most = left});
       handled += static_cast<std::int64_t>(turn.handled);
       again = turn.moved;
+      // The caller was cancelled in it: the call has ended, and is settled before the wait says so.
+      if (ports_.leased->busy() && ports_.caller.hurry()) ports_.leased->turn(registry_, {.drain = true});
     }
     if (!again && !ports_.host.sweep()) break;
     if (!ports_.host.wait(0)) break;

@@ -40,6 +40,8 @@ class Worker {
 
   // mq_run: batches until nothing is ready or `most` messages are handled. `only` restricts the channels.
   std::int64_t run_until_empty(std::optional<std::int64_t> most, const std::vector<std::string_view>* only);
+  // As it was read last.
+  const Registry& registry() const { return registry_; }
 
  private:
   struct BatchResult {

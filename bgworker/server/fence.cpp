@@ -39,7 +39,12 @@ ErrorData* blank(const char* sqlstate) {
   return data;
 }
 
-Error take(ErrorData* data, Texts texts) {
+// Short enough to need no memory of their own.
+Error no_memory() {
+  return {"53200", "out of memory"};
+}
+
+Error take(ErrorData* data, Texts texts) try {
   const auto take_text = texts == Texts::kKept
                              ? [](const char* string) { return kept(string != nullptr ? string : ""); }
                              : [](const char* string) { return text(string); };
@@ -51,27 +56,53 @@ Error take(ErrorData* data, Texts texts) {
   error.datatype = text(data->datatype_name);
   error.constraint = text(data->constraint_name);
   error.context = take_text(data->context);
+  // Nothing else in the server stops what runs; a handler's own query_canceled comes from elsewhere.
+  error.interrupt = data->funcname != nullptr && strcmp(data->funcname, "ProcessInterrupts") == 0;
   FreeErrorData(data);
   return error;
+} catch (const std::bad_alloc&) {
+  FreeErrorData(data);
+  return no_memory();
+}
+
+// The error that was caught, out of the server's hands. Where there is no room for a copy: nullptr, and not another
+// error, which would jump over the frames of the caller.
+ErrorData* take_error() {
+  ErrorData* volatile copy = nullptr;
+  PG_TRY();
+  { copy = CopyErrorData(); }
+  PG_CATCH();
+  {}
+  PG_END_TRY();
+  FlushErrorState();
+  return copy;
 }
 
 }  // namespace
 
 void run(Body body, void* argument, Texts texts) {
   ErrorData* volatile caught = nullptr;
+  volatile bool failed = false;
   const MemoryContext before = CurrentMemoryContext;
+  // The server forgets these when it raises an error, since it releases whatever asked for them. Here C++ frames still
+  // hold their locks, and release them on their way out.
+  const uint32 interrupts_held = InterruptHoldoffCount;
+  const uint32 cancels_held = QueryCancelHoldoffCount;
   PG_TRY();
   { body(argument); }
   PG_CATCH();
   {
     MemoryContextSwitchTo(before);
-    caught = CopyErrorData();
-    FlushErrorState();
+    caught = take_error();
+    MemoryContextSwitchTo(before);
+    failed = true;
+    InterruptHoldoffCount = interrupts_held;
+    QueryCancelHoldoffCount = cancels_held;
   }
   PG_END_TRY();
-  if (caught == nullptr) return;
+  if (!failed) return;
 
-  throw take(caught, texts);
+  throw caught != nullptr ? take(caught, texts) : no_memory();
 }
 
 ErrorData* to_error_data(const Error& error) {

@@ -56,6 +56,47 @@ struct CurrentCall {
 };
 CurrentCall* current_call = nullptr;
 
+// Memory that a call may use, given back however it ends.
+class CallMemory {
+ public:
+  explicit CallMemory(MemoryContext context) : context_(context), before_(MemoryContextSwitchTo(context)) {}
+  ~CallMemory() {
+    MemoryContextSwitchTo(before_);
+    MemoryContextReset(context_);
+  }
+  CallMemory(const CallMemory&) = delete;
+  CallMemory& operator=(const CallMemory&) = delete;
+
+ private:
+  const MemoryContext context_;
+  const MemoryContext before_;
+};
+
+// A transactional call, from its beginning to its end, however that comes.
+class CallScope {
+ public:
+  CallScope(std::span<const Claimed* const> messages, MemoryContext memory)
+      : call_{messages, {}, current_call}, memory_(memory), nest_level_(NewGUCNestLevel()) {
+    current_call = &call_;
+    shared::note_call(messages.front()->channel_name, messages.front()->id);
+    inflight::set(messages.front()->id, messages.size());
+  }
+  ~CallScope() {
+    inflight::clear();
+    shared::note_returned();
+    current_call = call_.outer;
+    AtEOXact_GUC(false, nest_level_);  // what the handler has set ends with it
+  }
+  CallScope(const CallScope&) = delete;
+  CallScope& operator=(const CallScope&) = delete;
+  CurrentCall& call() { return call_; }
+
+ private:
+  CurrentCall call_;
+  const CallMemory memory_;
+  const int nest_level_;
+};
+
 // A wish goes with the subtransaction that it was made in.
 void subtransaction_event(SubXactEvent event, SubTransactionId mine, SubTransactionId parent, void*) {
   if (current_call == nullptr) return;
@@ -163,6 +204,11 @@ Shape shape_of(Oid function, bool leased) {
               why,
               procedure ? "A procedure that is a handler has mode \"leased\" and one argument, jsonb or mq_message."
                         : "A handler is a function f(jsonb), f(mq_message) or f(mq_message[]) that returns no set.");
+}
+
+FmgrCaller::~FmgrCaller() {
+  for (const MemoryContext context : {functions_context_, call_context_})
+    if (context != nullptr) MemoryContextDelete(context);
 }
 
 void FmgrCaller::load(Oid role, Registry& registry) {
@@ -297,46 +343,33 @@ Error called_in_the_wrong_mode(const Handler& handler) {
 
 LeasedCall FmgrCaller::leased_call(const Handler& handler, std::span<const Claimed* const> messages) {
   if (functions_.at(handler.slot).statement.empty()) throw called_in_the_wrong_mode(handler);
-  const MemoryContext before = MemoryContextSwitchTo(call_context_);
+  const CallMemory memory(call_context_);
   LeasedCall call{functions_[handler.slot].statement, argument_type(handler.shape), std::nullopt, handler.procedure,
                   handler.timeout};
-  try {
-    fence::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
-    bool null = false;
-    const Datum argument = this->argument(handler, messages, null);
-    if (!null) {
-      const bytea* bytes = fence::call([&] {
-        Oid send = InvalidOid;
-        bool varlena = false;
-        getTypeBinaryOutputInfo(call.parameter_type, &send, &varlena);
-        return OidSendFunctionCall(send, argument);
-      });
-      call.parameter.emplace(VARDATA_ANY(bytes), VARSIZE_ANY_EXHDR(bytes));
-    }
-    PopActiveSnapshot();
-  } catch (const Error&) {
-    MemoryContextSwitchTo(before);
-    MemoryContextReset(call_context_);
-    throw;
+  fence::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
+  bool null = false;
+  const Datum argument = this->argument(handler, messages, null);
+  if (!null) {
+    const bytea* bytes = fence::call([&] {
+      Oid send = InvalidOid;
+      bool varlena = false;
+      getTypeBinaryOutputInfo(call.parameter_type, &send, &varlena);
+      return OidSendFunctionCall(send, argument);
+    });
+    call.parameter.emplace(VARDATA_ANY(bytes), VARSIZE_ANY_EXHDR(bytes));
   }
-  MemoryContextSwitchTo(before);
-  MemoryContextReset(call_context_);
+  PopActiveSnapshot();
   return call;
 }
 
 void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> messages) {
   FmgrInfo* function = functions_.at(handler.slot).info;
   if (function == nullptr) throw called_in_the_wrong_mode(handler);
-  CurrentCall mine{messages, {}, current_call};
-  current_call = &mine;
-  bool null = false;
-  shared::note_call(messages.front()->channel_name, messages.front()->id);
-  inflight::set(messages.front()->id, messages.size());
-  const MemoryContext before = MemoryContextSwitchTo(call_context_);
-  const int nest_level = NewGUCNestLevel();  // what the handler sets ends with it
+  CallScope running(messages, call_context_);
   try {
     // Before the argument is made: a payload may have to be fetched from a TOAST table.
     fence::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
+    bool null = false;
     const Datum argument = this->argument(handler, messages, null);
     const HandlerTimeout timeout(handler.timeout);
     HandlerOwner owner = functions_[handler.slot].owner;
@@ -357,24 +390,15 @@ void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> me
         fence::Texts::kKept);
     timeout.check();
   } catch (Error& error) {
-    inflight::clear();
-    shared::note_returned();
-    current_call = mine.outer;
-    MemoryContextSwitchTo(before);
-    MemoryContextReset(call_context_);
-    AtEOXact_GUC(false, nest_level);
-    const bool timed_out = HandlerTimeout::explain(error, handler.timeout);
-    if (stop_when_cancelled_ && !timed_out && error.sqlstate == "57014") cancelled_ = error;
+    if (!HandlerTimeout::explain(error, handler.timeout)) note_cancel(error);
     throw;
   }
-  inflight::clear();
-  shared::note_returned();
-  current_call = mine.outer;
-  AtEOXact_GUC(false, nest_level);
-  MemoryContextSwitchTo(before);
-  MemoryContextReset(call_context_);
   wishes_.clear();
-  for (auto& made : mine.wishes) wishes_.push_back(std::move(made.second));
+  for (auto& made : running.call().wishes) wishes_.push_back(std::move(made.second));
+}
+
+void FmgrCaller::note_cancel(const Error& error) {
+  if (stop_when_cancelled_ && error.interrupt && error.sqlstate == "57014") cancelled_ = error;
 }
 
 std::vector<Wish> FmgrCaller::wishes() {

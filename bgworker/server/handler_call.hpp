@@ -22,6 +22,9 @@ Shape shape_of(Oid function, bool leased);
 class FmgrCaller : public HandlerCaller {
  public:
   explicit FmgrCaller(const SqlClaimSource& source) : source_(source) {}
+  ~FmgrCaller() override;
+  FmgrCaller(const FmgrCaller&) = delete;
+  FmgrCaller& operator=(const FmgrCaller&) = delete;
 
   // Reads mq_handlers: the handlers that run as `role`. A channel whose handler cannot be called is parked.
   void load(Oid role, Registry& registry);
@@ -31,8 +34,10 @@ class FmgrCaller : public HandlerCaller {
   // The call of a leased handler, for its session. The messages are those of the current claim.
   LeasedCall leased_call(const Handler& handler, std::span<const Claimed* const> messages);
   bool hurry() override;
-  // For mq_run: a cancel by the user stops everything, not just the handler that it hit.
+  // For mq_run: a cancel by the user stops everything, not just the handler that it hit. An error that the handler
+  // raised itself is no such cancel, whatever its SQLSTATE.
   void stop_when_cancelled() { stop_when_cancelled_ = true; }
+  void note_cancel(const Error& error);
   const std::optional<Error>& cancelled() const { return cancelled_; }
 
  private:
@@ -46,8 +51,8 @@ class FmgrCaller : public HandlerCaller {
     std::string statement;  // that calls a leased one
   };
   std::vector<Function> functions_;            // by Handler::slot
-  MemoryContext functions_context_ = nullptr;  // owned by the process; emptied by load
-  MemoryContext call_context_ = nullptr;       // emptied after each call
+  MemoryContext functions_context_ = nullptr;  // owned; emptied by load
+  MemoryContext call_context_ = nullptr;       // owned; emptied after each call
   TupleDesc message_descriptor_ = nullptr;     // of mq_message; in functions_context_
   Oid message_type_ = InvalidOid;
   std::map<std::string, std::string> parked_;  // by channel, why: what the log was told already

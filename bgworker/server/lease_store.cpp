@@ -189,7 +189,13 @@ LeasedCall SqlLeaseStore::call_of(const Handler& handler, const std::vector<cons
 }  // namespace mq
 
 extern "C" bool mq_conninfo_is_valid(const char* conninfo, char* message, size_t size) {
-  const std::string error = mq::conninfo_error(conninfo);
-  strlcpy(message, error.c_str(), size);
-  return error.empty();
+  // Called by the server's configuration code, which no error may pass: not through the fence.
+  try {
+    const std::string error = mq::conninfo_error(conninfo);
+    strlcpy(message, error.c_str(), size);
+    return error.empty();
+  } catch (...) {
+    strlcpy(message, "out of memory", size);
+    return false;
+  }
 }

@@ -53,6 +53,18 @@ void execute(const LeasedCall& call, fence::Texts texts) {
       texts);
 }
 
+// What the handler has set ends with it.
+class SettingsScope {
+ public:
+  SettingsScope() : nest_level_(NewGUCNestLevel()) {}
+  ~SettingsScope() { AtEOXact_GUC(false, nest_level_); }
+  SettingsScope(const SettingsScope&) = delete;
+  SettingsScope& operator=(const SettingsScope&) = delete;
+
+ private:
+  const int nest_level_;
+};
+
 }  // namespace
 
 void LocalSession::run(const LeasedCall& call) {
@@ -82,19 +94,16 @@ void LocalSession::run_procedure(const LeasedCall& call) {
 
 void LocalSession::run_function(const LeasedCall& call) {
   transaction_.set_savepoint();
-  const int nest_level = NewGUCNestLevel();  // what the handler sets ends with it
   try {
+    const SettingsScope settings;
     const HandlerTimeout timeout(call.timeout);
     execute(call, fence::Texts::kKept);
     timeout.check();
-    AtEOXact_GUC(false, nest_level);
-    transaction_.release_savepoint();
-  } catch (const Error& error) {
+  } catch (Error& error) {
+    if (!HandlerTimeout::explain(error, call.timeout)) caller_.note_cancel(error);
     error_ = error;
-    (void)HandlerTimeout::explain(*error_, call.timeout);
-    AtEOXact_GUC(false, nest_level);
-    transaction_.rollback_to_savepoint();
   }
+  error_ ? transaction_.rollback_to_savepoint() : transaction_.release_savepoint();
 }
 
 std::unique_ptr<HandlerSession> LocalLeaseStore::open() {
@@ -102,7 +111,7 @@ std::unique_ptr<HandlerSession> LocalLeaseStore::open() {
     throw Error("42501", "leased handlers cannot run on behalf of another session user",
                 "In mode \"leased\" a handler runs with the rights of the session.",
                 "Connect as the role that they run as.");
-  return std::make_unique<LocalSession>(transaction_);
+  return std::make_unique<LocalSession>(transaction_, caller_);
 }
 
 int LocalLeaseStore::enter(const Entry& entry) {

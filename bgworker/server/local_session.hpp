@@ -12,7 +12,7 @@ namespace mq {
 // Needs a caller whose context allows COMMIT.
 class LocalSession : public HandlerSession {
  public:
-  explicit LocalSession(Session& transaction) : transaction_(transaction) {}
+  LocalSession(Session& transaction, FmgrCaller& caller) : transaction_(transaction), caller_(caller) {}
 
   State poll() override { return State::kIdle; }
   const std::optional<Error>& error() const override { return error_; }
@@ -27,13 +27,14 @@ class LocalSession : public HandlerSession {
   void run_function(const LeasedCall& call);
 
   Session& transaction_;
+  FmgrCaller& caller_;
   std::optional<Error> error_;
 };
 
 class LocalLeaseStore : public SqlLeaseStore {
  public:
   LocalLeaseStore(SqlClaimSource& source, FmgrCaller& caller, Session& transaction)
-      : SqlLeaseStore(source, caller), transaction_(transaction) {}
+      : SqlLeaseStore(source, caller), transaction_(transaction), caller_(caller) {}
 
   // An error may have ended mq_run while a handler had its message.
   ~LocalLeaseStore() override {
@@ -53,6 +54,7 @@ class LocalLeaseStore : public SqlLeaseStore {
 
  private:
   Session& transaction_;
+  FmgrCaller& caller_;
   int number_ = -1;  // of the call that runs
 };
 

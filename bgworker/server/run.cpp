@@ -1,5 +1,8 @@
 // CALL mq_run: the worker's loop in the caller's session.
 
+#include <fmt/core.h>
+
+#include <algorithm>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -62,6 +65,33 @@ bool is_atomic(FunctionCallInfo fcinfo) {
          reinterpret_cast<CallContext*>(fcinfo->context)->atomic;
 }
 
+// A handler must see what was committed with its message; the snapshot of such a transaction may be older.
+void refuse_old_snapshot() {
+  if (!IsolationUsesXactSnapshot()) return;
+  const char* level = XactIsoLevel == XACT_SERIALIZABLE ? "SERIALIZABLE" : "REPEATABLE READ";
+  throw Error("25000", fmt::format("CALL mq_run() must not run in a transaction that is {}", level),
+              "Its snapshot may be older than the messages that its handlers are called with.",
+              "Call it outside of a transaction block, or in one that is READ COMMITTED.");
+}
+
+// In a transaction block, where no leased handler can run: says so if one has something to do.
+void tell_of_leased(const Registry& registry, const std::vector<std::string_view>* only, SqlLeaseStore& store,
+                    Micros now) {
+  const SpiConnection spi;
+  std::string names;
+  for (const auto& [name, channel] : registry.channels()) {
+    if (!channel.leased() || !channel.parked.empty()) continue;
+    if (only != nullptr && std::find(only->begin(), only->end(), name) == only->end()) continue;
+    if (store.due(name, now, 1) > 0) names += (names.empty() ? "" : ", ") + name;
+  }
+  if (names.empty()) return;
+  const char* text = names.c_str();
+  fence::call([&] {
+    ereport(NOTICE, (errmsg("CALL mq_run() leaves leased channels alone inside a transaction block: %s", text),
+                     errhint("Their claims have to be committed before their handlers run. Call it outside.")));
+  });
+}
+
 Datum run(FunctionCallInfo fcinfo) {
   refuse_in_handler("mq_run");
   fence::call([] {
@@ -78,8 +108,10 @@ Datum run(FunctionCallInfo fcinfo) {
     check::count("max_messages", *most, 0, PG_INT64_MAX);
   }
 
+  const bool atomic = is_atomic(fcinfo);
+  if (atomic) refuse_old_snapshot();
   ServerClock clock;
-  CallSession transaction(is_atomic(fcinfo));
+  CallSession transaction(atomic);
   SqlClaimSource source;
   FmgrCaller caller(source);
   caller.stop_when_cancelled();
@@ -88,8 +120,10 @@ Datum run(FunctionCallInfo fcinfo) {
   LocalLeaseStore store(source, caller, transaction);
   LeasedHandlers leased({clock, transaction, source, settler, store});
   // A lease has to be committed before its handler runs.
-  Worker worker({host, clock, transaction, source, caller, settler, is_atomic(fcinfo) ? nullptr : &leased});
-  const std::int64_t handled = worker.run_until_empty(most, array.null ? nullptr : &only);
+  Worker worker({host, clock, transaction, source, caller, settler, atomic ? nullptr : &leased});
+  const auto* channels = array.null ? nullptr : &only;
+  const std::int64_t handled = worker.run_until_empty(most, channels);
+  if (atomic) tell_of_leased(worker.registry(), channels, store, clock.now());
 
   return fence::call([&] {
     TupleDesc descriptor = nullptr;

@@ -2,6 +2,10 @@
 
 #include "fence.hpp"
 
+extern "C" {
+#include "utils/snapmgr.h"
+}
+
 namespace mq {
 
 void Session::set_savepoint() {
@@ -58,6 +62,17 @@ void WorkerSession::rollback() {
 
 void CallSession::begin() {
   spi_.emplace(!atomic_);
+  if (atomic_ || !IsolationUsesXactSnapshot()) return;
+  isolation_changed_ = true;
+  fence::call([] {
+    if (FirstSnapshotSet) SPI_commit();
+    XactIsoLevel = XACT_READ_COMMITTED;
+  });
+}
+
+// The transaction that the last commit began is the caller's next one.
+CallSession::~CallSession() {
+  if (isolation_changed_ && !FirstSnapshotSet) XactIsoLevel = DefaultXactIsoLevel;
 }
 
 void CallSession::commit() {

@@ -43,16 +43,21 @@ class WorkerSession : public Session {
   bool open_ = false;
 };
 
-// Inside CALL mq_run: commits where the caller's context allows it; else everything is the caller's transaction.
+// Inside CALL mq_run: commits where the caller's context allows it, and is READ COMMITTED there; else everything is the
+// caller's transaction.
 class CallSession : public Session {
  public:
   explicit CallSession(bool atomic) : atomic_(atomic) {}
+  ~CallSession() override;
+  CallSession(const CallSession&) = delete;
+  CallSession& operator=(const CallSession&) = delete;
   void begin() override;
   void commit() override;
   void rollback() override;
 
  private:
   const bool atomic_;
+  bool isolation_changed_ = false;
 };
 
 }  // namespace mq

@@ -3,7 +3,7 @@
 #
 # Guards the border between the core (bgworker/) and the server (bgworker/server/): no file
 # of the core includes a header of the server's, none could, and the built library
-# shows the server nothing but C entry points. Prints a line 'ok' or 'not ok' for each.
+# shows the server nothing but C entry points and is small. Prints a line 'ok' or 'not ok' for each.
 set -uo pipefail
 source=$1 pg_config=$2 tmp=$3
 failed=0
@@ -44,8 +44,12 @@ exports_only_c() {
   [ -z "$leaked" ] || { echo "$leaked" | head -n 20; return 1; }
 }
 
+# It was 17 MB with debug information. The sanitizers' code is not for users.
+library_is_small() { [ -n "${SANITIZE:-}" ] || [ "$(stat -c %s "$source/mq.so")" -lt 3000000 ]; }
+
 check 'no file of the core includes a server header' core_is_clean
 check 'the core can include what it may (libpq-fe.h)' probe libpq-fe.h
 check 'the core cannot include postgres.h' core_cannot_include postgres.h
 check 'the library exports no C++ symbol' exports_only_c
+check 'the library is smaller than 3 MB' library_is_small
 exit "$failed"
