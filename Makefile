@@ -12,7 +12,8 @@
 ##   make installcheck   pg_regress and isolation tests against a running server that has mq
 ##   make clean          remove everything that was built
 ##   make test           install what is missing, build, and test on a private throwaway server
-##                         ONLY=unit|fence|regress|isolation|tap|dist  TESTS="names"
+##                         ONLY=unit|fence|regress|isolation|tap|original|dist  TESTS="names"
+##                         MQ_ORIGINAL=path  a copy of the original schema, for the suite original
 ##   make demo           the same for a demonstration; KEEP=1 leaves its server running
 ##   make demo-stop      stop and remove the servers that KEEP=1 left
 ##   make unit           build and run the unit tests here, under the sanitizers
@@ -119,9 +120,10 @@ build/exports:
 	@mkdir -p build
 	echo '{ local: _Z*; };' >$@
 
-# Other flags or another server ask for a new build.
+# Other flags or another server ask for a new build. make -n, which cannot know, does as if they were those of the
+# last one: tests/run/server.sh counts by it.
 .PHONY: FORCE
-build/flags: FORCE
+build/flags: $(if $(findstring n,$(firstword -$(MAKEFLAGS))),,FORCE)
 	@mkdir -p build
 	@echo $(call quote,$(CC) $(CXX) $(CFLAGS) $(CXXFLAGS) $(CPPFLAGS) $(VERSION)) | \
 	  cmp -s - $@ || echo $(call quote,$(CC) $(CXX) $(CFLAGS) $(CXXFLAGS) $(CPPFLAGS) $(VERSION)) >$@

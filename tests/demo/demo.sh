@@ -64,6 +64,7 @@ if [ ! -w "$HERE" ]; then
   tar -C "$HERE" --exclude=./.git --exclude=./build -cf - . | tar -C "$SOURCE" --no-same-owner -xf -
 fi
 build all
+say 'Installing it into a private copy of the server'
 server_tree tree
 server_install
 

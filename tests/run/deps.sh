@@ -1,8 +1,8 @@
-# Sourced by tests/run/test.sh and tests/demo/demo.sh.
+# Sourced by tests/run/test.sh and tests/demo/demo.sh; tests/run/apt-install.sh takes deps_figures.
 #
 # deps_install KIND... makes sure that the Debian packages of each KIND (build, test,
 # dist) are installed and sets PG_CONFIG. It is quick when nothing is missing, says
-# what is missing when it may not install, and never lets a package create or start a
+# what is missing and how much that is, asks for a password where sudo needs one and a terminal is there, and never lets a package create or start a
 # PostgreSQL cluster. A PG_CONFIG given by the user is left alone, and then no
 # package of PostgreSQL's is installed.
 
@@ -68,25 +68,40 @@ deps_install() {
   export PG_CONFIG
 }
 
+# What apt would do: how many packages, how much to download, how much on disk. Nothing if it does not know
+# the packages.
+deps_figures() {
+  LC_ALL=C apt-get -q -o Debug::NoLocking=1 install --no-install-recommends --assume-no "$@" 2>/dev/null </dev/null |
+    awk '/ newly installed/ { n = $3 + $1 }
+      /^Need to get / { sub(/^Need to get ([^\/]*\/)?/, ""); sub(/ of archives.*/, ""); get = $0 }
+      /^After this operation, / { sub(/^After this operation, /, ""); sub(/ of additional.*/, ""); disk = $0 }
+      END { if (n) print "With what they need: " n " packages, " get " to download, " disk " on disk." }' || true
+}
+
 deps_apt() {
-  local as_root=()
-  if [ "$EUID" -ne 0 ]; then
-    if sudo -n true 2>/dev/null; then
-      as_root=(sudo -n)
-    else
-      die "These Debian packages are missing: $*
-Neither root nor sudo without a password is at hand to install them. Please run
+  local as_root=() figures by_hand="Please run
 
   apt-get update && apt-get install --no-install-recommends $*
 
 as root (or set PG_CONFIG to use another PostgreSQL) and try again."
+  say 'Installing Debian packages'
+  echo "Missing: $*"
+  if [ "$EUID" -ne 0 ]; then
+    if sudo -n true 2>/dev/null; then
+      as_root=(sudo -n)
+    elif [ -t 0 ] && { : </dev/tty; } 2>/dev/null && command -v sudo >/dev/null; then
+      as_root=(sudo -p '[sudo] password of %p: ')
+      figures=$(deps_figures "$@")
+      [ -z "$figures" ] || echo "$figures"
+      echo 'They are installed with apt-get, and stay installed. sudo asks for a password, once; nothing else runs as root.'
+    else
+      die "Neither root nor a sudo that works here is at hand to install them. $by_hand"
     fi
   fi
-  say "Installing Debian packages: $*"
   # In a session of its own, so that neither Ctrl-C nor the end of this run leaves a package
   # half installed.
   local pid rc=0 stop=0
-  trap 'stop=1; echo "Stopping as soon as the packages are installed."' INT TERM HUP
+  trap 'stop=1; echo "Stopping as soon as apt has come to its end."' INT TERM HUP
   "${as_root[@]}" setsid --wait bash "$HERE/tests/run/apt-install.sh" "$@" &
   pid=$!
   while :; do
@@ -96,5 +111,5 @@ as root (or set PG_CONFIG to use another PostgreSQL) and try again."
   done
   trap - INT TERM HUP
   [ "$stop" -eq 0 ] || exit 130
-  [ "$rc" -eq 0 ] || die "The packages could not be installed: $*"
+  [ "$rc" -eq 0 ] || die "The packages could not be installed. $by_hand"
 }

@@ -32,19 +32,22 @@ server_tree() {
 }
 
 # build TARGET... runs make in $SOURCE: one run at a time, and as the owner of the checkout,
-# so that root leaves no files behind that the owner cannot replace.
+# so that root leaves no files behind that the owner cannot replace. Shows how many files it compiles.
 build() {
   local owner=()
   if [ "$EUID" -eq 0 ] && [ "$(stat -c %u "$SOURCE")" -ne 0 ]; then
     owner=(setpriv "--reuid=$(stat -c %u "$SOURCE")" "--regid=$(stat -c %g "$SOURCE")" --clear-groups)
     "${owner[@]}" test -w "$SOURCE" -a -x "$SOURCE" 2>/dev/null || owner=()
   fi
-  source_make "${owner[@]}" -- "$@"
+  local compiles=' -c -o ' total
+  source_make "${owner[@]}" -- -s build/flags || return
+  total=$(source_make "${owner[@]}" -- -n "$@" 2>/dev/null | grep -cE -- "$compiles") || true
+  counted "$WORK/log/build-${1##*/}.out" "$compiles" "$total" source_make "${owner[@]}" -- "$@"
 }
 
-server_install() { source_make -- install DESTDIR="$PG_TREE" >/dev/null; }
+server_install() { source_make -- -s install DESTDIR="$PG_TREE" >/dev/null; }
 
-# source_make [PREFIX...] -- TARGET...
+# source_make [PREFIX...] -- [OPTION...] TARGET...
 source_make() {
   local prefix=()
   while [ "$1" != -- ]; do
@@ -52,7 +55,7 @@ source_make() {
     shift
   done
   shift
-  job flock "$SOURCE/Makefile" "${prefix[@]}" make -s -C "$SOURCE" --no-print-directory \
+  job flock "$SOURCE/Makefile" "${prefix[@]}" make -C "$SOURCE" --no-print-directory \
     -j"$(nproc)" PG_CONFIG="$PG_CONFIG" ${SANITIZE:+"SANITIZE=$SANITIZE"} "$@"
 }
 

@@ -2,9 +2,7 @@
 # their output, and adds to PASSED, FAILED and SKIPPED. A runner that fails without
 # a failed test to show for it, or that ran nothing, is a failure itself.
 
-PASSED=0 FAILED=0 SKIPPED=0
-
-count() { grep -cE "$1" "$2" || true; }
+PASSED=0 FAILED=0 SKIPPED=0 REASONS=()
 
 # tally SUITE STATUS PASSED FAILED SKIPPED
 tally() {
@@ -14,7 +12,7 @@ tally() {
     failed=1
   fi
   PASSED=$((PASSED + passed)) FAILED=$((FAILED + failed)) SKIPPED=$((SKIPPED + skipped))
-  echo "-- $suite: $passed passed, $failed failed$([ "$skipped" -eq 0 ] || echo ", $skipped skipped")"
+  echo "-- $suite: $passed passed, $failed failed$([ "$skipped" -eq 0 ] || echo ", $skipped skipped"), $((SECONDS - BEGUN)) s"
 }
 
 # names SUFFIX FILE...: the suite's tests by name, those of $TESTS or all, in NAMES.
@@ -83,23 +81,51 @@ suite_isolation() {
 }
 
 suite_tap() {
-  local log=$WORK/log/tap.out out=$WORK/tap raw=$WORK/log/tap counts files rc=0
+  names .pl "$WORK"/src/tests/t/*.pl
+  NAMES=("${NAMES[@]/#/t/}")
+  tap tap
+}
+
+# What compares mq with the schema that it replaces: what there is for that alone, and the cases of MqFlaw, which the
+# suite tap runs on mq. Off where there is no copy of that schema.
+suite_original() {
+  local missing file USER_ENV=("${USER_ENV[@]}" "MQ_ORIGINAL=$WORK/original-schema.txt")
+  if [ ! -f "$ORIGINAL" ]; then
+    missing='there is no copy of the original schema to compare with; MQ_ORIGINAL=path names one'
+  elif [ ! -f "$PG_TREE$(pg_dir sharedir)/extension/uuid-ossp.control" ]; then
+    missing='the server has no extension "uuid-ossp", which the original schema needs'
+  fi
+  if [ -n "${missing:-}" ]; then
+    echo "Off: $missing."
+    # A run of this suite alone must not end as if all were well.
+    [ "$suites" != original ] || tally original 1 0 0 0
+    return
+  fi
+  install -m 644 "$ORIGINAL" "$WORK/original-schema.txt"
+  names .pl "$WORK"/src/tests/original/*.pl $(grep -l '^use MqFlaw' "$WORK"/src/tests/t/*.pl)
+  for file in "${!NAMES[@]}"; do
+    if [ -e "$WORK/src/tests/original/${NAMES[file]}.pl" ]; then NAMES[file]=original/${NAMES[file]}; else NAMES[file]=t/${NAMES[file]}; fi
+  done
+  tap original
+}
+
+# tap SUITE: the files of NAMES.
+tap() {
+  local suite=$1 log=$WORK/log/$1.out out=$WORK/$1 raw=$WORK/log/$1 counts reason rc=0
   if ! build build/client/mq_client; then
-    tally tap 1 0 0 0
+    tally "$suite" 1 0 0 0
     return
   fi
   install -m 755 "$SOURCE/build/client/mq_client" "$WORK/mq_client"
-  names .pl "$WORK"/src/tests/t/*.pl
-  files=("${NAMES[@]/#/t/}")
-  files=("${files[@]/%/.pl}")
   user_dir "$out" "$raw"
   # shellcheck disable=SC2086 # PROVE_FLAGS are words
   logged "$log" as_user env -C "$WORK/src/tests" TESTDIR="$out" TESTDATADIR="$out/tmp_check" \
     TESTLOGDIR="$out/tmp_check/log" PG_REGRESS="$PGXS_SRC/test/regress/pg_regress" \
     MQ_CLIENT="$WORK/mq_client" PGPORT=65432 PERL_TEST_HARNESS_DUMP_TAP="$raw" \
-    prove --timer -I "$PGXS_SRC/test/perl" -I t ${PROVE_FLAGS:-} "${files[@]}" || rc=$?
+    prove --timer -I "$PGXS_SRC/test/perl" -I t ${PROVE_FLAGS:-} "${NAMES[@]/%/.pl}" || rc=$?
   read -ra counts <<<"$(tap_counts "$raw")"
-  tally tap "$rc" "${counts[@]}"
+  tally "$suite" "$rc" "${counts[@]}"
+  while read -r reason; do REASONS+=("$suite: $reason"); done < <(tap_reasons "$raw")
 }
 
 # Passed, failed and skipped assertions in the raw output of TAP files.
@@ -109,4 +135,10 @@ tap_counts() {
     /^ok / || /^not ok .*# *TODO/ { passed++; next }
     /^not ok / { failed++ }
     END { print passed + 0, failed + 0, skipped + 0 }'
+}
+
+# Why what was skipped was: how many, and the test's own words.
+tap_reasons() {
+  find "$1" -name '*.pl' -exec cat {} + |
+    sed -nE 's/^(ok|1\.\.0).*# *[Ss][Kk][Ii][Pp] *(.*)/\2/p' | sort | uniq -c | sed 's/^ *\([0-9]*\) /\1 skipped, since /'
 }

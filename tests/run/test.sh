@@ -2,12 +2,14 @@
 # test.sh: what `make test` runs.
 #
 # Installs what is missing, builds, and runs every suite (or those of ONLY) on private
-# servers that are gone afterwards. Ends with the line 'N passed, N failed' and with status 0
+# servers that are gone afterwards. Ends with the line 'N passed, N failed[, N skipped]' and with status 0
 # only if all ran and none failed.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 SOURCE=$HERE
+# The schema that mq replaces, if a copy is named or lies beside the checkout: the suite 'original' compares with it.
+ORIGINAL=$(readlink -m "${MQ_ORIGINAL:-$HERE/../shared/reference/original-schema.txt}")
 cd /
 umask 022
 . "$HERE/tests/run/workdir.sh"
@@ -16,9 +18,9 @@ umask 022
 . "$HERE/tests/run/suites.sh"
 . "$HERE/tests/run/distcheck.sh"
 
-suites=${ONLY:-unit fence regress isolation tap dist}
+suites=${ONLY:-unit fence regress isolation tap original dist}
 for suite in $suites; do
-  declare -F "suite_$suite" >/dev/null || die "No suite '$suite': ONLY=unit|fence|regress|isolation|tap|dist"
+  declare -F "suite_$suite" >/dev/null || die "No suite '$suite': ONLY=unit|fence|regress|isolation|tap|original|dist"
 done
 
 broken() {
@@ -37,19 +39,14 @@ tar -C "$HERE" --exclude=./.git --exclude=./build --exclude='*.o' --exclude='*.d
 if [ ! -w "$HERE" ]; then SOURCE=$WORK/src; fi
 user_dir "$WORK/src"
 build all || broken 'The build failed.'
+say 'Installing it into a private copy of the server'
 server_tree tree
 server_install || broken 'The installation failed.'
 # The scripts of older versions, for the test that upgrades from them.
 install -m 644 "$HERE"/tests/upgrade/mq--*.sql "$PG_TREE$(pg_dir sharedir)/extension/"
-# The schema that mq replaces, if a copy lies beside the checkout: tests compare with it.
-original=${MQ_ORIGINAL:-$HERE/../shared/reference/original-schema.txt}
-if [ -f "$original" ]; then
-  install -m 644 "$original" "$WORK/original-schema.txt"
-  USER_ENV+=("MQ_ORIGINAL=$WORK/original-schema.txt")
-fi
-
 for suite in $suites; do
   say "$suite"
+  BEGUN=$SECONDS
   "suite_$suite"
 done
 
@@ -61,11 +58,14 @@ if [ "$FAILED" -gt 0 ]; then
     for suite in regress isolation; do
       [ ! -d "$WORK/$suite" ] || cp -R "$WORK/$suite" "$kept/"
     done
-    [ ! -d "$WORK/tap/tmp_check/log" ] || cp -R "$WORK/tap/tmp_check/log" "$kept/tap"
+    for suite in tap original; do
+      [ ! -d "$WORK/$suite/tmp_check/log" ] || cp -R "$WORK/$suite/tmp_check/log" "$kept/$suite-servers"
+    done
     chown -R --reference="$HERE" "$HERE/build" 2>/dev/null || true
     printf '\nLogs and differences are in %s\n' "$kept"
   fi
 fi
+[ ${#REASONS[@]} -eq 0 ] || printf '\n%s\n' "${REASONS[@]}"
 printf '\n%d passed, %d failed%s\n' "$PASSED" "$FAILED" \
   "$([ "$SKIPPED" -eq 0 ] || echo ", $SKIPPED skipped")"
 [ "$FAILED" -eq 0 ]

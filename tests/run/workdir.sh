@@ -7,11 +7,7 @@
 # unprivileged user ($RUN_USER, through the words of $AS_USER) in an environment
 # that holds nothing of the caller's.
 
-say() { printf '\n== %s\n' "$*"; }
-die() {
-  printf '%s\n' "$*" >&2
-  exit 1
-}
+. "$HERE/tests/run/progress.sh"
 
 # Variables that the programs under test get besides those of as_user.
 USER_ENV=()
@@ -64,6 +60,31 @@ as_user() {
     PATH="${PG_BIN:+$PG_BIN:}/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin" \
     "${USER_ENV[@]}" "${AS_USER[@]}" "$@"
 }
+
+# counted LOG PATTERN TOTAL FUNCTION...: keeps the output of the function in LOG and shows, while it runs, how many lines of it
+# have the pattern. Its errors are shown at the end.
+counted() {
+  local log=$1 pattern=$2 total=$3 pid rc=0 begun=$SECONDS
+  shift 3
+  "$@" >"$log" 2>"$log.err" </dev/null &
+  pid=$!
+  echo "$pid" >"$WORK/runner"
+  while kill -0 "$pid" 2>/dev/null; do
+    progress "compiling $(count "$pattern" "$log") of $total, $((SECONDS - begun)) s"
+    sleep 0.5
+  done
+  wait "$pid" || rc=$?
+  : >"$WORK/runner"
+  if [ "$total" -eq 0 ]; then
+    progress_end 'nothing to compile'
+  else
+    progress_end "compiled $(count "$pattern" "$log") files, $((SECONDS - begun)) s"
+  fi
+  cat "$log.err"
+  return "$rc"
+}
+
+count() { grep -cE -- "$1" "$2" || true; }
 
 # logged LOG FUNCTION...: shows the output of the function (job, as_user, or one that calls
 # them) as it comes, and keeps it in LOG.

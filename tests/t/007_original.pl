@@ -1,5 +1,5 @@
-# Every flaw of the original in delivering and ordering: the same statements go wrong on the original schema,
-# where a copy of it is at hand (MQ_ORIGINAL), and right on the extension.
+# Every flaw of the original in delivering and ordering: the same statements go wrong on the original schema
+# (ONLY=original shows that) and right on the extension.
 use strict;
 use warnings;
 use FindBin;
@@ -210,5 +210,5 @@ flaw 20, 'a message that is committed after it was polled as expired', sub {
 }, 'mq_commit returns nothing, pending: 0', 'mq_commit returns {}, pending: 0';
 
 $node->stop;
-log_is_clean($node, qr/deadlock detected/);
+log_is_clean($node, $kind eq 'original' ? qr/deadlock detected/ : ());
 done_testing();

@@ -1,15 +1,13 @@
 # Low-water marks: entries of messages that are gone do not slow down claims while somebody holds a snapshot, and
 # a message that becomes due below a mark is found all the same: at once where the server knows of it, within the poll
 # interval where it cannot.
-#
-# Flaw 33 of the original: its polls read more and more.
 use strict;
 use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
+use MqReads;
 use MqSession;
 use MqTest;
-use List::Util qw(sum);
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -147,39 +145,10 @@ behind_the_tail('removed, then replaced in a savepoint', 'BEGIN', 'SAVEPOINT s',
 
 # --- what a claim reads --------------------------------------------------------------------------
 
-my $holder;
-
-sub hold_snapshot {
-	my ($database) = @_;
-	$holder = MqSession->new($node, $database);
-	$holder->query('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM mq_msgs');
-}
-
-# How many index entries this database's sessions have read.
-sub read_so_far {
-	my ($session) = @_;
-	$session->query('SELECT pg_stat_force_next_flush()');
-	return $session->query(q{SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname LIKE 'mq%'});
-}
-
-# How many the statement reads, run twelve times: the last five as a multiple of the five before. The first two, which find
-# less in their way than there will ever be, do not count.
-sub growth_of_reads {
-	my ($session, $sql) = @_;
-	my @reads;
-	for (1 .. 12) {
-		my $before = read_so_far($session);
-		unlike($session->query($sql), qr/error/, 'a twelfth') or last;
-		push @reads, read_so_far($session) - $before;
-	}
-	note "reads: @reads";
-	return sum(@reads[7 .. 11]) / sum(@reads[2 .. 6]);
-}
-
 SKIP: {
 	skip 'the counts of an older server come late', 4 if $node->pg_version < 15;
 
-	hold_snapshot('alone');
+	my $holder = hold_snapshot($node, 'alone');
 	cmp_ok(growth_of_reads($caller, 'CALL flow(400)'), '<', 1.5, 'polls beside a held snapshot read no more and more');
 
 	cmp_ok(growth_of_reads($caller, 'CALL flow_in_order(100)'), '<', 1.5, 'nor do they and appends to an ordered channel');
@@ -187,33 +156,6 @@ SKIP: {
 	$caller->query(q{SELECT mq_send_many('d', array_fill('0'::jsonb, ARRAY[6000]), channel_args => a::text) FROM generate_series(1, 2) a});
 	cmp_ok(growth_of_reads($caller, q{CALL mq_run(ARRAY['d'], 1000)}), '<', 1.5, 'nor do workers while a queue is burnt down');
 	$holder->quit;
-
-  SKIP: {
-		my $missing = original_schema($node, 'original');
-		skip "flaw 33: $missing", 1 if $missing;
-		$node->safe_psql('original', q{
-			CREATE PROCEDURE flow_in_order(messages int) LANGUAGE plpgsql AS $$
-	BEGIN
-	  FOR i IN 1 .. messages LOOP
-	    PERFORM mq_send('o', ordered => true);
-	    COMMIT;
-	    PERFORM mq_delete(array_agg(id)) FROM mq_poll(ARRAY['o'], 1);
-	    COMMIT;
-	  END LOOP;
-	END $$;
-	CREATE PROCEDURE flow(messages int) LANGUAGE plpgsql AS $$
-			BEGIN
-			  PERFORM mq_insert(array_agg((uuid_generate_v4(), '0', 4, '1 hour', 'c', '', NULL, false, 'flow', 'null', NULL)::mq_new_t))
-			    FROM generate_series(1, messages);
-			  COMMIT;
-			  FOR i IN 1 .. 4 LOOP
-			    PERFORM mq_delete(array_agg(id)) FROM mq_poll(ARRAY['c'], messages / 4);
-			    COMMIT;
-			  END LOOP;
-			END $$});
-		hold_snapshot('original');
-		cmp_ok(growth_of_reads(MqSession->new($node, 'original'), 'CALL flow(400)'), '>', 1.5, 'those of the original do');
-	}
 }
 
 $_->quit for $one, $two, $caller, $other;

@@ -1,5 +1,5 @@
 # Flaws of the original in two-phase messages, values, cost and rights: the same statements go wrong on the original
-# schema, where a copy of it is at hand (MQ_ORIGINAL), and right on the extension. Cost is counted, never timed.
+# schema (ONLY=original shows that) and right on the extension. Cost is counted, never timed.
 use strict;
 use warnings;
 use FindBin;

@@ -1,72 +1,21 @@
 # A client of the original schema, which knows its statements and nothing else (tests/client), lives its whole life
 # on the extension: listening, polling, keeping alive, checkpoints, completion with its writes, two phases, clearing,
 # many at once beside the workers; as its owner and with no rights but those of mq_grant; in another schema; without
-# the preloaded library. The same program runs on the original, where a copy is at hand (MQ_ORIGINAL): what the
-# original can do it does there too.
+# the preloaded library. ONLY=original runs the same program on the original.
 use strict;
 use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
-use IPC::Run;
+use MqClient;
 use MqSession;
 use MqTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $client = $ENV{MQ_CLIENT} or plan(skip_all => 'MQ_CLIENT does not name the program that make client builds');
-
-my @all = split /\n/, (run_command([ $client, '--list' ]))[0];
 my @crowds = ('one_runner', 'ten_thousand');
 
-# What goes wrong on the original, by the numbers of docs/design.md. All of it does so every time.
-my %flaws = (
-	checkpoint_of_last_attempt => '5',
-	dead => '7',
-	appends_at_once => '11',
-	appends_in_a_transaction => '12',
-	commit_wakes => '19',
-	ten_thousand => '1, 3, 11 and 16');
-
-# All but those named.
-sub without { my %not = map { $_ => 1 } @_; return grep { !$not{$_} } @all }
-
-# Runs scenarios; gives for each what it said.
-sub live {
-	my ($arguments, @scenarios) = @_;
-	my ($out, $err) = ('', '');
-	IPC::Run::run([ $client, @$arguments, @scenarios ], '>', \$out, '2>', \$err, IPC::Run::timeout(300));
-	diag($err) if $err ne '';
-	my (%said, @checks);
-	for my $line (split /\n/, $out) {
-		if ($line =~ /^(not )?ok \d+ - (\w+): (.*)/) {
-			$said{$2} = { good => !$1, what => $3, checks => [@checks] };
-			@checks = ();
-		} elsif ($line =~ /^    (not )?ok \d+ - (.*)/) {
-			push @checks, { good => !$1, what => $2, more => '' };
-		} elsif ($line =~ /^    # (.*)/ && @checks) {
-			$checks[-1]{more} = $1;
-		}
-	}
-	return \%said;
-}
-
-# A subtest for each scenario.
-sub lives {
-	my ($who, $arguments, @scenarios) = @_;
-	my $said = live($arguments, @scenarios);
-	for my $scenario (@scenarios) {
-		my $report = $said->{$scenario};
-		subtest "$who: $scenario" => sub {
-			ok($report && @{ $report->{checks} }, 'it was played to its end');
-			for my $check ($report ? @{ $report->{checks} } : ()) {
-				ok($check->{good}, $check->{what}) or diag($check->{more});
-			}
-		};
-	}
-}
-
 my $node = mq_node('client', max_connections => 150, wal_level => 'replica', max_wal_senders => 2, synchronous_commit => 'local');
-$node->safe_psql('postgres', q{CREATE DATABASE original; CREATE DATABASE extension; CREATE DATABASE queue; CREATE DATABASE fresh});
+$node->safe_psql('postgres', q{CREATE DATABASE extension; CREATE DATABASE queue; CREATE DATABASE fresh});
 
 # --- the extension, with workers that serve a channel of their own --------------------------------
 
@@ -77,7 +26,7 @@ $node->safe_psql('extension', q{
 	  INSERT INTO inside (args, number, ordered) VALUES (m.channel_args, m.payload_json::int, m.ordered)
 	$$;
 	SELECT mq_register_handler('inside', 'handle_inside(mq_message)')});
-lives('the extension', [ $node->connstr('extension') ], @all);
+lives('the extension', [ $node->connstr('extension') ], scenarios());
 within(60, $node, 'extension', q{SELECT count(*), count(DISTINCT number) FROM inside}, '1000|1000',
 	'meanwhile the workers have handled each of their messages once');
 holds($node, 'extension', q{
@@ -140,27 +89,6 @@ $node->safe_psql('queue', q{
 	ALTER ROLE suite SET search_path = suite, queue});
 lives('a role with admin, another schema', [ $node->connstr('queue') . ' user=suite' ], without('ten_thousand'));
 
-# --- the original -----------------------------------------------------------------------------------
-
-my $missing = !$ENV{MQ_ORIGINAL} ? 'MQ_ORIGINAL does not name a copy of the original schema'
-  : $node->safe_psql('postgres', q{SELECT count(*) FROM pg_available_extensions WHERE name = 'uuid-ossp'}) eq '0'
-  ? q{the server has no extension "uuid-ossp", which the original schema needs} : undef;
-SKIP: {
-	skip $missing, 1 if defined $missing;
-	$node->command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-f', $ENV{MQ_ORIGINAL}, $node->connstr('original') ],
-		'the original schema is loaded');
-	my @cannot = $node->safe_psql('original', q{SELECT to_regproc('mq_clear_all') IS NULL}) eq 't' ? ('clearing') : ();
-	lives('the original', [ $node->connstr('original') ], without(@cannot, keys %flaws));
-	# What never comes is not waited for long.
-	my $said = live([ '--limit', 2, $node->connstr('original') ], sort keys %flaws);
-	for my $scenario (sort keys %flaws) {
-		my $report = $said->{$scenario};
-		ok($report && @{ $report->{checks} } && !$report->{good}, "the original: $scenario goes wrong, flaw $flaws{$scenario}");
-		note($_->{what} . ': ' . $_->{more}) for grep { !$_->{good} } @{ $report->{checks} };
-	}
-	skip 'this copy of the original has no mq_clear', 1 if @cannot;
-}
-
 # --- the extension without its library preloaded ----------------------------------------------------
 
 $node->append_conf('postgresql.conf', q{shared_preload_libraries = ''});
@@ -169,5 +97,5 @@ lives('not preloaded', [ $node->connstr('extension') ], without('ten_thousand'))
 
 $node->stop;
 # A session that listens may be closed while it is being notified.
-log_is_clean($node, qr/FATAL: .*connection to client lost/, $missing ? () : qr/deadlock detected/);
+log_is_clean($node, qr/FATAL: .*connection to client lost/);
 done_testing();
