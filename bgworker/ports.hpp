@@ -145,6 +145,8 @@ class Host {
   virtual ~Host() = default;
   // Reads the registry again if it has changed. False: there is nothing here to work for any more.
   virtual bool refresh(Registry& registry) = 0;
+  // True when another worker should run what is claimed: this one has settings that have changed since it started.
+  virtual bool should_renew() { return false; }
   // Calls that ended so in this database since they were last asked for; and whether to ask.
   virtual bool any_casualty() { return false; }
   virtual std::vector<Casualty> casualties() { return {}; }

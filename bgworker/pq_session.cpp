@@ -113,7 +113,7 @@ PqSession::PqSession(const SessionParameters& parameters) {
   add("dbname", parameters.database.c_str());
   add("user", parameters.role.c_str());
   add("client_encoding", parameters.encoding.c_str());
-  add("fallback_application_name", "mq handler");
+  add("fallback_application_name", kLeasedApplicationName);
   add("options", options.c_str());
   keywords.push_back(nullptr);
   values.push_back(nullptr);

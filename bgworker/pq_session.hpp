@@ -10,6 +10,9 @@ struct pg_conn;  // libpq's
 
 namespace mq {
 
+// Unless mq.leased_conninfo gives another.
+inline constexpr const char* kLeasedApplicationName = "mq handler";
+
 // What a session is opened with.
 struct SessionParameters {
   std::string conninfo;     // as mq.leased_conninfo; a host, an address or a service must not need a name server

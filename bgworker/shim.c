@@ -113,7 +113,7 @@ define_settings(void)
 							   check_conninfo, NULL, NULL);
 	DefineCustomEnumVariable("mq.notify",
 							 "When sending a message sends NOTIFY to consumers outside the server.",
-							 "auto: while some consumer has called mq_poll in the last ten minutes.",
+							 "auto: while some session of the database listens to mq or mq_<channel name>.",
 							 &mq_notify, MQ_NOTIFY_AUTO, notify_options, PGC_USERSET, 0,
 							 NULL, NULL, NULL);
 	DefineCustomIntVariable("mq.dead_retention",
@@ -164,28 +164,6 @@ object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, 
 		mq_object_dropped(class_id, object_id);
 }
 
-/* The database that a statement wants for itself; NULL for most statements. */
-static const char *
-database_to_leave(Node *node)
-{
-	ListCell   *cell;
-
-	if (IsA(node, DropdbStmt))
-		return castNode(DropdbStmt, node)->dbname;
-	if (IsA(node, RenameStmt) && castNode(RenameStmt, node)->renameType == OBJECT_DATABASE)
-		return castNode(RenameStmt, node)->subname;
-	if (!IsA(node, CreatedbStmt))
-		return NULL;
-	foreach(cell, castNode(CreatedbStmt, node)->options)
-	{
-		DefElem    *option = lfirst_node(DefElem, cell);
-
-		if (strcmp(option->defname, "template") == 0 && option->arg && IsA(option->arg, String))
-			return strVal(option->arg);
-	}
-	return "template1";
-}
-
 /* Who keeps count of our tables' rows has to know of what others do to them: INSERT, UPDATE and DELETE, ... */
 static void
 executor_start(QueryDesc *query, int flags)
@@ -208,7 +186,7 @@ executor_start(QueryDesc *query, int flags)
 	}
 }
 
-/* ... TRUNCATE and COPY, ... */
+/* ... TRUNCATE and COPY. What PREPARE TRANSACTION left to COMMIT PREPARED is in MqStatement. */
 static void
 note_changed_tables(Node *node)
 {
@@ -228,38 +206,43 @@ note_changed_tables(Node *node)
 	}
 }
 
-/* ... and COMMIT PREPARED, which knows nothing of what was done before PREPARE TRANSACTION. */
-static bool
-commits_prepared(Node *node)
+static void
+run_utility(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
+			ProcessUtilityContext context, ParamListInfo params,
+			QueryEnvironment *query_env, DestReceiver *dest, QueryCompletion *qc)
 {
-	return IsA(node, TransactionStmt) && castNode(TransactionStmt, node)->kind == TRANS_STMT_COMMIT_PREPARED;
+	if (prev_process_utility_hook)
+		prev_process_utility_hook(pstmt, query_string, read_only_tree, context, params, query_env, dest, qc);
+	else
+		standard_ProcessUtility(pstmt, query_string, read_only_tree, context, params, query_env, dest, qc);
 }
 
-/* Such a statement should not wait for a worker that rests in the database. */
+/* The tree of a statement is not looked at after it has run. */
 static void
 process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 				ProcessUtilityContext context, ParamListInfo params,
 				QueryEnvironment *query_env, DestReceiver *dest, QueryCompletion *qc)
 {
-	const char *name = database_to_leave(pstmt->utilityStmt);
-	Oid			database = name != NULL ? mq_leave_database(name) : InvalidOid;
-	volatile bool dropped = false;
+	MqStatement statement;
+	volatile bool succeeded = false;
 
 	note_changed_tables(pstmt->utilityStmt);
+	mq_statement_starts(pstmt->utilityStmt, context == PROCESS_UTILITY_TOPLEVEL, &statement);
+	if (!OidIsValid(statement.leaves))
+	{
+		run_utility(pstmt, query_string, read_only_tree, context, params, query_env, dest, qc);
+		mq_statement_succeeded(&statement);
+		return;
+	}
 	PG_TRY();
 	{
-		if (prev_process_utility_hook)
-			prev_process_utility_hook(pstmt, query_string, read_only_tree, context, params, query_env, dest, qc);
-		else
-			standard_ProcessUtility(pstmt, query_string, read_only_tree, context, params, query_env, dest, qc);
-		dropped = IsA(pstmt->utilityStmt, DropdbStmt);
-		if (commits_prepared(pstmt->utilityStmt))
-			mq_prepared_committed();
+		run_utility(pstmt, query_string, read_only_tree, context, params, query_env, dest, qc);
+		mq_statement_succeeded(&statement);
+		succeeded = true;
 	}
 	PG_FINALLY();
 	{
-		if (!dropped)
-			mq_database_is_left(database);
+		mq_statement_over(&statement, succeeded);
 	}
 	PG_END_TRY();
 }

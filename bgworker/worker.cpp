@@ -244,6 +244,12 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
   }
   limit = std::min(limit, one_by_one_ > 0 ? 1 : pace_);
   Claim claim = claimer_.claim(sources(only), limit, true);
+  // Asked after the claim, which may have seen what was sent after the settings were changed.
+  if (ports_.host.should_renew()) {
+    ports_.transaction.rollback();
+    result.over = true;
+    return result;
+  }
   result.claimed = claim.messages.size() + claim.leftovers.size();
   result.more_is_due = claim.more_is_due;
   if (result.claimed == 0) {

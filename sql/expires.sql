@@ -77,7 +77,7 @@ TRUNCATE mq_dead;
 
 -- What is scheduled for later than its expiry dies at that, not later; a poll says when.
 SELECT mq_send('work', name => 'scheduled', delay => '1 day', expires => '1 hour') IS NOT NULL AS sent;
-SELECT wait_time BETWEEN '59 minutes' AND '1 hour' AS till_then FROM mq_poll('{work}');
+SELECT p.wait_time, m.expires_at - now() BETWEEN '59 minutes' AND '1 hour' AS till_then FROM mq_poll('{work}') p, mq_msgs m;
 SELECT pg_temp.pass('1 hour');
 CALL mq_run();
 SELECT * FROM letters;

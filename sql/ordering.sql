@@ -120,7 +120,7 @@ SELECT pg_temp.append('{behind}');
 SELECT mq_send('steps', name => 'unordered', retry_backoff => '2 hours') IS NOT NULL AS sent;
 SELECT pg_temp.append('{elsewhere}', args => 'x');
 SELECT array_agg(name ORDER BY name) AS ready FROM mq_poll(NULL, 10);
-SELECT wait_time BETWEEN '59 min' AND '60 min' AS waits FROM mq_poll(NULL, 10);
+SELECT wait_time BETWEEN '59 s' AND '60 s' AS waits FROM mq_poll(NULL, 10);
 SELECT mq_clear_all();
 
 -- Deleting in the middle, at the tail, at the head, several at once.

@@ -89,7 +89,7 @@ SELECT pg_temp.refusal(call) AS outcome
 SELECT count(*) AS messages, (SELECT count(*) FROM mq_payloads) AS payloads FROM mq_msgs;
 SELECT mq_clear_all();
 
--- A channel name that is too long to be notified can be sent to all the same.
+-- A channel name that is too long to be notified whole can be sent to all the same.
 SET mq.notify = 'on';
 SELECT pg_temp.refusal(format('SELECT mq_send(%L)', repeat('long', 50)));
 RESET mq.notify;

@@ -59,14 +59,14 @@ EXECUTE poll('{mail}', 10);
 -- Leased: nobody gets it again until its backoff has passed, which wait_time tells.
 SELECT id, is_committed, name, wait_time BETWEEN '55 s' AND '60 s' AS waits FROM mq_poll('{mail}', 10);
 EXECUTE keep_alive('00000000-0000-0000-0000-0000000000a1', '02:00:00');
-SELECT wait_time BETWEEN '119 min' AND '120 min' AS waits FROM mq_poll('{mail}', 10);
+SELECT p.wait_time, m.attempt_at - now() BETWEEN '119 min' AND '120 min' AS waits FROM mq_poll('{mail}', 10) p, mq_msgs m;
 EXECUTE checkpoint('00000000-0000-0000-0000-0000000000a1', '03:00:00', '{"step": 2}', '\x03', 2);
-SELECT wait_time BETWEEN '179 min' AND '180 min' AS waits FROM mq_poll('{mail}', 10);
+SELECT p.wait_time, m.attempt_at - now() BETWEEN '179 min' AND '180 min' AS waits FROM mq_poll('{mail}', 10) p, mq_msgs m;
 SELECT attempts, name, payload_json, payload_bytes FROM mq_msgs JOIN mq_payloads USING (id);
 -- What is NULL stays as it was.
 EXECUTE checkpoint('00000000-0000-0000-0000-0000000000a1', '00:00:00', NULL, NULL, NULL);
 SELECT attempts, name, payload_json, payload_bytes FROM mq_msgs JOIN mq_payloads USING (id);
-SELECT wait_time BETWEEN '179 min' AND '180 min' AS waits FROM mq_poll('{mail}', 10);
+SELECT p.wait_time, m.attempt_at - now() BETWEEN '179 min' AND '180 min' AS waits FROM mq_poll('{mail}', 10) p, mq_msgs m;
 EXECUTE delete_message('00000000-0000-0000-0000-0000000000a1');
 EXECUTE is_pending('00000000-0000-0000-0000-0000000000a1');
 SELECT (SELECT count(*) FROM mq_msgs) AS messages, (SELECT count(*) FROM mq_payloads) AS payloads;

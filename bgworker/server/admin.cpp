@@ -13,13 +13,11 @@
 #include "identity.hpp"
 #include "ledger.hpp"
 #include "locks.hpp"
-#include "shared.hpp"
 #include "spi.hpp"
 
 extern "C" {
 #include "catalog/pg_authid.h"
 #include "catalog/pg_extension.h"
-#include "commands/dbcommands.h"
 #include "commands/extension.h"
 #include "utils/acl.h"
 #include "utils/lsyscache.h"
@@ -219,15 +217,4 @@ extern "C" void mq_object_dropped(Oid class_id, Oid object_id) {
   const char* name = get_extension_name(object_id);
   if (name == nullptr || strcmp(name, "mq") != 0) return;
   mq::fence::guard([] { mq::ledger::announce(); });
-}
-
-extern "C" Oid mq_leave_database(const char* name) {
-  const Oid database = get_database_oid(name, true);
-  if (OidIsValid(database)) mq::shared::close_database(database);
-  mq::fence::guard([] { mq::ledger::databases_changed(); });
-  return database;
-}
-
-extern "C" void mq_database_is_left(Oid database) {
-  if (OidIsValid(database)) mq::shared::open_database(database);
 }

@@ -31,6 +31,8 @@ namespace mq {
 namespace {
 
 constexpr int kMostPolled = 100000;
+// A client that loses its connection and LISTENs anew has missed what was notified in between.
+constexpr Micros kLongestWait = 60 * kSecond;
 constexpr Micros kShortWait = kSecond / 10;  // said when all that is due is locked by others, or about to be committed
 
 // Sorted, each once: two calls that lock the same rows take them in the same order.
@@ -84,7 +86,8 @@ void add_message(ResultSet& result, const SqlClaimSource& source, const Claimed&
               interval_datum(bounded_backoff(message.retry_backoff, kBackoffCeiling)), interval_datum(0)});
 }
 
-// Until the next message of these channels is due; NULL: there is none, and who sends one will notify.
+// Until the next message of these channels is due, at most kLongestWait; NULL: there is none, and who sends one will
+// notify.
 Param wait_time(SqlClaimSource& source, const std::vector<std::string>& names, Micros now, bool others_commit) {
   std::optional<Micros> earliest;
   for (const std::string& name : names) {
@@ -93,14 +96,14 @@ Param wait_time(SqlClaimSource& source, const std::vector<std::string>& names, M
   }
   if (others_commit && (!earliest || *earliest > now + kShortWait)) return interval_datum(kShortWait);
   if (!earliest) return {};
-  return interval_datum(*earliest > now ? *earliest - now : kShortWait);
+  return interval_datum(*earliest > now ? std::min(*earliest - now, kLongestWait) : kShortWait);
 }
 
 void poll(const Value& channel_names, int batch_size, ResultSet& result) {
   ServerClock clock;
   SqlClaimSource source;
   Claimer claimer(source, clock);
-  const bool others_commit = shared::note_poll();
+  const bool others_commit = shared::quiet_commit_under_way();
 
   const OwnerScope scope;
   const SpiConnection spi;

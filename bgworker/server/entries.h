@@ -64,13 +64,27 @@ extern void mq_worker_run(int seat);
 /* Set by the signal handler of a worker when another process told it to end. */
 extern volatile sig_atomic_t mq_told_to_end;
 
-/*
- * Hooks: an object is about to be dropped; a statement wants a database for itself (returns its OID, or InvalidOid
- * where there is none); such a statement is over, and the database still there.
- */
+/* Hooks: an object is about to be dropped. */
 extern void mq_object_dropped(Oid class_id, Oid object_id);
-extern Oid mq_leave_database(const char* name);
-extern void mq_database_is_left(Oid database);
+
+/* What a utility statement means to us. Decided before it runs: by its end its tree may be gone. */
+typedef struct MqStatement {
+  Oid leaves;             /* the database that workers have left for it */
+  bool drops;             /* which is gone afterwards */
+  bool changes_databases; /* makes, drops, renames one or changes who may connect */
+  bool sets;              /* settings of a role or a database, InvalidOid: of all */
+  Oid set_database;
+  Oid set_role;
+  bool commits_prepared;     /* a transaction that was prepared */
+  bool unlistens;            /* all channels */
+  char listens[NAMEDATALEN]; /* the channel; empty: none */
+} MqStatement;
+
+/* Hooks: a utility statement starts, has succeeded, or is over however it ended. */
+struct Node;
+extern void mq_statement_starts(struct Node* node, bool top_level, MqStatement* statement);
+extern void mq_statement_succeeded(const MqStatement* statement);
+extern void mq_statement_over(const MqStatement* statement, bool succeeded);
 
 /*
  * Hooks: the statement that starts is one of ours (ask once for each); a statement changes the rows of a table of

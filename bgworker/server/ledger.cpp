@@ -18,6 +18,7 @@
 
 extern "C" {
 #include "commands/async.h"
+#include "mb/pg_wchar.h"
 }
 
 namespace mq::ledger {
@@ -65,14 +66,13 @@ struct Ledger {
   std::set<Oid> uncounted;  // tables that somebody changed by hand
   bool announced = false;
   bool databases_changed = false;
-  bool quiet = false;  // see shared::begin_quiet_commit
+  std::set<std::pair<Oid, Oid>> settings;  // of database and role that were set
+  bool quiet = false;                      // see shared::begin_quiet_commit
 };
 
 // Made by the first entry of a transaction, deleted when it ends. A pointer, so that nothing is destroyed at
 // exit.
 Ledger* open_ledger = nullptr;
-
-constexpr std::size_t kNotifyBytes = 63;  // of a channel name in NOTIFY, with its "mq_"
 
 void notify_consumers(Ledger& ledger) {
   if (ledger.woken.empty() || mq_notify == MQ_NOTIFY_OFF) return;
@@ -81,8 +81,10 @@ void notify_consumers(Ledger& ledger) {
     if (ledger.quiet) return;
   }
   for (const std::string& name : ledger.woken) {
-    const std::string channel = "mq_" + name;
-    if (channel.size() > kNotifyBytes) continue;  // listeners of the channel "mq" still learn
+    // As LISTEN cuts it, which is an identifier.
+    std::string channel = "mq_" + name;
+    channel.resize(
+        static_cast<std::size_t>(pg_mbcliplen(channel.data(), static_cast<int>(channel.size()), NAMEDATALEN - 1)));
     const char* text = channel.c_str();
     fence::call([&] { Async_Notify(text, ""); });
   }
@@ -187,6 +189,7 @@ void transaction_event(XactEvent event, void*) {
     case XACT_EVENT_COMMIT:
       pay_counts();
       if (open_ledger->databases_changed) shared::look_around();
+      for (const auto& [database, role] : open_ledger->settings) shared::renew_workers(database, role);
       if (open_ledger->announced) shared::announce_database(MyDatabaseId);
       for (const auto& [key, position] : open_ledger->due) marks::lower(key, position);
       for (const EmptyChannel& channel : open_ledger->empty_channels)
@@ -321,6 +324,10 @@ void announce() {
 
 void databases_changed() {
   ledger().databases_changed = true;
+}
+
+void settings_changed(Oid database, Oid role) {
+  ledger().settings.emplace(database, role);
 }
 
 }  // namespace mq::ledger

@@ -64,5 +64,7 @@ void announce();
 
 // A database is made, renamed or dropped: the launcher should look around.
 void databases_changed();
+// ALTER ROLE or ALTER DATABASE ... SET: workers of that database and role (InvalidOid: of all) should begin anew.
+void settings_changed(Oid database, Oid role);
 
 }  // namespace mq::ledger

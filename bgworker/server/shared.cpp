@@ -32,6 +32,10 @@ Seat& mine() {
   return state->seats[my_seat];
 }
 
+Audience& audience() {
+  return state->audiences[MyDatabaseId % kAudiences];
+}
+
 }  // namespace
 
 bool available() {
@@ -70,28 +74,32 @@ void wake_workers(Oid database) {
   if (d->contended || !served) wake_launcher();
 }
 
+void add_listener() {
+  pg_atomic_fetch_add_u32(&audience().listeners, 1);
+}
+
+void remove_listener() {
+  pg_atomic_fetch_sub_u32(&audience().listeners, 1);
+}
+
+// It counts itself before it looks, and a listener counts itself before it polls. Of the two at least one sees the
+// other: atomic additions are memory barriers.
 bool begin_quiet_commit() {
   if (!available()) return false;
-  Guard guard(LW_SHARED);
-  Database* d = find_database(MyDatabaseId);
-  if (d == nullptr || (d->polled_at != 0 && GetCurrentTimestamp() - d->polled_at < kPolledLately)) return false;
-  pg_atomic_fetch_add_u32(&d->quiet_commits, 1);
-  return true;
+  pg_atomic_fetch_add_u32(&audience().quiet_commits, 1);
+  if (pg_atomic_read_u32(&audience().listeners) == 0) return true;
+  end_quiet_commit();
+  return false;
 }
 
 void end_quiet_commit() {
-  if (!available()) return;
-  Guard guard(LW_SHARED);
-  if (Database* d = find_database(MyDatabaseId)) pg_atomic_fetch_sub_u32(&d->quiet_commits, 1);
+  pg_atomic_fetch_sub_u32(&audience().quiet_commits, 1);
 }
 
-bool note_poll() {
+bool quiet_commit_under_way() {
   if (!available()) return false;
-  Guard guard(LW_EXCLUSIVE);
-  Database* d = find_database(MyDatabaseId);
-  if (d == nullptr) return false;
-  d->polled_at = GetCurrentTimestamp();
-  return pg_atomic_read_u32(&d->quiet_commits) > 0;
+  pg_memory_barrier();
+  return pg_atomic_read_u32(&audience().quiet_commits) > 0;
 }
 
 void close_database(Oid database) {
@@ -106,6 +114,35 @@ void open_database(Oid database) {
   Guard guard(LW_EXCLUSIVE);
   if (Database* d = find_database(database)) d->closed_until = 0;
   wake_launcher();
+}
+
+std::vector<int> processes_in(Oid database) {
+  std::vector<int> result;
+  if (!available()) return result;
+  result.reserve(kSeats + kLeases);
+  Guard guard(LW_SHARED);
+  for (const Seat& seat : state->seats)
+    if (seat.database == database && seat.worker != nullptr) result.push_back(seat.worker->pid);
+  for (const Lease& lease : state->leases)
+    if (lease.token != 0 && lease.database == database) result.push_back(lease.backend);
+  return result;
+}
+
+void renew_workers(Oid database, Oid role) {
+  if (!available()) return;
+  Guard guard(LW_EXCLUSIVE);
+  for (Seat& seat : state->seats) {
+    if (seat.database == InvalidOid || seat.worker == nullptr) continue;
+    if ((database != InvalidOid && seat.database != database) || (role != InvalidOid && seat.role != role)) continue;
+    seat.renew = true;
+    SetLatch(&seat.worker->procLatch);
+  }
+  wake_launcher();
+}
+
+// Without the lock: asked for each batch.
+bool should_renew() {
+  return my_seat >= 0 && *const_cast<volatile bool*>(&mine().renew);
 }
 
 void look_around() {
@@ -211,11 +248,11 @@ bool must_leave() {
   if (my_seat < 0) return false;
   Guard guard(LW_SHARED);
   const Database* d = find_database(mine().database);
-  if (d == nullptr || (d->closed_until != 0 && GetCurrentTimestamp() < d->closed_until)) return true;
+  if (mine().renew || d == nullptr || (d->closed_until != 0 && GetCurrentTimestamp() < d->closed_until)) return true;
   if (d->known && find_pool(mine().database, mine().role) == nullptr) return true;
   // mq.max_workers was lowered: the first ones stay.
-  const auto before =
-      std::count_if(state->seats, &mine(), [](const Seat& seat) { return seat.database == mine().database; });
+  const auto before = std::count_if(state->seats, &mine(),
+                                    [](const Seat& seat) { return seat.database == mine().database && !seat.renew; });
   return before >= mq_max_workers;
 }
 
@@ -370,6 +407,10 @@ extern "C" void mq_shared_startup(void) {
     LWLockPadded* locks = GetNamedLWLockTranche("mq");
     state->lock = &locks->lock;
     state->mark_locks = locks + 1;
+    for (mq::shared::Audience& audience : state->audiences) {
+      pg_atomic_init_u32(&audience.listeners, 0);
+      pg_atomic_init_u32(&audience.quiet_commits, 0);
+    }
     if (!pg_strong_random(&state->mark_seed, sizeof state->mark_seed)) state->mark_seed = GetCurrentTimestamp();
     for (const mq::inflight::Mark& mark : mq::inflight::take_all(mq::shared::kSeats + mq::shared::kLeases))
       mq::shared::add_lost(mark, mq::Loss::kCrash);

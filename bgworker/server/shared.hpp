@@ -28,15 +28,23 @@ bool available();
 // From any session.
 void announce_database(Oid database);  // the launcher should look at it
 void wake_workers(Oid database);       // one waiting worker of each pool
-// Whether no outside consumer has polled this database lately, so that a commit need not tell them. If so the commit
-// counts as quiet until end_quiet_commit. False where unknown.
+// Sessions of this database that LISTEN to a channel of ours. A session that counts must see to it that it is taken off
+// again; after a crash of one the server begins anew.
+void add_listener();
+void remove_listener();
+// Whether no session of this database listens, so that a commit need not NOTIFY. If so the commit counts as quiet until
+// end_quiet_commit. False where unknown.
 bool begin_quiet_commit();
 void end_quiet_commit();
-// Some consumer polls. True if a quiet commit may come after that: it told nobody, and the poll will not see it.
-bool note_poll();
+// True if a quiet commit may be under way: a poll that starts now may not see it, and its consumer was not told.
+bool quiet_commit_under_way();
 void close_database(Oid database);  // its workers should leave, none should start for a while
 void open_database(Oid database);   // undoes that
-void look_around();                 // the launcher should read pg_database
+// Their process ids: the workers of the database, and the sessions of the leased calls that run in it.
+std::vector<int> processes_in(Oid database);
+// Workers of the database and role (InvalidOid: of all) should leave before their next claim, and others come.
+void renew_workers(Oid database, Oid role);
+void look_around();  // the launcher should read pg_database
 
 // From a worker.
 struct Assignment {
@@ -53,7 +61,8 @@ std::uint64_t announcements();   // of this worker's database: what it read befo
 // Says that it waits now. False: something was sent since `seen`, so it must not.
 bool begin_wait(std::uint64_t seen);
 void end_wait();
-bool must_leave();    // database closed or not served, pool gone, or too many workers
+bool must_leave();    // database closed or not served, pool gone, too many workers, or one that should renew
+bool should_renew();  // see renew_workers; cheap
 bool is_closed();     // somebody wants the database for himself
 bool is_contended();  // other pools of the database wait for a place
 bool is_extra();      // another worker of the pool is waiting for work as well

@@ -59,7 +59,7 @@ std::vector<PoolState> pools() {
   for (const Pool& pool : state->pools) {
     if (pool.database == InvalidOid) continue;
     const auto workers = std::count_if(state->seats, state->seats + kSeats, [&](const Seat& seat) {
-      return seat.database == pool.database && seat.role == pool.role;
+      return seat.database == pool.database && seat.role == pool.role && !seat.renew;
     });
     result.push_back(
         {pool.database, pool.role, static_cast<int>(workers), pool.backlog, pool.last_start, pool.failed_starts});

@@ -26,8 +26,8 @@ constexpr std::size_t kMarkLocks = 16;
 constexpr std::size_t kChannelBytes = 128;
 constexpr int kNamesHeld = 64;
 constexpr std::size_t kRefusalBytes = 256;
-constexpr Micros kPolledLately = 600 * kSecond;  // longer than any sensible client sleeps between polls
-constexpr Micros kClosedFor = 10 * kSecond;      // DROP DATABASE itself waits for 5
+constexpr std::uint32_t kAudiences = 256;
+constexpr Micros kClosedFor = 20 * kSecond;  // DROP DATABASE itself waits for 5, and the hook before it
 
 struct Database {
   Oid id;  // InvalidOid: free
@@ -35,11 +35,17 @@ struct Database {
   bool known;
   bool installed;
   bool contended;
-  TimestampTz polled_at;
-  pg_atomic_uint32 quiet_commits;  // changed under the shared lock, too
   TimestampTz closed_until;
   std::uint64_t wakes;
   std::uint64_t announcements;
+};
+
+// Who listens in a database, and which commits tell nobody. Found by the database's OID modulo kAudiences, so that
+// databases that nobody knows of yet have one: where two meet, one is notified for the other's listeners. Changed
+// without the lock.
+struct Audience {
+  pg_atomic_uint32 listeners;
+  pg_atomic_uint32 quiet_commits;
 };
 
 struct Pool {
@@ -67,6 +73,7 @@ struct Seat {
   Uuid message;
   TimestampTz since;
   std::uint64_t handled;
+  bool renew;  // it should leave: a new one would have other settings
   bool alone;  // no leased call of the pool may run beside one of this worker
   int names_held;
   Held held[kNamesHeld];  // the current batch; what has no room is not shown
@@ -94,6 +101,7 @@ struct State {
   PGPROC* launcher;
   bool out_of_slots;
   bool look_around;  // databases have come or gone
+  Audience audiences[kAudiences];
   Database databases[kDatabases];
   Pool pools[kPools];
   Seat seats[kSeats];
@@ -131,7 +139,7 @@ inline Database* find_database(Oid id) {
 inline Database* find_or_add_database(Oid id) {
   if (Database* found = find_database(id)) return found;
   Database* free = find_database(InvalidOid);
-  if (free != nullptr) *free = Database{id, false, false, false, false, 0, {0}, 0, 0, 0};
+  if (free != nullptr) *free = Database{id, false, false, false, false, 0, 0, 0};
   return free;
 }
 

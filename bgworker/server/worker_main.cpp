@@ -130,6 +130,7 @@ class WorkerHost : public ServerHost {
     shared::note_handled(messages);
   }
 
+  bool should_renew() override { return shared::should_renew(); }
   bool any_casualty() override { return shared::any_casualty(); }
   std::vector<Casualty> casualties() override { return shared::take_casualties(); }
 

@@ -196,7 +196,14 @@ flaw 30, 'a channel is deleted, per message', sub {
 # With a later fix of its authors this grew as well.
 flaw 30, 'one is appended', sub { growth(sub { pages(append('x')) }, ordered => 1) }, 'stays', 'stays';
 
-flaw 31, 'NOTIFY, which commits wait in line for, though nobody polls', sub { return heard(insert('x')) }, 'heard', 'not heard';
+# The session that listens to something else, in a transaction, keeps what is sent in the server's queue.
+flaw 31, 'NOTIFY, which commits wait in line for, though nobody listens', sub {
+	session('holder')->query($_) for 'LISTEN elsewhere', 'BEGIN', 'SELECT 1';
+	session('a')->query('DO $$ BEGIN FOR i IN 1 .. 1000 LOOP PERFORM mq_insert(ARRAY[(gen_random_uuid(), \'0\', 4, \'1 s\', \'c\', \'\', NULL, false, \'n\', \'{}\', NULL)::mq_new_t]); COMMIT; END LOOP; END $$');
+	my $used = session('a')->query('SELECT pg_notification_queue_usage() > 0');
+	session('holder')->query($_) for 'COMMIT', 'UNLISTEN *';
+	return $used eq 't' ? 'sent' : 'not sent';
+}, 'sent', 'not sent';
 
 # Rows of mq_msgs that a statement updated, and how many of them without touching the indexes.
 sub updates {

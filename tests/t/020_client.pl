@@ -37,9 +37,9 @@ holds($node, 'extension', q{
 holds($node, 'extension', q{SELECT (SELECT count(*) FROM mq_msgs), (SELECT count(*) FROM mq_payloads), (SELECT count(*) FROM mq_failures)},
 	'0|0|0', 'nothing is left');
 
-# --- the first poll -----------------------------------------------------------------------------------
+# --- the first listener -----------------------------------------------------------------------------------
 
-# Who sends before anybody has polled notifies nobody. A poll in the middle of the sender's commit, which waits for a
+# Who sends before anybody listens notifies nobody. A poll in the middle of the sender's commit, which waits for a
 # standby here, must not rest on being notified.
 $node->safe_psql('fresh', 'CREATE EXTENSION mq');
 set_and_reload($node, synchronous_standby_names => 'nobody');
