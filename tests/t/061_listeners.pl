@@ -122,7 +122,7 @@ kill 'KILL', $pid;
 eval { $victim->quit };
 eval { $listener->quit };
 undef $listener;
-within(60, $node, $db, 'SELECT 1', 1, 'the server is back after a crash');
+within(60, $node, $db, "SELECT count(*) FROM pg_stat_activity WHERE pid = $pid", 0, 'the server is back after a crash');
 is(notified(''), 'f', 'nobody listens');
 listen_anew('LISTEN mq_c');
 hears('mq_c', 'a listener that comes back after a crash');
