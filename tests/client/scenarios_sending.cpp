@@ -10,6 +10,7 @@ namespace {
 
 using std::chrono::hours;
 using std::chrono::milliseconds;
+using std::chrono::seconds;
 
 // Names as they are delivered one by one, each deleted before the next poll.
 std::string drained(Session& session, const std::string& channel) {

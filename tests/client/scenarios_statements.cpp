@@ -11,6 +11,7 @@ namespace {
 
 using std::chrono::hours;
 using std::chrono::milliseconds;
+using std::chrono::seconds;
 
 std::string join(const Names& words) {
   return std::accumulate(words.begin(), words.end(), std::string(), [](std::string all, const std::string& word) {
