@@ -53,7 +53,7 @@ MQ_CXXSTD = -std=c++20 -Wall -Wextra
 MQ_CXXFLAGS = $(MQ_CXXSTD) $(WERROR)
 
 # Only what is marked PGDLLEXPORT leaves the library; servers before 16 leave the mark empty.
-PG_CPPFLAGS = '-DPGDLLEXPORT=__attribute__((visibility("default")))' -Ibgworker
+PG_CPPFLAGS = '-DPGDLLEXPORT=__attribute__((visibility("default")))' '-DMQ_VERSION="$(EXTVERSION)"' -Ibgworker
 PG_CFLAGS = $(WERROR) -Wno-declaration-after-statement -fvisibility=hidden $(MQ_DEBUG) $(MQ_SANITIZE)
 PG_CXXFLAGS = $(MQ_CXXFLAGS) -Wno-register -fvisibility=hidden $(MQ_DEBUG) $(MQ_SANITIZE)
 SHLIB_LINK_INTERNAL = $(libpq)

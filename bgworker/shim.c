@@ -15,6 +15,7 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
+#include "parser/parsetree.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
@@ -23,7 +24,9 @@
 #include "tcop/tcopprot.h"
 #include "tcop/utility.h"
 #include "utils/guc.h"
+#include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/rls.h"
 
 #include "server/entries.h"
 #include "server/settings.h"
@@ -164,6 +167,29 @@ object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, 
 		mq_object_dropped(class_id, object_id);
 }
 
+/* Of a dump that is restored these say that messages, which may be handled elsewhere, or half of one, have come. */
+static bool
+is_restored(const char *name)
+{
+	return name != NULL && (strcmp(name, "mq_msgs") == 0 || strcmp(name, "mq_payloads") == 0 ||
+							strcmp(name, "mq_handlers") == 0);
+}
+
+/* The INSERTs of a dump, which turns row_security off first. */
+static void
+note_restored_rows(PlannedStmt *plan)
+{
+	ListCell   *cell;
+
+	foreach(cell, plan->resultRelations)
+	{
+		Oid			relation = rt_fetch(lfirst_int(cell), plan->rtable)->relid;
+
+		if (is_restored(get_rel_name(relation)))
+			mq_rows_restored(relation);
+	}
+}
+
 /* Who keeps count of our tables' rows has to know of what others do to them: INSERT, UPDATE and DELETE, ... */
 static void
 executor_start(QueryDesc *query, int flags)
@@ -171,6 +197,8 @@ executor_start(QueryDesc *query, int flags)
 	bool		ours = mq_is_own_statement();
 	ListCell   *cell;
 
+	if (!ours && !row_security && query->operation == CMD_INSERT)
+		note_restored_rows(query->plannedstmt);
 	if (prev_executor_start_hook)
 		prev_executor_start_hook(query, flags);
 	else
@@ -203,6 +231,8 @@ note_changed_tables(Node *node)
 
 		if (mq_counts_table(table->relname))
 			mq_table_changed(RangeVarGetRelid(table, NoLock, true));
+		if (IsA(node, CopyStmt) && is_restored(table->relname))
+			mq_rows_restored(RangeVarGetRelid(table, NoLock, true));
 	}
 }
 
@@ -282,7 +312,9 @@ _PG_init(void)
 	strlcpy(launcher.bgw_function_name, "mq_launcher_main", sizeof launcher.bgw_function_name);
 	strlcpy(launcher.bgw_name, "mq launcher", sizeof launcher.bgw_name);
 	strlcpy(launcher.bgw_type, "mq launcher", sizeof launcher.bgw_type);
-	RegisterBackgroundWorker(&launcher);
+	/* pg_upgrade (postgres -b) wants both of its clusters for itself. */
+	if (!IsBinaryUpgrade)
+		RegisterBackgroundWorker(&launcher);
 }
 
 /*
@@ -363,3 +395,6 @@ EXPORT(mq_server_mode)
 EXPORT(mq_connection_refusals)
 EXPORT(mq_grant)
 EXPORT(mq_revoke)
+EXPORT(mq_enable)
+EXPORT(mq_enabled_state)
+EXPORT(mq_enabled_stays)

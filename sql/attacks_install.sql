@@ -193,6 +193,9 @@ BEGIN
   PERFORM mq_clear('{sent}');
   PERFORM mq_clear_all();
   PERFORM mq_announce();
+  PERFORM mq_enable();
+  SET LOCAL session_replication_role = replica;
+  DELETE FROM queue.mq_enabled;
 END $$;
 SET search_path = pg_catalog;
 -- What was not called.

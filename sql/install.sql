@@ -60,12 +60,17 @@ SELECT n.name, count(p.oid)
   LEFT JOIN pg_proc p ON p.proname = n.name
  GROUP BY n.name HAVING count(p.oid) <> 1;
 
--- Nothing that would cost the hot path: no triggers, no foreign keys, no functions in index predicates.
-SELECT (SELECT count(*) FROM pg_trigger WHERE tgrelid IN (SELECT objid FROM members)) AS triggers,
+-- Nothing that would cost the hot path: no triggers (mq_enabled is none of its tables), no foreign keys, no functions in index predicates.
+SELECT (SELECT count(*) FROM pg_trigger WHERE tgrelid IN (SELECT objid FROM members) AND tgrelid <> 'mq_enabled'::regclass) AS triggers,
        (SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND (conrelid IN (SELECT objid FROM members)
                                                      OR confrelid IN (SELECT objid FROM members))) AS foreign_keys,
        (SELECT count(*) FROM pg_index WHERE indrelid IN (SELECT objid FROM members)
            AND (indexprs IS NOT NULL OR pg_get_expr(indpred, indrelid) LIKE '%mq\_%(%')) AS index_functions;
+
+-- With a publication for all tables each row that is updated or deleted needs a replica identity.
+SELECT c.relname FROM pg_class c JOIN members m ON m.objid = c.oid
+ WHERE c.relkind IN ('r', 'p') AND c.relreplident <> 'f'
+   AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisprimary AND c.relreplident = 'd' OR i.indisreplident));
 
 -- The settings.
 SELECT name, setting, unit, context, min_val, max_val, enumvals, short_desc <> '' AS described

@@ -11,8 +11,9 @@ CREATE SCHEMA queue;
 CREATE EXTENSION mq SCHEMA queue;
 CREATE ROLE regress_mq_producer;
 CREATE ROLE "regress mq ""consumer""";
+CREATE ROLE regress_mq_monitor;
 CREATE ROLE regress_mq_admin;
-GRANT USAGE ON SCHEMA queue TO regress_mq_producer, "regress mq ""consumer""", regress_mq_admin;
+GRANT USAGE ON SCHEMA queue TO regress_mq_producer, "regress mq ""consumer""", regress_mq_monitor, regress_mq_admin;
 SET search_path = queue;
 
 SELECT mq_grant('regress_mq_producer', 'everything');
@@ -21,6 +22,7 @@ SELECT mq_grant('regress_mq_producer', NULL);
 
 SELECT mq_grant('regress_mq_producer', 'produce');
 SELECT mq_grant('"regress mq ""consumer"""', 'consume');
+SELECT mq_grant('regress_mq_monitor', 'monitor');
 SELECT mq_grant('regress_mq_admin', 'admin');
 
 -- A producer sends, and that is all.
@@ -61,6 +63,24 @@ SELECT mq_reset_stats();
 SELECT mq_clear('{work}');
 SELECT mq_clear_all();
 
+-- A monitor sees what shows no payload and no error of a handler.
+SET ROLE regress_mq_monitor;
+SELECT count(*) > 10 AS looked FROM mq_health();
+SELECT count(*) >= 0 AS looked FROM mq_stats;
+SELECT count(*) >= 0 AS looked FROM mq_workers;
+SELECT count(*) >= 0 AS looked FROM mq_horizon;
+SELECT mq_why('00000000-0000-0000-0000-000000000001');
+SELECT payload_json FROM mq_payloads;
+SELECT id FROM mq_msgs;
+SELECT error FROM mq_failures;
+SELECT error FROM mq_dead;
+SELECT handler FROM mq_handlers;
+SELECT mq_send('work');
+SELECT * FROM mq_poll(NULL);
+CALL mq_run();
+SELECT mq_reset_stats();
+SELECT mq_enable();
+
 -- An administrator does all of that, and looks.
 SET ROLE regress_mq_admin;
 SELECT mq_send('work') IS NOT NULL AS sent;
@@ -72,14 +92,18 @@ SELECT count(*) >= 0 AS looked FROM mq_horizon;
 SELECT channel_name, ready, running, paused, handled FROM mq_stats;
 SELECT mq_reset_stats();
 SELECT mq_clear(ARRAY['work']);
+SELECT mq_enable();
 
 -- Taken back.
 RESET ROLE;
 SELECT mq_revoke('regress_mq_producer', 'produce');
 SELECT mq_revoke('"regress mq ""consumer"""', 'consume');
+SELECT mq_revoke('regress_mq_monitor', 'monitor');
 SELECT mq_revoke('regress_mq_admin', 'admin');
 SET ROLE regress_mq_producer;
 SELECT mq_send('work');
+SET ROLE regress_mq_monitor;
+SELECT * FROM mq_health();
 SET ROLE regress_mq_admin;
 SELECT * FROM mq_stats;
 SELECT * FROM mq_health();
@@ -92,6 +116,6 @@ SELECT grantee, table_name FROM information_schema.table_privileges WHERE grante
 RESET search_path;
 DROP EXTENSION mq;
 DROP SCHEMA queue;
-DROP ROLE regress_mq_producer, "regress mq ""consumer""", regress_mq_admin;
+DROP ROLE regress_mq_producer, "regress mq ""consumer""", regress_mq_monitor, regress_mq_admin;
 ALTER SYSTEM RESET mq.max_workers;
 SELECT pg_reload_conf();

@@ -315,6 +315,7 @@ SELECT wait_until('EXISTS (SELECT FROM handled)');
 \c :"database"
 CREATE DATABASE regress_mq_b TEMPLATE regress_mq_a;
 \c regress_mq_b
+SELECT mq_enable();
 SELECT mq_send('beside') IS NOT NULL AS sent;
 SELECT wait_until('(SELECT count(*) = 2 FROM handled)');
 \c :"database"

@@ -7,6 +7,7 @@
 #include "../channel_key.hpp"
 #include "../check.hpp"
 #include "arguments.hpp"
+#include "enabled.hpp"
 #include "entries.h"
 #include "extension.hpp"
 #include "handler_call.hpp"
@@ -66,7 +67,16 @@ Param optional_count(const Value& value, std::string_view field, int most) {
   return value.datum;
 }
 
+void say_waits() {
+  const Error error = enabled::refusal();
+  fence::call([&] {
+    ereport(NOTICE, (errmsg("%s", error.message.c_str()), errdetail("%s", error.detail.c_str()),
+                     errhint("%s", error.hint.c_str())));
+  });
+}
+
 void register_handler(FunctionCallInfo fcinfo) {
+  if (!Extension::get().is_updated()) throw Extension::get().needs_update();
   const std::string_view channel = text_of(argument(fcinfo, 0), "channel_name");
   check::name("channel_name", channel);
   if (PG_ARGISNULL(1)) check::fail_null("handler");
@@ -108,6 +118,8 @@ void register_handler(FunctionCallInfo fcinfo) {
 
   const OwnerScope scope;
   const SpiConnection spi;
+  enabled::enable_if_empty();
+  const std::optional<Uuid> enabled_id = enabled::lock_id();
   const Datum name = text_datum(channel);
   // Held to commit: whoever registers another handler of the channel sees this one.
   locks::lock_registration(channel_key(channel, {}));
@@ -127,22 +139,24 @@ void register_handler(FunctionCallInfo fcinfo) {
 
 #define COLUMNS                                                                                                 \
   "(channel_name, message_name, handler, mode, batch_size, timeout, max_workers, run_as, max_backoff, on_dead," \
-  " priority)"
+  " priority, enabled_id)"
 #define UPSERT \
-  "INSERT INTO $S.mq_handlers " COLUMNS " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT "
+  "INSERT INTO $S.mq_handlers " COLUMNS " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT "
 #define REPLACE                                                                                           \
   " DO UPDATE SET handler = $3, mode = $4, batch_size = $5, timeout = $6, max_workers = $7, run_as = $8," \
-  " max_backoff = $9, on_dead = $10, priority = $11"
+  " max_backoff = $9, on_dead = $10, priority = $11, enabled_id = $12"
 #define TYPES \
-  { TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, INTERVALOID, INT4OID, TEXTOID, INTERVALOID, TEXTOID, INT4OID }
+  { TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, INTERVALOID, INT4OID, TEXTOID, INTERVALOID, TEXTOID, INT4OID, UUIDOID }
   static Statement for_name(UPSERT "(channel_name, message_name) WHERE message_name IS NOT NULL" REPLACE, TYPES);
   static Statement for_any(UPSERT "(channel_name) WHERE message_name IS NULL" REPLACE, TYPES);
   (message_name.null ? for_any : for_name)
       .run({name, message_name, text_datum(signature), text_datum(mode), batch_size, timeout, max_workers,
-            text_datum(run_as_name), max_backoff, text_datum(on_dead), Int32GetDatum(priority)});
+            text_datum(run_as_name), max_backoff, text_datum(on_dead), Int32GetDatum(priority),
+            enabled_id ? Param(uuid_datum(*enabled_id)) : Param()});
   Extension::registry_changed();
   ledger::announce();
   ledger::wake(channel);
+  if (!enabled::here()) say_waits();
 }
 
 bool unregister_handler(FunctionCallInfo fcinfo) {
@@ -208,6 +222,9 @@ extern "C" Datum mq_resume_entry(FunctionCallInfo fcinfo) {
 extern "C" Datum mq_announce_entry(FunctionCallInfo) {
   return mq::fence::entry([] {
     mq::ledger::announce();
+    // It may be of another version now.
+    mq::Extension::look_again();
+    mq::Extension::extension_changed();
     return Datum{0};
   });
 }

@@ -1,6 +1,7 @@
 #include "claim_source.hpp"
 
 #include "../channel_key.hpp"
+#include "enabled.hpp"
 #include "extension.hpp"
 #include "fence.hpp"
 #include "link.hpp"
@@ -25,6 +26,7 @@ namespace {
   " m.ctid, p.ctid, p.payload_json, p.payload_bytes, m.expires_at, m.created_at, m.lease"
 
 #define TABLES "$S.mq_msgs m LEFT JOIN $S.mq_payloads p ON p.id = m.id"
+#define WITH_PAYLOAD "$S.mq_msgs m JOIN $S.mq_payloads p ON p.id = m.id"
 #define LOCKED "FOR NO KEY UPDATE OF m SKIP LOCKED"
 
 std::uint64_t location_of(Datum tid) {
@@ -77,7 +79,7 @@ void SqlClaimSource::begin(std::span<const std::string_view> channel_names) {
   names_.assign(channel_names.begin(), channel_names.end());
   const OwnerScope scope;
   marks::raise(channel_names);
-  link_noted();
+  if (enabled::here()) link_noted();
 }
 
 void SqlClaimSource::oldest(std::string_view channel_name, Micros now, std::optional<Position> after, int limit,
@@ -90,10 +92,20 @@ void SqlClaimSource::oldest(std::string_view channel_name, Micros now, std::opti
                         "   AND (m.attempt_at, m.place) > ($4, $5)"
                         " ORDER BY m.attempt_at, m.place LIMIT $3 " LOCKED,
                         {TEXTOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID});
+  static Statement deliverable(
+      "SELECT " COLUMNS " FROM " WITH_PAYLOAD
+      " WHERE m.channel_name = $1 AND m.attempt_at <= $2"
+      "   AND m.attempts > 0 AND m.commit_interval IS NULL AND (m.expires_at IS NULL OR m.expires_at > $2)"
+      "   AND " HEAD
+      " AND (m.attempt_at, m.place) > ($4, $5)"
+      " ORDER BY m.attempt_at, m.place LIMIT $3 " LOCKED,
+      {TEXTOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID});
   const OwnerScope scope;
   const Datum name = text_datum(channel_name);
-  const Position from = after ? *after : marks::start(channel_name);
-  const Rows rows = (after ? more : first)
+  const Position from = after ? *after : undeliverable_left_ ? marks::kNone : marks::start(channel_name);
+  const Rows rows = (undeliverable_left_ ? deliverable
+                     : after             ? more
+                                         : first)
                         .run({name, TimestampTzGetDatum(now), Int64GetDatum(limit),
                               TimestampTzGetDatum(from.attempt_at), Int64GetDatum(from.place)});
   append(rows, batch);
@@ -108,6 +120,7 @@ void SqlClaimSource::fair(std::string_view channel_name, Micros now, std::int64_
       "     AND (m.attempt_at, m.place) >= ($5, $6)"
       "   ORDER BY m.attempt_at, m.place LIMIT 1 " LOCKED ") c LIMIT $4",
       {TEXTOID, TIMESTAMPTZOID, INT8ARRAYOID, INT8OID, TIMESTAMPTZOID, INT8OID});
+  if (undeliverable_left_) return;
   const OwnerScope scope;
   const Position from = marks::start(channel_name);
   ArrayParam keys(INT8OID);

@@ -45,6 +45,9 @@ class SqlClaimSource : public ClaimSource {
   void named(std::span<const Uuid> ids, Batch& batch, std::vector<int>& crashes) override;
   bool take_place(std::string_view channel_name, int most) override;
 
+  // Claims pass over what cannot be delivered, and draw fairly from no channel: while a dump is restored payloads may
+  // still come, and nobody should bury.
+  void leave_undeliverable() { undeliverable_left_ = true; }
   // Whether the claim that found nothing has overlooked something: a mark was too high.
   bool overlooked();
   // Locks the messages of a lease and appends them as they were before its attempt was charged. False: some of them are
@@ -70,6 +73,7 @@ class SqlClaimSource : public ClaimSource {
 
   std::vector<ClaimedRow> rows_;
   std::vector<std::string> names_;  // of the current claim
+  bool undeliverable_left_ = false;
 };
 
 }  // namespace mq

@@ -4,6 +4,7 @@
 
 #include "../claim.hpp"
 #include "claim_source.hpp"
+#include "enabled.hpp"
 #include "fence.hpp"
 #include "settle.hpp"
 #include "spi.hpp"
@@ -50,6 +51,8 @@ bool settle_spent(const Uuid& id) {
   source.named({&id, 1}, batch, crashes);
   if (batch.empty()) return false;
   const Claimed& message = batch.front();
+  // While a dump is restored the payload may still come.
+  if (!message.uncommitted && !message.has_payload && !enabled::here_at_last()) return false;
   const Micros now = GetCurrentTimestamp();
   if (message.attempt_at > now || (!message.uncommitted && message.expires_at > now)) return true;  // it has changed
   Settlement settlement;

@@ -45,6 +45,9 @@ MQ_ENTRY(mq_server_mode);
 MQ_ENTRY(mq_connection_refusals);
 MQ_ENTRY(mq_grant);
 MQ_ENTRY(mq_revoke);
+MQ_ENTRY(mq_enable);
+MQ_ENTRY(mq_enabled_state);
+MQ_ENTRY(mq_enabled_stays);
 #undef MQ_ENTRY
 
 /* Shared memory: its size and its locks; and its set-up, once per start of the server. */
@@ -94,6 +97,9 @@ extern bool mq_is_own_statement(void);
 extern bool mq_counts_table(const char* name);
 extern void mq_table_changed(Oid relation);
 extern void mq_prepared_committed(void);
+
+/* Hook: a statement is about to restore rows from a dump into this relation. */
+extern void mq_rows_restored(Oid relation);
 
 #ifdef __cplusplus
 }

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "../error.hpp"
 #include "fence.hpp"
 
 extern "C" {
@@ -38,16 +37,19 @@ Oid msgs_relation = InvalidOid;
 Oid dead_relation = InvalidOid;
 Oid handlers_relation = InvalidOid;
 Oid paused_relation = InvalidOid;
+Oid enabled_relation = InvalidOid;
 std::uint64_t registry_changes = 1;
 
 void relation_changed(Datum, Oid relation) {
   if (relation == InvalidOid || relation == msgs_relation) stale = true;
-  if (relation == InvalidOid || relation == handlers_relation || relation == paused_relation) ++registry_changes;
+  if (relation == InvalidOid || relation == handlers_relation || relation == paused_relation ||
+      relation == enabled_relation)
+    ++registry_changes;
 }
 
 void catalog_changed(Datum, int cache, uint32) {
   if (cache == NAMESPACEOID) stale = true;
-  ++registry_changes;  // a function, a role or a membership
+  ++registry_changes;  // a function, a role, a membership or a table that a subscription writes
 }
 
 // OwnerScopes that are open.
@@ -83,14 +85,16 @@ void register_callbacks() {
   CacheRegisterSyscacheCallback(PROCOID, catalog_changed, 0);
   CacheRegisterSyscacheCallback(AUTHOID, catalog_changed, 0);
   CacheRegisterSyscacheCallback(AUTHMEMROLEMEM, catalog_changed, 0);
+  CacheRegisterSyscacheCallback(SUBSCRIPTIONRELMAP, catalog_changed, 0);
 }
 
 struct Row {
   Oid oid, schema, owner;
+  const char* version;
 };
 
 Row find_extension() {
-  Row row{InvalidOid, InvalidOid, InvalidOid};
+  Row row{InvalidOid, InvalidOid, InvalidOid, nullptr};
   Relation catalog = table_open(ExtensionRelationId, AccessShareLock);
   ScanKeyData key[1];
   ScanKeyInit(&key[0], Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ, CStringGetDatum("mq"));
@@ -98,7 +102,9 @@ Row find_extension() {
   HeapTuple tuple = systable_getnext(scan);
   if (HeapTupleIsValid(tuple)) {
     const auto* form = (Form_pg_extension)GETSTRUCT(tuple);
-    row = {form->oid, form->extnamespace, form->extowner};
+    bool null = false;
+    const Datum version = heap_getattr(tuple, Anum_pg_extension_extversion, RelationGetDescr(catalog), &null);
+    row = {form->oid, form->extnamespace, form->extowner, null ? "" : TextDatumGetCString(version)};
   }
   systable_endscan(scan);
   table_close(catalog, AccessShareLock);
@@ -122,7 +128,7 @@ bool Extension::look_up() {
   }
   const char* quoted = fence::call([&] { return quote_identifier(name); });
   // Most of the time somebody has only vacuumed a table.
-  if (oid_ != row.oid || schema_ != row.schema || schema_name_ != name) {
+  if (oid_ != row.oid || schema_ != row.schema || schema_name_ != name || version_ != row.version) {
     ++generation_;
     ++registry_changes;
   }
@@ -131,10 +137,12 @@ bool Extension::look_up() {
   owner_ = row.owner;
   schema_name_ = name;
   quoted_schema_ = quoted;
+  version_ = row.version;
   msgs_relation = relation("mq_msgs");
   dead_relation = relation("mq_dead");
   handlers_relation = relation("mq_handlers");
   paused_relation = relation("mq_paused");
+  enabled_relation = fence::call([&] { return get_relname_relid("mq_enabled", row.schema); });
   return true;
 }
 
@@ -167,6 +175,22 @@ void Extension::look_again() {
 void Extension::registry_changed() {
   get();
   fence::call([] { CacheInvalidateRelcacheByRelid(handlers_relation); });
+}
+
+void Extension::extension_changed() {
+  get();
+  fence::call([] { CacheInvalidateRelcacheByRelid(msgs_relation); });
+}
+
+Error Extension::needs_update() const {
+  return {"55000",
+          "extension \"mq\" is of version " + version_ + " in this database, its library of version " MQ_VERSION, "",
+          "Use ALTER EXTENSION mq UPDATE."};
+}
+
+Oid Extension::enabled() {
+  get();
+  return enabled_relation;
 }
 
 Oid Extension::msgs() {
@@ -204,6 +228,10 @@ OwnerScope::OwnerScope() {
     this->~OwnerScope();
     throw;
   }
+}
+
+bool OwnerScope::is_open() {
+  return scopes > 0;
 }
 
 OwnerScope::~OwnerScope() {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "../error.hpp"
 #include "postgres.hpp"
 
 namespace mq {
@@ -21,6 +22,11 @@ class Extension {
   // its tables, so who holds it while locking tables cannot deadlock with that.
   static bool hold();
 
+  // Whether the catalog is that of this library: between a new library and ALTER EXTENSION mq UPDATE it is not. Senders
+  // and pollers go on meanwhile; workers wait; what cannot work raises needs_update(), which is 55000.
+  bool is_updated() const { return version_ == MQ_VERSION; }
+  Error needs_update() const;
+
   Oid oid() const { return oid_; }
   Oid schema() const { return schema_; }
   Oid owner() const { return owner_; }
@@ -35,10 +41,13 @@ class Extension {
   static void look_again();
   // Has every process of the database read the registry again when this transaction commits.
   static void registry_changed();
+  // Has every process of the database look up the extension again when this transaction commits.
+  static void extension_changed();
 
   // The tables that rows are counted of.
   static Oid msgs();
   static Oid dead();
+  static Oid enabled();                  // InvalidOid in a catalog that has no such table
   Oid relation(const char* name) const;  // of our schema; throws 42P01
 
  private:
@@ -49,6 +58,7 @@ class Extension {
   Oid owner_ = InvalidOid;
   std::string schema_name_;
   std::string quoted_schema_;
+  std::string version_;
   std::uint64_t generation_ = 0;
 };
 
@@ -64,6 +74,7 @@ class OwnerScope {
 
   // Who called us.
   Oid caller() const { return saved_user_; }
+  static bool is_open();
 
  private:
   Oid saved_user_ = InvalidOid;

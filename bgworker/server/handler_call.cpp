@@ -44,7 +44,8 @@ enum {
   kOnDead,
   kMode,
   kPriority,
-  kDisagree
+  kDisagree,
+  kRegisteredHere
 };
 
 // The call that runs now: set by FmgrCaller::call, which stands in the stack of whoever reads it. Calls nest when a
@@ -215,7 +216,8 @@ void FmgrCaller::load(Oid role, Registry& registry) {
   static Statement select(
       "SELECT channel_name, message_name, handler, batch_size, timeout, max_workers, max_backoff, on_dead, mode,"
       "       priority, EXISTS (SELECT 1 FROM $S.mq_handlers o WHERE o.channel_name = h.channel_name"
-      "                    AND (o.mode <> h.mode OR o.run_as <> h.run_as))"
+      "                    AND (o.mode <> h.mode OR o.run_as <> h.run_as)),"
+      "       h.enabled_id IS NOT DISTINCT FROM (SELECT m.id FROM $S.mq_enabled m)"
       "  FROM $S.mq_handlers h WHERE h.run_as = $1"
       "    AND NOT EXISTS (SELECT 1 FROM $S.mq_paused p WHERE p.channel_name = h.channel_name)"
       "  ORDER BY channel_name",
@@ -266,6 +268,11 @@ void FmgrCaller::load(Oid role, Registry& registry) {
       // Nobody could say which of them is meant.
       if (DatumGetBool(rows.get(i, kDisagree)))
         parked.try_emplace(handler.channel_name, "its handlers are registered with different mode or run_as");
+      if (!DatumGetBool(rows.get(i, kRegisteredHere)))
+        parked.try_emplace(
+            handler.channel_name,
+            fmt::format("handler {} was registered in another database; SELECT mq_enable() takes it over",
+                        handler.function));
       handlers.push_back(std::move(handler));
     }
   }

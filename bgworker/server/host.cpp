@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "enabled.hpp"
 #include "extension.hpp"
 #include "fence.hpp"
 #include "settings.h"
@@ -16,30 +17,34 @@ extern "C" {
 
 namespace mq {
 
+bool ServerHost::works() {
+  return Extension::hold() && enabled::here();
+}
+
 Host::Next ServerHost::next(const Registry& registry, bool leased) {
   Next next;
   transaction_.begin();
-  const bool installed = Extension::hold();
+  const bool working = works();
   for (const auto& [name, channel] : registry.channels()) {
-    if (!installed || !channel.parked.empty() || (channel.leased() && !leased)) continue;
+    if (!working || !channel.parked.empty() || (channel.leased() && !leased)) continue;
     const auto due = source_.next_due(name);
     if (due && (!next.due || *due < *next.due)) next.due = due;
   }
-  if (installed) next.expiry = source_.next_expiry(clock_.now());
+  if (working) next.expiry = source_.next_expiry(clock_.now());
   transaction_.commit();
   return next;
 }
 
 bool ServerHost::expire() {
   transaction_.begin();
-  const bool expired = Extension::hold() && bury_expired(source_, clock_.now());
+  const bool expired = works() && bury_expired(source_, clock_.now());
   transaction_.commit();
   return expired;
 }
 
 bool ServerHost::sweep() {
   transaction_.begin();
-  const bool ready = Extension::hold() && mq::sweep(source_, clock_.now());
+  const bool ready = works() && mq::sweep(source_, clock_.now());
   transaction_.commit();
   return ready;
 }

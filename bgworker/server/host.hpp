@@ -23,6 +23,8 @@ class ServerHost : public Host {
 
  protected:
   void read_registry(Registry& registry);
+  // Whether messages are handled in this database. In a transaction, which then keeps the extension.
+  static bool works();
 
   Transaction& transaction_;
   SqlClaimSource& source_;

@@ -6,6 +6,7 @@
 
 #include "../channel_key.hpp"
 #include "../pq_session.hpp"
+#include "enabled.hpp"
 #include "extension.hpp"
 #include "fence.hpp"
 #include "inflight.hpp"
@@ -173,6 +174,7 @@ std::vector<std::int64_t> SqlLeaseStore::orphans(std::size_t limit) {
                           {INT8OID});
   std::vector<std::int64_t> tokens;
   if (!shared::available()) return tokens;  // nobody can tell; a lease ends by itself
+  if (!enabled::here()) return tokens;
   const OwnerScope scope;
   const Rows rows = leases.run({Int64GetDatum(static_cast<std::int64_t>(limit))});
   for (std::size_t i = 0; i < rows.size(); ++i) {

@@ -21,7 +21,7 @@ namespace {
 struct Right {
   std::string_view name;
   // What follows GRANT and precedes TO; $S stands for the schema.
-  std::array<std::string_view, 4> objects;
+  std::array<std::string_view, 5> objects;
 };
 
 // A set holds what its purpose needs and nothing else; admin holds all of them.
@@ -35,15 +35,21 @@ constexpr Right kRights[] = {
       "EXECUTE ON FUNCTION $S.mq_poll, $S.mq_delete, $S.mq_keep_alive, $S.mq_checkpoint, $S.mq_uuid_exists,"
       " $S.mq_snooze, $S.mq_discard, $S.mq_why, $S.mq_clear, $S.mq_clear_all",
       "EXECUTE ON PROCEDURE $S.mq_run"}},
+    {"monitor",
+     {"SELECT ON $S.mq_stats, $S.mq_workers, $S.mq_horizon",
+      "EXECUTE ON FUNCTION $S.mq_health, $S.mq_channel_stats, $S.mq_worker_seats, $S.mq_horizon_holders"}},
     {"admin",
      {"USAGE ON TYPE $S.mq_new_t, $S.mq_message",
       "SELECT ON $S.mq_msgs, $S.mq_payloads, $S.mq_dead, $S.mq_failures, $S.mq_handlers, $S.mq_paused,"
-      " $S.mq_stats, $S.mq_workers, $S.mq_horizon",
+      " $S.mq_loose, $S.mq_totals, $S.mq_tally, $S.mq_enabled, $S.mq_stats, $S.mq_workers, $S.mq_horizon",
+      // pg_dump reads them.
+      "SELECT ON SEQUENCE $S.mq_place_seq, $S.mq_dead_dead_no_seq, $S.mq_failures_failure_no_seq",
       "EXECUTE ON FUNCTION $S.mq_insert, $S.mq_send, $S.mq_send_many, $S.mq_commit, $S.mq_channel_key,"
       " $S.mq_uuid_exists, $S.mq_latest_message, $S.mq_active_channels, $S.mq_poll, $S.mq_delete, $S.mq_keep_alive,"
       " $S.mq_checkpoint, $S.mq_snooze, $S.mq_discard, $S.mq_clear, $S.mq_clear_all, $S.mq_register_handler,"
       " $S.mq_unregister_handler, $S.mq_pause, $S.mq_resume, $S.mq_redrive, $S.mq_grant, $S.mq_revoke,"
-      " $S.mq_health, $S.mq_why, $S.mq_horizon_holders, $S.mq_worker_seats, $S.mq_channel_stats, $S.mq_reset_stats",
+      " $S.mq_health, $S.mq_why, $S.mq_horizon_holders, $S.mq_worker_seats, $S.mq_channel_stats, $S.mq_reset_stats,"
+      " $S.mq_enable",
       "EXECUTE ON PROCEDURE $S.mq_run"}},
 };
 
@@ -69,7 +75,7 @@ void change(FunctionCallInfo fcinfo, const char* verb, const char* preposition) 
   const Right* set = nullptr;
   for (const Right& r : kRights)
     if (r.name == right) set = &r;
-  if (set == nullptr) check::fail("right", right, "must be \"produce\", \"consume\" or \"admin\"");
+  if (set == nullptr) check::fail("right", right, "must be \"produce\", \"consume\", \"monitor\" or \"admin\"");
   const char* name = fence::call([&] { return GetUserNameFromId(role, true); });
   if (name == nullptr) check::fail("role", std::to_string(role), "must be a role that exists");
   const std::string quoted = fence::call([&] { return quote_identifier(name); });

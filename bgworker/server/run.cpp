@@ -10,6 +10,7 @@
 #include "../check.hpp"
 #include "../worker.hpp"
 #include "arguments.hpp"
+#include "enabled.hpp"
 #include "entries.h"
 #include "extension.hpp"
 #include "handler_call.hpp"
@@ -35,7 +36,7 @@ class CallHost : public ServerHost {
   using ServerHost::ServerHost;
 
   bool refresh(Registry& registry) override {
-    (void)Extension::get();
+    if (!enabled::here()) throw enabled::refusal();
     if (registry_generation_ != Extension::registry_generation()) read_registry(registry);
     return true;
   }

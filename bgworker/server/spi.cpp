@@ -71,12 +71,18 @@ void Statement::prepare() {
   const char* sql = text.c_str();
   const int count = count_;
   Oid* types = types_.data();
-  plan_ = fence::call([&] {
-    SPIPlanPtr plan = SPI_prepare(sql, count, types);
-    if (plan == nullptr) elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
-    SPI_keepplan(plan);
-    return plan;
-  });
+  try {
+    plan_ = fence::call([&] {
+      SPIPlanPtr plan = SPI_prepare(sql, count, types);
+      if (plan == nullptr) elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+      SPI_keepplan(plan);
+      return plan;
+    });
+  } catch (const Error& error) {
+    // A table or a column that is there only after ALTER EXTENSION mq UPDATE.
+    if (error.sqlstate.starts_with("42") && !extension.is_updated()) throw extension.needs_update();
+    throw;
+  }
   generation_ = extension.generation();
 }
 

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "../worker.hpp"
+#include "enabled.hpp"
 #include "entries.h"
 #include "extension.hpp"
 #include "fence.hpp"
@@ -31,6 +32,7 @@
 #include "timeout.hpp"
 
 extern "C" {
+#include "commands/dbcommands.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
@@ -68,9 +70,11 @@ class WorkerHost : public ServerHost {
     if (registry_generation_ == Extension::registry_generation() && now - read_at_ < poll_interval() && now >= read_at_)
       return true;
     read_at_ = now;
-    const std::vector<Oid> roles = handler_roles();
+    working_ = enabled::confirm();
+    const std::vector<Oid> roles = working_ ? handler_roles() : std::vector<Oid>{kCaretaker};
     shared::publish_pools(true, roles);
     if (std::find(roles.begin(), roles.end(), role_) == roles.end()) return false;
+    if (!working_) say_why_not();
     if (role_ != kCaretaker) read_registry(registry);
     registry_generation_ = Extension::registry_generation();
     shared::started_well();
@@ -96,7 +100,7 @@ class WorkerHost : public ServerHost {
   bool sweep() override {
     const bool ready = ServerHost::sweep();
     transaction_.begin();
-    if (Extension::hold()) {
+    if (works()) {
       const OwnerScope scope;
       pending::refresh(clock_.now());
     }
@@ -131,8 +135,8 @@ class WorkerHost : public ServerHost {
   }
 
   bool should_renew() override { return shared::should_renew(); }
-  bool any_casualty() override { return shared::any_casualty(); }
-  std::vector<Casualty> casualties() override { return shared::take_casualties(); }
+  bool any_casualty() override { return working_ && shared::any_casualty(); }
+  std::vector<Casualty> casualties() override { return working_ ? shared::take_casualties() : std::vector<Casualty>(); }
 
   void warn(const Error& error) override {
     const char* text = error.message.c_str();
@@ -180,9 +184,22 @@ class WorkerHost : public ServerHost {
     fence::call([] { ProcessConfigFile(PGC_SIGHUP); });
   }
 
+  // Once for each reason.
+  void say_why_not() {
+    const std::string reason = enabled::why_not();
+    if (reason == said_) return;
+    said_ = reason;
+    const char* text = reason.c_str();
+    fence::call([&] {
+      ereport(LOG, (errmsg("mq: messages of database \"%s\" are left alone: %s", get_database_name(MyDatabaseId), text),
+                    errhint("SELECT \"check\", detail FROM mq_health() WHERE NOT ok tells what to do.")));
+    });
+  }
+
   // Roles that handlers are to run as; the caretaker's where there is none.
   std::vector<Oid> handler_roles() {
-    static Statement select("SELECT DISTINCT run_as FROM $S.mq_handlers", {});
+    static Statement select(
+        "SELECT DISTINCT h.run_as FROM $S.mq_handlers h JOIN $S.mq_enabled m ON m.id = h.enabled_id", {});
     std::vector<Oid> roles;
     const OwnerScope scope;
     const Rows rows = select.run({});
@@ -200,6 +217,8 @@ class WorkerHost : public ServerHost {
   std::uint64_t seen_ = 0;       // wake-ups of the database when the batch began
   std::uint64_t announced_ = 0;  // announcements for the database that have been heeded
   Micros read_at_ = 0;
+  bool working_ = true;  // unless it was found that messages are not handled here
+  std::string said_;     // why not
   const Micros started_at_ = GetCurrentTimestamp();
 };
 

@@ -141,12 +141,14 @@ CREATE TABLE mq_handlers (
   run_as text NOT NULL,
   max_backoff interval NOT NULL,
   on_dead text NOT NULL,
-  priority integer NOT NULL
+  priority integer NOT NULL,
+  enabled_id uuid
 );
 COMMENT ON TABLE mq_handlers IS 'The registered handlers. Written by mq_register_handler and mq_unregister_handler.';
 COMMENT ON COLUMN mq_handlers.message_name IS 'NULL: every name on the channel that has no handler of its own.';
 COMMENT ON COLUMN mq_handlers.handler IS 'The function, schema-qualified, with its argument type.';
 COMMENT ON COLUMN mq_handlers.run_as IS 'Name of the role that the worker is connected as.';
+COMMENT ON COLUMN mq_handlers.enabled_id IS 'Id of the row in mq_enabled under which it was registered. Of another one: it comes from another database, and is not called.';
 CREATE UNIQUE INDEX mq_handlers_name ON mq_handlers (channel_name, message_name) WHERE message_name IS NOT NULL;
 CREATE UNIQUE INDEX mq_handlers_any ON mq_handlers (channel_name) WHERE message_name IS NULL;
 
@@ -170,6 +172,32 @@ CREATE INDEX mq_totals_channel_name ON mq_totals (channel_name);
 COMMENT ON TABLE mq_totals IS 'What has been handled, has failed and died of each channel, and how long that took; without what mq_tally holds. For mq_stats.';
 CREATE TABLE mq_tally (LIKE mq_totals);
 COMMENT ON TABLE mq_tally IS 'What transactions have added to mq_totals, until it is folded into that.';
+
+-- Not in a dump: a database that is restored is not the one that it is a dump of.
+CREATE TABLE mq_enabled (
+  only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+  id uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid(),
+  database oid NOT NULL,
+  system_identifier bigint NOT NULL,
+  extension_xmin xid NOT NULL,
+  subscribed boolean NOT NULL,
+  enabled_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+  enabled_by text NOT NULL
+);
+COMMENT ON TABLE mq_enabled IS 'The database in which messages are handled, if it is this one: at most one row. Written by CREATE EXTENSION, mq_register_handler and mq_enable; gone when a dump is restored.';
+COMMENT ON COLUMN mq_enabled.id IS 'New whenever another database is meant; handlers that are registered under it have it in enabled_id.';
+COMMENT ON COLUMN mq_enabled.extension_xmin IS 'xmin of the row in pg_extension: pg_upgrade writes that anew, and nothing else that changes the system identifier.';
+COMMENT ON COLUMN mq_enabled.subscribed IS 'Messages are handled though a subscription writes into the tables.';
+CREATE FUNCTION mq_enabled_stays() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'mq_enabled_stays';
+COMMENT ON FUNCTION mq_enabled_stays() IS 'Keeps the row of a publisher out of mq_enabled.';
+CREATE TRIGGER mq_enabled_stays BEFORE INSERT OR UPDATE OR DELETE ON mq_enabled FOR EACH ROW EXECUTE FUNCTION mq_enabled_stays();
+ALTER TABLE mq_enabled ENABLE REPLICA TRIGGER mq_enabled_stays;
+
+-- With a publication for all tables, rows without a replica identity can be neither updated nor deleted.
+ALTER TABLE mq_loose REPLICA IDENTITY FULL;
+ALTER TABLE mq_handlers REPLICA IDENTITY FULL;
+ALTER TABLE mq_totals REPLICA IDENTITY FULL;
+ALTER TABLE mq_tally REPLICA IDENTITY FULL;
 
 -- pg_dump takes the messages, the dead letters and the handlers along.
 SELECT pg_catalog.pg_extension_config_dump('mq_place_seq', '');

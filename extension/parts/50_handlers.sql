@@ -33,6 +33,11 @@ CREATE FUNCTION mq_redrive(
 COMMENT ON FUNCTION mq_redrive(uuid[], text, integer, timestamptz, timestamptz) IS
   'Sends dead messages again with their own ids and dedup_keys: those that are among ids, of the channel, and died at died_after or later and before died_before, as far as each is given; with none given, all. Ordered ones join the tail of their channel; none expires again. One whose dedup_key a pending message has stays where it is. Returns how many were sent. 22023 or 22004 for bad retries.';
 
+CREATE FUNCTION mq_enable() RETURNS void
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_enable';
+COMMENT ON FUNCTION mq_enable() IS
+  'Has the messages of this database handled, though it was restored from a dump, copied from another, or is written by a subscription; takes over the handlers that came with them. To be called once everything has been restored. 55000 before ALTER EXTENSION mq UPDATE.';
+
 -- Called by a handler, about the message that it was called with.
 
 CREATE FUNCTION mq_snooze(delay interval, message_id uuid DEFAULT NULL) RETURNS void

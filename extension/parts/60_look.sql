@@ -45,6 +45,10 @@ CREATE FUNCTION mq_service_state(OUT preloaded boolean, OUT launcher boolean, OU
   RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_service_state';
 COMMENT ON FUNCTION mq_service_state() IS 'What the launcher says of itself and this database; for mq_health().';
 
+CREATE FUNCTION mq_enabled_state(OUT enabled boolean, OUT reason text)
+  RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_enabled_state';
+COMMENT ON FUNCTION mq_enabled_state() IS 'Whether messages are handled in this database, and if not, why; for mq_health().';
+
 -- Who looks may not see what others run, so no query is shown.
 CREATE FUNCTION mq_horizon_holders(OUT kind text, OUT name text, OUT pid integer, OUT xmin xid, OUT since timestamptz, OUT detail text)
   RETURNS SETOF record LANGUAGE sql STABLE SECURITY DEFINER

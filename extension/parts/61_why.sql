@@ -52,6 +52,7 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
       WHEN m.attempt_at > t.now THEN pg_catalog.format('is scheduled for %s', date_trunc('second', m.attempt_at))
       WHEN m.attempts <= 0 THEN 'has no attempt left: it will be moved to the dead letters'
       WHEN s.mode = 'standby' THEN 'is due, but this server is a standby: nothing is handled here until it is promoted'
+      WHEN NOT e.enabled THEN 'is due, but is left alone: ' || e.reason
       WHEN h.handlers = 0
         THEN pg_catalog.format('is due, but channel "%s" has no handler: mq_register_handler one, or a consumer outside the server takes it with mq_poll', m.channel_name)
       WHEN s.mode = 'single-user' THEN 'is due, but the server is in single-user mode, without workers: CALL mq_run() handles it'
@@ -66,6 +67,7 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
       FROM mq_msgs m
      CROSS JOIN pg_catalog.clock_timestamp() AS t (now)
      CROSS JOIN mq_service() AS s
+     CROSS JOIN mq_enabled_state() AS e
       LEFT JOIN mq_payloads y ON y.id = m.id
       LEFT JOIN mq_paused p ON p.channel_name = m.channel_name
      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS handlers,

@@ -85,6 +85,14 @@ CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text
            CASE WHEN s.launcher AND NOT s.served THEN 'mq.databases = ' || current_setting('mq.databases') END
       FROM s
     UNION ALL
+    SELECT 'database enabled', e.enabled, e.reason FROM mq_enabled_state() e
+    UNION ALL
+    SELECT 'handlers enabled', pg_catalog.count(h.handler) = 0,
+           'registered in another database, so not called here: ' ||
+           mq_some(pg_catalog.array_agg(h.channel_name || ' ' || h.handler ORDER BY h.channel_name)) ||
+           '; SELECT mq_enable() takes them over'
+      FROM mq_enabled m JOIN mq_handlers h ON h.enabled_id IS DISTINCT FROM m.id
+    UNION ALL
     SELECT 'workers allowed', current_setting('mq.max_workers') <> '0',
            CASE WHEN current_setting('mq.max_workers') = '0' THEN 'mq.max_workers = 0' END
     UNION ALL

@@ -1,12 +1,12 @@
 CREATE FUNCTION mq_grant(role regrole, "right" text) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_grant';
 COMMENT ON FUNCTION mq_grant(regrole, text) IS
-  'Gives a role a whole set of rights: produce (send messages), consume (poll, delete and clear them, and call mq_snooze and its like from handlers) or admin (everything). 22023 or 22004 for another right.';
+  'Gives a role a whole set of rights: produce (send messages), consume (poll, delete and clear them, and call mq_snooze and its like from handlers), monitor (mq_health, mq_stats, mq_workers, mq_horizon: no payloads, no errors of handlers) or admin (everything). 22023 or 22004 for another right.';
 
 CREATE FUNCTION mq_revoke(role regrole, "right" text) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_revoke';
 COMMENT ON FUNCTION mq_revoke(regrole, text) IS
-  'Takes a whole set of rights from a role: produce, consume or admin. What two sets share goes with the first one taken.';
+  'Takes a whole set of rights from a role: produce, consume, monitor or admin. What two sets share goes with the first one taken.';
 
 -- Nothing for PUBLIC.
 REVOKE ALL ON FUNCTION
@@ -19,7 +19,7 @@ REVOKE ALL ON FUNCTION
   mq_active_channels(text[], integer),
   mq_register_handler(text, regprocedure, text, text, integer, interval, integer, regrole, interval, text, integer),
   mq_unregister_handler(text, text), mq_pause(text), mq_resume(text), mq_redrive(uuid[], text, integer, timestamptz, timestamptz),
-  mq_snooze(interval, uuid), mq_discard(text, uuid), mq_announce(),
+  mq_snooze(interval, uuid), mq_discard(text, uuid), mq_announce(), mq_enable(), mq_enabled_state(), mq_enabled_stays(),
   mq_channel_stats(), mq_reset_stats(), mq_worker_seats(), mq_service_state(),
   mq_connection_refusals(), mq_horizon_holders(), mq_health(),
   mq_some(text[]), mq_leased_calls(), mq_service(), mq_server_mode(), mq_reason(uuid), mq_why(uuid),

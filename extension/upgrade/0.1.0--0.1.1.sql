@@ -7,6 +7,39 @@ COMMENT ON COLUMN mq_dead.attempts_made IS 'How many attempts were made; attempt
 COMMENT ON COLUMN mq_msgs.attempts IS 'How many attempts are left, as in the original schema; attempt says how many were made, as attempts_made of mq_dead does.';
 COMMENT ON COLUMN mq_msgs.attempt IS 'How many attempts were made.';
 
+ALTER TABLE mq_handlers ADD COLUMN enabled_id uuid;
+COMMENT ON COLUMN mq_handlers.enabled_id IS 'Id of the row in mq_enabled under which it was registered. Of another one: it comes from another database, and is not called.';
+
+-- Not in a dump: a database that is restored is not the one that it is a dump of.
+CREATE TABLE mq_enabled (
+  only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+  id uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid(),
+  database oid NOT NULL,
+  system_identifier bigint NOT NULL,
+  extension_xmin xid NOT NULL,
+  subscribed boolean NOT NULL,
+  enabled_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+  enabled_by text NOT NULL
+);
+COMMENT ON TABLE mq_enabled IS 'The database in which messages are handled, if it is this one: at most one row. Written by CREATE EXTENSION, mq_register_handler and mq_enable; gone when a dump is restored.';
+COMMENT ON COLUMN mq_enabled.id IS 'New whenever another database is meant; handlers that are registered under it have it in enabled_id.';
+COMMENT ON COLUMN mq_enabled.extension_xmin IS 'xmin of the row in pg_extension: pg_upgrade writes that anew, and nothing else that changes the system identifier.';
+COMMENT ON COLUMN mq_enabled.subscribed IS 'Messages are handled though a subscription writes into the tables.';
+CREATE FUNCTION mq_enabled_stays() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'mq_enabled_stays';
+COMMENT ON FUNCTION mq_enabled_stays() IS 'Keeps the row of a publisher out of mq_enabled.';
+CREATE TRIGGER mq_enabled_stays BEFORE INSERT OR UPDATE OR DELETE ON mq_enabled FOR EACH ROW EXECUTE FUNCTION mq_enabled_stays();
+ALTER TABLE mq_enabled ENABLE REPLICA TRIGGER mq_enabled_stays;
+
+-- With a publication for all tables, rows without a replica identity can be neither updated nor deleted.
+ALTER TABLE mq_loose REPLICA IDENTITY FULL;
+ALTER TABLE mq_handlers REPLICA IDENTITY FULL;
+ALTER TABLE mq_totals REPLICA IDENTITY FULL;
+ALTER TABLE mq_tally REPLICA IDENTITY FULL;
+
+CREATE FUNCTION mq_enabled_state(OUT enabled boolean, OUT reason text)
+  RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_enabled_state';
+COMMENT ON FUNCTION mq_enabled_state() IS 'Whether messages are handled in this database, and if not, why; for mq_health().';
+
 -- replace 30_send.sql
 -- replace 50_handlers.sql
 
@@ -18,4 +51,6 @@ REVOKE ALL ON FUNCTION mq_some(text[]), mq_leased_calls(), mq_service(), mq_serv
 
 COMMENT ON TABLE mq_failures IS 'Failed attempts, with the error as the server reported it (each text cut to 8 kB) and how long the handler had run: of a message the first five, those at powers of two, and the last one.';
 
+-- A database in use.
+SELECT mq_enable();
 SELECT mq_announce();
