@@ -167,7 +167,11 @@ void dispose(const Batch& leftovers, Micros now, Settlement& settlement) {
     } else if (message.attempts_left > 0 || message.expires_at <= now) {
       bury_expired(message, settlement);
     } else {
-      settlement.burials.push_back({&message, "exhausted", std::nullopt, false, false});
+      std::optional<Error> error;
+      if (message.outside)
+        error = Error(kLeaseRanOut, "lease of the last attempt ran out",
+                      "A consumer outside the server had it, and neither deleted the message nor kept it alive.");
+      settlement.burials.push_back({&message, "exhausted", error, false, false});
     }
   }
 }

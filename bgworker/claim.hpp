@@ -18,6 +18,9 @@
 
 namespace mq {
 
+// SQLSTATE of a dead message whose last lease, of a consumer outside the server, ran out. The server uses no class MQ.
+inline constexpr const char* kLeaseRanOut = "MQ001";
+
 // A channel name to claim from, and the most that it may give to this batch.
 struct Source {
   std::string_view channel_name;

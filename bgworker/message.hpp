@@ -58,6 +58,7 @@ struct Claimed {
   bool ordered = false;
   bool uncommitted = false;  // two-phase, and nobody said mq_commit in time
   bool has_payload = true;
+  bool outside = false;    // leased to a consumer outside the server, or was
   bool held = false;       // its lease is over, but the call that it was leased to goes on
   std::int64_t lease = 0;  // not 0: the attempt was charged when it was leased, and is not charged again
   // Where the server layer finds the rest: in what the claim returned, and in the tables.

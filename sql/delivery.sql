@@ -58,6 +58,28 @@ SELECT pg_temp.pass('1 hour');
 SELECT id FROM mq_poll('{work}');
 SELECT id, payload_json, attempts_made, reason FROM mq_dead;
 DELETE FROM mq_dead;
+-- A consumer whose last attempt outlived its lease says that it has handled the message: that counts, and no dead letter is
+-- left to be redriven. What died of anything else stays.
+SELECT mq_reset_stats();
+SELECT mq_send('work', '1', retries => 0, id => pg_temp.id(1)), mq_send('work', '2', retries => 0, id => pg_temp.id(2));
+SELECT count(id) FROM mq_poll('{work}', 10);
+SELECT pg_temp.pass('1 hour');
+SELECT id FROM mq_poll('{work}');
+INSERT INTO mq_dead (id, died_at, channel_name, channel_args, ordered, attempts_made, reason, sqlstate, retry_backoff, channel_key)
+  VALUES (pg_temp.id(3), now(), 'work', '', false, 1, 'exhausted', 'P0001', '1 s', mq_channel_key('work', '')),
+         (pg_temp.id(4), now(), 'work', '', false, 1, 'discarded', NULL, '1 s', mq_channel_key('work', ''));
+SELECT id, sqlstate, error FROM mq_dead ORDER BY id;
+SELECT dead, handled, died FROM mq_stats WHERE channel_name = 'work';
+SELECT mq_delete(ARRAY[pg_temp.id(1), pg_temp.id(3), pg_temp.id(4), pg_temp.id(5)]);
+SELECT id FROM mq_dead ORDER BY id;
+SELECT dead, handled, died FROM mq_stats WHERE channel_name = 'work';
+SELECT mq_redrive(ARRAY[pg_temp.id(1)]);
+-- One that was redriven since is a pending message, and goes as such.
+SELECT mq_redrive(ARRAY[pg_temp.id(2)]);
+SELECT mq_delete(ARRAY[pg_temp.id(2)]);
+SELECT count(*) FROM mq_msgs;
+DELETE FROM mq_dead;
+
 -- Any number of extra retries is within bounds.
 SELECT mq_send('work', id => pg_temp.id(1), retries => 2147483646);
 SELECT mq_checkpoint(pg_temp.id(1), '0', NULL, NULL, 2147483646);

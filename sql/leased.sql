@@ -36,6 +36,17 @@ CALL mq_run();
 SELECT * FROM pg_temp.state();
 TRUNCATE handled;
 
+-- Its token is nobody else's, though the sequence that it is drawn from was set back: 'other' goes on.
+SELECT mq_send('unhandled', '{"do": "other"}', id => '00000000-0000-0000-0000-00000000000a');
+SELECT setval('mq_place_seq', 5000);
+UPDATE mq_msgs SET lease = 4001, attempt_at = now() + interval '1 day';
+SELECT setval('mq_place_seq', 3999);
+SELECT count(mq_send('work', '{"do": "nothing"}'));
+CALL mq_run();
+SELECT * FROM pg_temp.state();
+SELECT mq_delete('{00000000-0000-0000-0000-00000000000a}');
+TRUNCATE handled;
+
 -- Outcomes. What a failed handler wrote is gone, and charged once.
 SELECT count(mq_send('work', format('{"do": "%s"}', what)::jsonb, retry_backoff => '1 hour'))
   FROM unnest('{snooze,discard,set,fail,elsewhere}'::text[]) AS what;

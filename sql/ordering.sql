@@ -190,6 +190,17 @@ COMMIT;
 SELECT mq_clear('{lease}');
 SELECT pg_temp.drain();
 
+-- A sequence that was set back does not put a message before older ones: neither before the tail, nor where the channel is
+-- empty by now.
+SELECT pg_temp.append('{a,b}');
+SELECT setval('mq_place_seq', 1) IS NOT NULL AS set_back;
+SELECT pg_temp.append('{c,d}');
+SELECT pg_temp.drain();
+SELECT setval('mq_place_seq', 1) IS NOT NULL AS set_back;
+SELECT pg_temp.append('{a}');
+SELECT pg_temp.append('{b}');
+SELECT pg_temp.drain();
+
 -- There is no nil row to be removed.
 SELECT mq_delete(ARRAY['00000000-0000-0000-0000-000000000000'::uuid]);
 SELECT mq_clear(ARRAY['']);
@@ -198,11 +209,20 @@ SELECT pg_temp.append('{in,nameless}', channel => '');
 SELECT * FROM chain;
 SELECT pg_temp.drain(), pg_temp.drain('');
 
--- Five thousand channels in one transaction: their number is not that of the locks.
+-- Five thousand channels in one call, and another five hundred one by one: their number is not that of the locks.
 BEGIN;
 SELECT mq_insert(array_agg((gen_random_uuid(), '0', 4, '1 hour', 'wide', (n % 5000)::text, NULL, true, n::text, NULL, NULL)::mq_new_t ORDER BY n))
   FROM generate_series(1, 10000) AS n;
 SELECT count(*) <= 1024 AS few_locks FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'advisory';
+COMMIT;
+SELECT mq_clear('{wide}');
+BEGIN;
+SELECT count(mq_send('narrow', channel_args => n::text, ordered => true)) FROM generate_series(1, 500) AS n;
+SELECT count(*) FILTER (WHERE objsubid = 28021) AS channels, count(*) <= 256 + 500 AS few_locks FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'advisory';
+ROLLBACK;
+BEGIN;
+SELECT mq_insert(array_agg((gen_random_uuid(), '0', 4, '1 hour', 'wide', (n % 5000)::text, NULL, true, n::text, NULL, NULL)::mq_new_t ORDER BY n))
+  FROM generate_series(1, 10000) AS n;
 COMMIT;
 SELECT count(*) AS messages, count(*) FILTER (WHERE after = 'head') AS heads FROM chain;
 SELECT count(*) FROM mq_poll(NULL, 10000);

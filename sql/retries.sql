@@ -127,7 +127,7 @@ SELECT array_agg(what ORDER BY n) AS handled FROM effects;
 SELECT name, attempts_made, reason FROM mq_dead;
 TRUNCATE effects, mq_failures, mq_dead;
 
--- on_dead => 'block': nothing behind it is handled until it is redriven, to the tail, or deleted.
+-- on_dead => 'block': nothing behind it is handled until it is redriven, to its place, or deleted.
 SELECT mq_register_handler('blocking', 'handle(mq_message)', on_dead => 'block');
 SELECT mq_send('blocking', '{"fail": 99}', 'a', ordered => true, retries => 0, id => pg_temp.id(1));
 SELECT mq_send('blocking', '{}', 'b', ordered => true) IS NOT NULL AND mq_send('blocking', '{}', 'other', 'x', ordered => true) IS NOT NULL
@@ -140,9 +140,46 @@ SELECT mq_send('blocking', '{}', 'c', ordered => true) IS NOT NULL AS sent;
 SELECT name, wait_time FROM mq_poll('{blocking}');
 TRUNCATE effects;
 UPDATE mq_dead SET payload_json = '{}';
-SELECT mq_redrive(channel_name => 'blocking');
+SELECT mq_redrive(channel_name => 'blocking', retries => 7);
+SELECT attempts, attempt, count(*) FROM mq_msgs WHERE id = pg_temp.id(1) GROUP BY 1, 2;
 CALL mq_run();
 SELECT array_agg(what ORDER BY n) AS handled FROM effects;
+TRUNCATE effects, mq_failures, mq_dead;
+-- Several at once, one of them with a dedup_key and one that somebody deletes meanwhile, among letters that block nothing.
+SELECT mq_send('blocking', '{"fail": 99}', 'a1', 'a', ordered => true, retries => 0, dedup_key => 'k') IS NOT NULL
+   AND mq_send('blocking', '{}', 'a2', 'a', ordered => true) IS NOT NULL
+   AND mq_send('blocking', '{"fail": 99}', 'b1', 'b', ordered => true, retries => 0) IS NOT NULL
+   AND mq_send('blocking', '{}', 'b2', 'b', ordered => true) IS NOT NULL
+   AND mq_send('blocking', '{"fail": 99}', 'u', retries => 0) IS NOT NULL
+   AND mq_send('blocking', '{"fail": 99}', 'gone', 'c', ordered => true, retries => 0) IS NOT NULL AS sent;
+CALL mq_run();
+UPDATE mq_dead SET payload_json = '{}';
+DELETE FROM mq_msgs m USING mq_dead d WHERE d.id = m.id AND d.name = 'gone';
+SELECT mq_redrive(channel_name => 'blocking');
+SELECT name, dedup_key FROM mq_msgs JOIN mq_payloads USING (id) WHERE dedup_key IS NOT NULL;
+CALL mq_run();
+SELECT array_agg(what ORDER BY what) AS handled FROM effects;
+SELECT bool_and(n = o) AS in_order FROM (SELECT n, first_value(n) OVER w + row_number() OVER w - 1 AS o, what FROM effects WHERE what ~ '^a'
+  WINDOW w AS (ORDER BY what)) AS e;
+SELECT count(*) FROM mq_dead;
+-- While another message has the key the dead one stays where it is, and blocks.
+SELECT mq_send('blocking', '{"fail": 99}', 'a1', 'a', ordered => true, retries => 0, dedup_key => 'k') IS NOT NULL AS sent;
+CALL mq_run();
+SELECT mq_send('blocking', '{}', 'a2', 'a', ordered => true, dedup_key => 'k') IS NOT NULL AS sent;
+SELECT mq_redrive(channel_name => 'blocking');
+SELECT mq_clear('{blocking}');
+TRUNCATE effects, mq_failures, mq_dead;
+
+-- Numbers that were set back are moved on, and nobody fails because of that.
+SELECT mq_send('steps', '{"fail": 99}', 'a', retries => 0) IS NOT NULL AND mq_send('steps', '{"fail": 99}', 'b', retries => 1, retry_backoff => '0') IS NOT NULL AS sent;
+CALL mq_run();
+SELECT setval('mq_dead_dead_no_seq', (SELECT min(dead_no) FROM mq_dead), false) IS NOT NULL
+   AND setval('mq_failures_failure_no_seq', (SELECT min(failure_no) FROM mq_failures), false) IS NOT NULL AS set_back;
+SELECT mq_send('steps', '{"fail": 99}', 'c', retries => 0) IS NOT NULL AS sent;
+CALL mq_run();
+SELECT name FROM mq_dead ORDER BY dead_no;
+SELECT name, count(*) FROM mq_failures GROUP BY name ORDER BY min(failure_no);
+TRUNCATE effects, mq_failures, mq_dead;
 SELECT (SELECT count(*) FROM mq_msgs) AS messages, (SELECT count(*) FROM mq_payloads) AS payloads, (SELECT count(*) FROM mq_dead) AS dead;
 TRUNCATE effects;
 -- mq_delete of the message that blocks lets the channel go on; so does deleting its dead letter.

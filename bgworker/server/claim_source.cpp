@@ -66,6 +66,7 @@ void SqlClaimSource::append(const Rows& rows, Batch& batch) {
     const Datum expires_at = rows.get(i, kExpiresAt, null);
     if (!null) message.expires_at = DatumGetTimestampTz(expires_at);
     const Datum lease = rows.get(i, kLeaseToken, null);
+    message.outside = !null && DatumGetInt64(lease) == 0;
     message.held = !null && DatumGetInt64(lease) > 0 && shared::lease_is_alive(DatumGetInt64(lease));
     const Datum name = rows.get(i, kName, null);
     if (!null) message.name = text_view(name);

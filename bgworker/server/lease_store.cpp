@@ -11,13 +11,13 @@
 #include "fence.hpp"
 #include "inflight.hpp"
 #include "marks.hpp"
+#include "sequences.hpp"
 #include "settings.h"
 #include "shared.hpp"
 #include "spi.hpp"
 
 extern "C" {
 #include "commands/dbcommands.h"
-#include "commands/sequence.h"
 #include "mb/pg_wchar.h"
 #include "postmaster/postmaster.h"
 #include "storage/fd.h"
@@ -136,9 +136,14 @@ void SqlLeaseStore::note_alone(bool alone) {
 }
 
 std::int64_t SqlLeaseStore::new_token() {
-  const Oid sequence = Extension::get().relation("mq_place_seq");
+  static Statement in_use("SELECT 1 FROM $S.mq_msgs m WHERE m.lease = $1 AND m.lease > 0 LIMIT 1", {INT8OID});
   const OwnerScope scope;
-  return fence::call([&] { return nextval_internal(sequence, false); });
+  for (;;) {
+    const std::int64_t token = sequences::next_place();
+    // Somebody has set the sequence back.
+    if (!shared::lease_is_alive(token) && in_use.run({Int64GetDatum(token)}).empty()) return token;
+    sequences::mend_places(token);
+  }
 }
 
 void SqlLeaseStore::lease(const std::vector<const Claimed*>& messages, std::int64_t token, Micros until) {

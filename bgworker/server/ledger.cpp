@@ -60,6 +60,7 @@ struct Ledger {
   std::unordered_map<std::uint64_t, Position> due;  // the lowest position, by key of the name
   std::vector<Append> appends;
   std::unordered_map<std::int64_t, Uuid> tails;
+  AppendLocks append_locks;
   std::vector<Lease> leases;
   std::vector<EmptyChannel> empty_channels;
   std::vector<Frame> frames;
@@ -287,6 +288,10 @@ const Uuid* own_tail(std::int64_t channel_key) {
 
 void set_own_tail(std::int64_t channel_key, const Uuid& message) {
   ledger().tails[channel_key] = message;
+}
+
+AppendLocks& append_locks() {
+  return ledger().append_locks;
 }
 
 void was_empty(std::uint64_t mark_key, std::int64_t place) {

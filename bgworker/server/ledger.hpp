@@ -16,6 +16,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <unordered_set>
 
 #include "../message.hpp"
 #include "postgres.hpp"
@@ -34,6 +35,12 @@ void appended(std::int64_t channel_key, std::string_view channel_name, std::stri
 // The tail that this transaction appended to the channel itself, if any; and what it is now.
 const Uuid* own_tail(std::int64_t channel_key);
 void set_own_tail(std::int64_t channel_key, const Uuid& message);
+// The append locks that this transaction took (locks.hpp); some of them may have gone with a subtransaction.
+struct AppendLocks {
+  std::unordered_set<std::int64_t> channels;
+  bool folded = false;  // others are locked by partition
+};
+AppendLocks& append_locks();
 // An ordered channel, by its key in marks.hpp, was empty; its first message is at `place`.
 void was_empty(std::uint64_t mark_key, std::int64_t place);
 // Messages that this transaction leased, at `leased_at`, for `lease`.

@@ -26,13 +26,14 @@ struct Selection {
 };
 
 // Columns of the statements of take(), counted from 1.
-enum { kId = 1, kBackoff, kChannel, kArgs, kOrdered, kName, kJson, kBytes, kDedupKey, kNumber };
+enum { kId = 1, kBackoff, kChannel, kArgs, kOrdered, kName, kJson, kBytes, kDedupKey, kNumber, kBlocks };
 
 // The next letters behind the number, in the order in which they died. Not those of messages that are pending.
 Rows take(const Selection& which, std::int64_t behind) {
 #define LETTERS                                                                                                \
   "SELECT d.id, d.retry_backoff, d.channel_name, d.channel_args, d.ordered, COALESCE(d.name, d.channel_name)," \
-  "       d.payload_json, d.payload_bytes, d.dedup_key, d.dead_no"                                             \
+  "       d.payload_json, d.payload_bytes, d.dedup_key, d.dead_no,"                                            \
+  "       EXISTS (SELECT 1 FROM $S.mq_msgs m WHERE m.id = d.id)"                                               \
   "  FROM $S.mq_dead d"                                                                                        \
   " WHERE ($1 IS NULL OR d.channel_name = $1) AND ($2 IS NULL OR d.died_at >= $2)"                             \
   "   AND ($3 IS NULL OR d.died_at < $3) AND d.dead_no > $4"                                                   \
@@ -70,6 +71,29 @@ NewMessage message_of(const Rows& letters, std::size_t i, int retries) {
   return message;
 }
 
+// The message that its ordered channel waits for (on_dead => 'block') is sent again where it stands. False: it is gone.
+bool send_in_place(const NewMessage& message) {
+  static Statement send(
+      "WITH back AS (UPDATE $S.mq_msgs m SET created_at = pg_catalog.now(), attempt_at = pg_catalog.now(), attempts = $2,"
+      "               attempt = 0, retry_backoff = $3, lease = NULL, dedup_key = $8"
+      "               WHERE m.id = $1 AND m.attempt_at IS NULL"
+      "              RETURNING m.id, m.attempt_at, m.place, m.after_message_id, m.channel_key),"
+      " payload AS (INSERT INTO $S.mq_payloads (id, name, payload_json, payload_bytes, channel_key)"
+      "             SELECT b.id, $4, $5, $6, b.channel_key FROM back b)"
+      " SELECT b.attempt_at, b.place, b.after_message_id = $7 FROM back b",
+      {UUIDOID, INT4OID, INTERVALOID, TEXTOID, JSONBOID, BYTEAOID, UUIDOID, TEXTOID});
+  const auto param = [](const Value& value) { return value.null ? Param() : Param(value.datum); };
+  const Rows rows = send.run({message.id.datum, Int32GetDatum(DatumGetInt32(message.retries.datum) + 1),
+                              message.retry_backoff.datum, message.name.datum, param(message.payload_json),
+                              param(message.payload_bytes), uuid_datum(Uuid()), param(message.dedup_key)});
+  if (rows.empty()) return false;
+  const std::string_view channel_name = text_view(message.channel_name.datum);
+  ledger::wake(channel_name);
+  if (DatumGetBool(rows.get(0, 3)))
+    ledger::due(channel_name, {DatumGetTimestampTz(rows.get(0, 1)), DatumGetInt64(rows.get(0, 2))});
+  return true;
+}
+
 bool is_taken(const NewMessage& message) {
   const std::string_view name = text_view(message.channel_name.datum);
   const std::string_view args = text_view(message.channel_args.datum);
@@ -86,9 +110,12 @@ class Redrive {
     const Uuid id = uuid_of(letters.get(i, kId));
     if (sent_.contains(id)) return;  // as of a message that is pending
     const NewMessage message = message_of(letters, i, retries_);
-    if (!message.dedup_key.null) {
-      send();
-      if (is_taken(message)) return;
+    const bool blocks = DatumGetBool(letters.get(i, kBlocks)) && DatumGetBool(letters.get(i, kOrdered));
+    if (blocks || !message.dedup_key.null) send();
+    if (!message.dedup_key.null && is_taken(message)) return;
+    if (blocks && send_in_place(message)) {
+      // Sent.
+    } else if (!message.dedup_key.null) {
       remove_messages({id});
       Sender one(Sender::Json::kJsonb, false);
       one.add(message);

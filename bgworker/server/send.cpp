@@ -14,7 +14,9 @@
 #include "extension.hpp"
 #include "ledger.hpp"
 #include "locks.hpp"
+#include "marks.hpp"
 #include "result_set.hpp"
+#include "sequences.hpp"
 #include "spi.hpp"
 #include "tails.hpp"
 
@@ -39,8 +41,8 @@ Uuid new_id() {
   return uuid_v7(GetCurrentTimestamp() / 1000 + kEpoch, random);
 }
 
-Datum next_place(Oid sequence) {
-  return fence::call([&] { return Int64GetDatum(nextval_internal(sequence, false)); });
+std::int64_t next_place(Oid sequence) {
+  return fence::call([&] { return nextval_internal(sequence, false); });
 }
 
 }  // namespace
@@ -108,9 +110,17 @@ Sender::Links Sender::link() {
     refuse_stale_snapshot(channels);
     links.before = channels.tails;
   }
+  std::int64_t floor = INT64_MIN;  // of places that keep the order
+  for (std::size_t c = 0; c < channels.keys.size(); ++c)
+    floor = std::max({floor, channels.tails[c].exists ? channels.tails[c].place : INT64_MIN, channels.starts[c] == marks::kFirstPlace ? INT64_MIN : channels.starts[c] - 1});
   const Oid sequence = Extension::get().relation("mq_place_seq");
+  std::int64_t place = next_place(sequence);
+  if (place <= floor) {  // somebody has set the sequence back
+    sequences::mend_places(floor);
+    place = next_place(sequence);
+  }
   for (std::size_t i = 0; i < messages_.size(); ++i) {
-    messages_[i].place = DatumGetInt64(next_place(sequence));
+    messages_[i].place = i == 0 ? place : next_place(sequence);
     if (!messages_[i].ordered) continue;
     Tail& tail = channels.tails[channel_of[i]];
     messages_[i].after = tail.exists ? tail.id : Uuid();

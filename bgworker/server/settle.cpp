@@ -4,12 +4,14 @@
 #include <set>
 
 #include "../channel_key.hpp"
+#include "../claim.hpp"
 #include "../policy.hpp"
 #include "extension.hpp"
 #include "fence.hpp"
 #include "kept.hpp"
 #include "ledger.hpp"
 #include "link.hpp"
+#include "sequences.hpp"
 #include "spi.hpp"
 #include "tally.hpp"
 
@@ -84,9 +86,11 @@ void record(const std::vector<Failure>& failures) {
     keys.add(Int64GetDatum(message.channel_key));
     errors.add(failure.error);
   }
-  insert.run({ids.datum(), attempts.datum(), channels.datum(), args.datum(), names.datum(), durations.datum(),
-              errors.sqlstate.datum(), errors.message.datum(), errors.detail.datum(), errors.hint.datum(),
-              errors.context.datum(), keys.datum()});
+  sequences::insert(sequences::Numbered::kFailures, [&] {
+    return insert.run({ids.datum(), attempts.datum(), channels.datum(), args.datum(), names.datum(), durations.datum(),
+                       errors.sqlstate.datum(), errors.message.datum(), errors.detail.datum(), errors.hint.datum(),
+                       errors.context.datum(), keys.datum()});
+  });
 }
 
 // With a lease the attempt was charged already.
@@ -192,9 +196,10 @@ void bury(const std::vector<Burial>& burials, std::vector<Uuid>& removed) {
       removed.push_back(burial.message->id);
     }
   }
-  const Rows inserted =
-      insert.run({ids.datum(), charged.datum(), reasons.datum(), errors.sqlstate.datum(), errors.message.datum(),
-                  errors.detail.datum(), errors.hint.datum(), errors.context.datum()});
+  const Rows inserted = sequences::insert(sequences::Numbered::kDead, [&] {
+    return insert.run({ids.datum(), charged.datum(), reasons.datum(), errors.sqlstate.datum(), errors.message.datum(),
+                       errors.detail.datum(), errors.hint.datum(), errors.context.datum()});
+  });
   if (inserted.size() == burials.size()) {
     ledger::RowChanges changes(Extension::dead());
     for (const Burial& burial : burials) changes.add(burial.message->channel_name, 1);
@@ -237,7 +242,7 @@ void count_consumed(const Rows& removed) {
 
 #define REMOVED                                                        \
   " RETURNING m.channel_key, m.channel_name, m.channel_args, m.place," \
-  "   m.after_message_id = " NIL_ID ", m.lease IS NOT NULL"
+  "   m.after_message_id = " NIL_ID ", m.lease IS NOT NULL, m.id"
 
 Datum tid_datum(std::uint64_t location) {
   return fence::call([&] {
@@ -308,12 +313,44 @@ void remove_claimed(const std::vector<const Claimed*>& messages) {
 
 }  // namespace
 
+namespace {
+
+// An outside consumer has handled its message after all: the last lease ran out while it did, and the message died of
+// that. Of what died of anything else the letters stay.
+void remove_letters(const std::vector<Uuid>& ids, const Rows& removed) {
+  static Statement remove(
+      "DELETE FROM $S.mq_dead d USING unnest($1) AS i (id)"
+      " WHERE d.id = i.id AND d.sqlstate = $2 AND d.reason = 'exhausted'"
+      "   AND NOT EXISTS (SELECT 1 FROM $S.mq_dead l WHERE l.id = d.id AND l.dead_no > d.dead_no)"
+      " RETURNING d.channel_name",
+      {UUIDARRAYOID, TEXTOID});
+  if (removed.size() == ids.size()) return;
+  std::set<Uuid> there;
+  for (std::size_t i = 0; i < removed.size(); ++i) there.insert(uuid_of(removed.get(i, 7)));
+  ArrayParam others(UUIDOID);
+  for (const Uuid& id : ids)
+    if (!there.contains(id)) others.add(uuid_datum(id));
+  const Rows letters = remove.run({others.datum(), text_datum(kLeaseRanOut)});
+  tally::ByChannel totals;
+  ledger::RowChanges changes(Extension::dead());
+  for (std::size_t i = 0; i < letters.size(); ++i) {
+    const std::string_view channel_name = text_view(letters.get(i, 1));
+    ++totals[std::string(channel_name)].handled;
+    changes.add(channel_name, -1);
+  }
+  tally::append(totals);
+}
+
+}  // namespace
+
 void remove_messages(const std::vector<Uuid>& ids, bool consumed) {
   if (ids.empty()) return;
   const Rows removed = remove_rows(ids);
   link_behind(removed);
   count_removed(removed);
-  if (consumed) count_consumed(removed);
+  if (!consumed) return;
+  count_consumed(removed);
+  remove_letters(ids, removed);
 }
 
 void clear_messages(const Param& channel_names) {

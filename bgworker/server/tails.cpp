@@ -20,6 +20,7 @@ std::size_t ChannelTails::find_or_add(std::int64_t key, std::string_view name, s
   args.push_back(arguments);
   mark_keys.push_back(marks::key_of(name, arguments));
   tails.emplace_back();
+  starts.push_back(marks::kFirstPlace);
   return keys.size() - 1;
 }
 
@@ -39,6 +40,7 @@ void find_tails(ChannelTails& channels) {
       start = marks::kFirstPlace;
       checked.push_back(i);
     }
+    channels.starts[i] = start;
     starts.add(Int64GetDatum(start));
     keys.add(Int64GetDatum(channels.keys[i]));
     names.add(text_datum(channels.names[i]));

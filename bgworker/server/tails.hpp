@@ -23,6 +23,7 @@ struct ChannelTails {
   std::vector<std::string_view> names, args;
   std::vector<std::uint64_t> mark_keys;
   std::vector<Tail> tails;
+  std::vector<std::int64_t> starts;  // nothing is left of the channel below
   std::unordered_multimap<std::int64_t, std::size_t> by_key;
 
   std::size_t find_or_add(std::int64_t key, std::string_view name, std::string_view arguments);

@@ -3,7 +3,7 @@
 CREATE FUNCTION mq_insert(new_messages mq_new_t[]) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_insert';
 COMMENT ON FUNCTION mq_insert(mq_new_t[]) IS
-  'Sends messages when the transaction commits; ordered ones keep the order of the array. A bad value is refused with 22023 or 22004, bad JSON with 22P02, an id in use with 23505; an append to a channel that is newer than a REPEATABLE READ snapshot with 40001. Nothing of a refused call is kept.';
+  'Sends messages when the transaction commits; ordered ones keep the order of the array. A bad value is refused with 22023 or 22004, bad JSON with 22P02, an id in use with 23505; an append to a channel that is newer than a REPEATABLE READ snapshot with 40001, and one that comes in a call after others to more than 256 ordered channels, and would have to wait. Nothing of a refused call is kept.';
 
 CREATE FUNCTION mq_send(
   channel_name text, payload_json jsonb DEFAULT NULL, name text DEFAULT NULL, channel_args text DEFAULT '',

@@ -10,7 +10,7 @@ COMMENT ON FUNCTION mq_poll(text[], integer) IS
 CREATE FUNCTION mq_delete(msg_ids uuid[]) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_delete';
 COMMENT ON FUNCTION mq_delete(uuid[]) IS
-  'Removes messages, because they are handled or no longer wanted; the next message of each ordered channel becomes its head. Ids that do not exist are passed over.';
+  'Removes messages, because they are handled or no longer wanted; the next message of each ordered channel becomes its head. Of a message that died since its last lease ran out (SQLSTATE MQ001 in mq_dead) the dead letter goes. Other ids that do not exist are passed over.';
 
 CREATE FUNCTION mq_keep_alive(msg_ids uuid[], duration interval) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_keep_alive';

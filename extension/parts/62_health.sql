@@ -146,6 +146,23 @@ CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text
     SELECT 'channels not blocked', pg_catalog.count(m.id) = 0, 'blocked by a dead message: ' || mq_some(pg_catalog.array_agg(DISTINCT m.channel_name)) || '; mq_redrive sends it again, mq_delete goes on without it'
       FROM mq_msgs m WHERE m.attempts <= 0 AND m.attempt_at IS NULL
     UNION ALL
+    -- Locks of appends to ordered channels, see bgworker/server/locks.hpp.
+    SELECT 'senders not waiting', pg_catalog.count(w.waiting) = 0,
+           'they append to an ordered channel that somebody else has appended to and not committed: ' ||
+           mq_some(pg_catalog.array_agg(w.waiting ORDER BY w.waitstart)) || '; end that transaction'
+      FROM (SELECT pg_catalog.format('process %s since %s for %s', a.pid, date_trunc('second', a.waitstart),
+                          COALESCE((SELECT string_agg(COALESCE('prepared transaction ' || quote_literal(x.gid), pg_catalog.format('process %s (%s)', b.pid,
+                                                        pg_catalog.concat_ws(', ', nullif(o.application_name, ''), o.state))), ' and ')
+                                      FROM pg_locks b
+                                      LEFT JOIN pg_stat_activity o ON o.pid = b.pid
+                                      LEFT JOIN pg_prepared_xacts x ON b.pid IS NULL AND b.virtualtransaction = '-1/' || x.transaction::text
+                                     WHERE b.granted AND b.locktype = 'advisory' AND b.database = a.database
+                                       AND (b.classid, b.objid, b.objsubid) = (a.classid, a.objid, a.objsubid)), 'one that has ended')), a.waitstart
+              FROM pg_locks a
+             WHERE NOT a.granted AND a.locktype = 'advisory' AND a.objsubid IN (28017, 28021)
+               AND a.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+               AND a.waitstart < clock_timestamp() - interval '3 seconds') AS w (waiting, waitstart)
+    UNION ALL
     SELECT 'horizon', pg_catalog.count(h.kind) = 0,
            'held for 10 minutes, or for a million transactions, by: ' || mq_some(pg_catalog.array_agg(h.kind || ' ' || h.name ORDER BY h.xids DESC)) || '; see mq_horizon: end it, or claims and VACUUM slow down'
       FROM mq_horizon h WHERE h.held_for > interval '10 minutes' OR h.xids > 1000000

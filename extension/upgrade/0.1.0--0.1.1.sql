@@ -41,6 +41,7 @@ CREATE FUNCTION mq_enabled_state(OUT enabled boolean, OUT reason text)
 COMMENT ON FUNCTION mq_enabled_state() IS 'Whether messages are handled in this database, and if not, why; for mq_health().';
 
 -- replace 30_send.sql
+-- replace 40_consume.sql
 -- replace 50_handlers.sql
 
 -- replace 61_why.sql
