@@ -7,14 +7,14 @@
 
 namespace mq::locks {
 
-// Appends to an ordered channel are serial to commit, so that places follow commits. Each channel has a lock of its own,
-// under one of 1,024 partitions: an append takes SHARE on the partition and EXCLUSIVE on the channel, a call with
+// Appends to an ordered channel are serial to commit, so that places follow commits. Each channel has a lock of its
+// own, under one of 1,024 partitions: an append takes SHARE on the partition and EXCLUSIVE on the channel, a call with
 // several channels by (partition, key). So channels do not wait for one another, and calls do not deadlock.
 //
 // A transaction takes locks of at most kMostChannels channels. What a call adds beyond that is folded: it takes
-// EXCLUSIVE on the partitions instead, in ascending order, and so never more than there are partitions. Waits; but where
-// a call folds after others have taken locks, waiting could deadlock, so it tries for as long as deadlock_timeout and
-// throws 40001 then: nobody else is the victim.
+// EXCLUSIVE on the partitions instead, in ascending order, and so never more than there are partitions. Waits; but
+// where a call folds after others have taken locks, waiting could deadlock, so it tries for as long as deadlock_timeout
+// and throws 40001 then: nobody else is the victim.
 inline constexpr std::size_t kMostChannels = 256;
 void lock_appends(const std::vector<std::int64_t>& channel_keys);
 

@@ -74,7 +74,8 @@ NewMessage message_of(const Rows& letters, std::size_t i, int retries) {
 // The message that its ordered channel waits for (on_dead => 'block') is sent again where it stands. False: it is gone.
 bool send_in_place(const NewMessage& message) {
   static Statement send(
-      "WITH back AS (UPDATE $S.mq_msgs m SET created_at = pg_catalog.now(), attempt_at = pg_catalog.now(), attempts = $2,"
+      "WITH back AS (UPDATE $S.mq_msgs m SET created_at = pg_catalog.now(), attempt_at = pg_catalog.now(), attempts = "
+      "$2,"
       "               attempt = 0, retry_backoff = $3, lease = NULL, dedup_key = $8"
       "               WHERE m.id = $1 AND m.attempt_at IS NULL"
       "              RETURNING m.id, m.attempt_at, m.place, m.after_message_id, m.channel_key),"

@@ -112,7 +112,8 @@ Sender::Links Sender::link() {
   }
   std::int64_t floor = INT64_MIN;  // of places that keep the order
   for (std::size_t c = 0; c < channels.keys.size(); ++c)
-    floor = std::max({floor, channels.tails[c].exists ? channels.tails[c].place : INT64_MIN, channels.starts[c] == marks::kFirstPlace ? INT64_MIN : channels.starts[c] - 1});
+    floor = std::max({floor, channels.tails[c].exists ? channels.tails[c].place : INT64_MIN,
+                      channels.starts[c] == marks::kFirstPlace ? INT64_MIN : channels.starts[c] - 1});
   const Oid sequence = Extension::get().relation("mq_place_seq");
   std::int64_t place = next_place(sequence);
   if (place <= floor) {  // somebody has set the sequence back

@@ -155,7 +155,8 @@ CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text
                                                         pg_catalog.concat_ws(', ', nullif(o.application_name, ''), o.state))), ' and ')
                                       FROM pg_locks b
                                       LEFT JOIN pg_stat_activity o ON o.pid = b.pid
-                                      LEFT JOIN pg_prepared_xacts x ON b.pid IS NULL AND b.virtualtransaction = '-1/' || x.transaction::text
+                                      LEFT JOIN pg_locks t ON b.pid IS NULL AND t.pid IS NULL AND t.locktype = 'transactionid' AND t.virtualtransaction = b.virtualtransaction
+                                      LEFT JOIN pg_prepared_xacts x ON x.transaction = t.transactionid
                                      WHERE b.granted AND b.locktype = 'advisory' AND b.database = a.database
                                        AND (b.classid, b.objid, b.objsubid) = (a.classid, a.objid, a.objsubid)), 'one that has ended')), a.waitstart
               FROM pg_locks a

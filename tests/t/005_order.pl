@@ -106,8 +106,12 @@ $node->safe_psql($db, q{
 	       mq_send('blocking', name => 'dying', ordered => true, retries => 0), mq_send('blocking', name => 'blocked', ordered => true)});
 within(5, $node, $db, 'SELECT channel_name, count(*) FROM mq_dead GROUP BY 1 ORDER BY 1', "blocking|1\nskipping|1", 'both heads are dead');
 within(5, $node, $db, q{SELECT string_agg(name, ' ') FROM handled}, 'skipping', 'on_dead = skip: the channel goes on');
-holds($node, $db, q{SELECT mq_redrive(channel_name => 'blocking', retries => 0)}, 1, 'on_dead = block: it waits until the dead message is redriven');
-within(5, $node, $db, q{SELECT string_agg(name, ' ') FROM handled}, 'skipping blocked', 'and goes on then');
+holds($node, $db, q{SELECT mq_redrive(channel_name => 'blocking', retries => 0)}, 1, 'on_dead = block: the dead message can be redriven');
+within(5, $node, $db, q{SELECT count(*) FROM mq_failures WHERE channel_name = 'blocking'}, 2, 'it is tried again');
+within(5, $node, $db, q{SELECT count(*) FROM mq_dead WHERE channel_name = 'blocking'}, 1, 'and dies again');
+holds($node, $db, q{SELECT string_agg(name, ' ') FROM handled}, 'skipping', 'where it stood: its channel still waits');
+$node->safe_psql($db, q{SELECT mq_delete(array_agg(id)) FROM mq_dead WHERE channel_name = 'blocking'});
+within(5, $node, $db, q{SELECT string_agg(name, ' ') FROM handled}, 'skipping blocked', 'and goes on once the message is deleted');
 
 $node->stop;
 log_is_clean($node);
