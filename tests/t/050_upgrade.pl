@@ -57,6 +57,33 @@ sub diff_of {
 	return join "\n", (map { "fresh only: $_" } grep { !$upgraded{$_} } @$fresh), (map { "upgraded only: $_" } grep { !$fresh{$_} } @$upgraded);
 }
 
+# --- between the new library and ALTER EXTENSION UPDATE -------------------------------------------
+
+$node->safe_psql('postgres', 'CREATE DATABASE between');
+$node->safe_psql('between', q{CREATE EXTENSION mq VERSION '0.1.0'});
+messages_in_every_state($node, 'between', '0.1.0');
+within(20, $node, 'between', "SELECT count(*) FROM ($MqTest::WORKERS) w", 1, 'one worker waits for the update');
+my $session = $node->background_psql('between');
+$session->query_safe(q{SELECT mq_send('sent', '1', id => '00000000-0000-0000-0000-000000000005')});
+is($node->safe_psql('between', q{SELECT id FROM mq_poll('{sent}')}), '00000000-0000-0000-0000-000000000005', 'what is sent is polled');
+$node->safe_psql('between', q{SELECT mq_keep_alive('{00000000-0000-0000-0000-000000000005}', '1 h'); SELECT mq_delete('{00000000-0000-0000-0000-000000000005}')});
+is($node->safe_psql('between', q{SELECT count(id) FROM mq_poll('{expiring}', 100)}), 0, 'what cannot be delivered is passed over');
+$node->safe_psql('between', q{SELECT ready FROM mq_stats; SELECT detail FROM mq_health(); SELECT mq_pause('far'), mq_resume('far')});
+for my $call ('CALL mq_run()', q{SELECT mq_register_handler('c', 'handle(mq_message)')}) {
+	my ($rc, $out, $err) = $node->psql('between', $call, extra_params => [ '-v', 'VERBOSITY=verbose' ]);
+	like($err, qr/55000: extension "mq" is of version 0\.1\.0 in this database, its library of version 0\.1\.1.*HINT:.*ALTER EXTENSION mq UPDATE/s, "not before the update: $call");
+}
+holds($node, 'between', 'SELECT count(*) FROM handled', 0, 'nothing is handled');
+my ($waiting) = pids($node, 'between', $MqTest::WORKERS, 1);
+$node->safe_psql('between', 'ALTER EXTENSION mq UPDATE');
+all_states_end($node, 'between', 'from 0.1.0');
+$session->query_safe(q{SELECT mq_register_handler('sent', 'handle(mq_message)'); SELECT mq_send('sent', '1')});
+within(20, $node, 'between', q{SELECT count(*) FROM handled WHERE name = 'sent'}, 1, 'a session from before the update goes on');
+$session->quit;
+my @said = grep { /messages of database "between" are left alone/ } split /\n/, slurp_file($node->logfile);
+is(scalar @said, 1, 'one line of the log says that the workers wait');
+like($said[0], qr/is of version 0\.1\.0 .* until ALTER EXTENSION mq UPDATE/, 'and for what');
+
 $node->stop;
 log_is_clean($node);
 done_testing();

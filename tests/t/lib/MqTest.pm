@@ -4,6 +4,8 @@
 #   within(5, $node, 'db', $query, $expected, $what);     a test: the query gives that in so many seconds
 #   holds($node, 'db', $query, $expected, $what);         a test: the query gives that now
 #   original_schema($node, 'db');                         makes that database, with the schema that mq replaces
+#   messages_in_every_state($node, 'db', '0.1.0');        messages and handlers, with nobody at work; all_states_end
+#                                                         tests that they end as they should once workers are
 #   log_is_clean($node, qr/allowed/, ...);                a test: no line of its log tells of trouble
 #
 # What a test waits for has a limit that is far above what it takes; nothing sleeps for luck.
@@ -21,7 +23,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time usleep);
 
-our @EXPORT = qw(mq_node set_and_reload within holds value_within pids log_is_clean handled_table original_schema);
+our @EXPORT = qw(mq_node set_and_reload within holds value_within pids log_is_clean handled_table original_schema messages_in_every_state all_states_end);
 
 # Pids of the workers of a database; of the launcher; of all there is.
 our $WORKERS = q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'mq worker' AND datname = current_database()};
@@ -106,6 +108,69 @@ sub handled_table {
 		  INSERT INTO handled (name, payload, attempt) VALUES (message.name, message.payload_json, message.attempt);
 		END $$;
 	});
+}
+
+# What an upgrade has to take along, in a database where no worker works. Written by hand as far as the functions of another
+# version than the library's refuse to.
+sub messages_in_every_state {
+	my ($node, $database, $version) = @_;
+	my $made = $version eq '0.1.0' ? 'attempts' : 'attempts_made';
+	handled_table($node, $database);
+	$node->safe_psql($database, 'CREATE FUNCTION fail(mq_message) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE $e$no$e$; END $$');
+	for (['ready'], ['scheduled'], ['ordered'], ['retrying'], ['twophase'], ['dying', 'fail'], ['blocked', 'handle', 'block'], ['paused'], ['once'], ['expiring'])
+	{
+		my ($channel, $handler, $on_dead) = @$_;
+		($handler, $on_dead) = ($handler // 'handle', $on_dead // 'skip');
+		$node->safe_psql($database, $version eq '0.1.0'
+			? qq{INSERT INTO mq_handlers (channel_name, handler, mode, run_as, max_backoff, on_dead, priority)
+				 VALUES ('$channel', 'public.$handler(public.mq_message)', 'transactional', current_user, '1 h', '$on_dead', 0)}
+			: qq{SELECT mq_register_handler('$channel', '$handler(mq_message)', on_dead => '$on_dead')});
+	}
+	$node->safe_psql($database, qq{
+		SELECT mq_pause('paused');
+		SELECT count(*) FROM mq_send_many('ready', array(SELECT to_jsonb(n) FROM generate_series(1, 100) n));
+		SELECT count(*) FROM mq_send_many('paused', array(SELECT to_jsonb(n) FROM generate_series(1, 5) n));
+		SELECT count(*) FROM mq_send_many('ordered', array(SELECT to_jsonb(n) FROM generate_series(1, 20) n), ordered => true);
+		SELECT mq_send('scheduled', delay => '2 s'), mq_send('far', delay => '1 day');
+		SELECT mq_send('expiring', expires => '1 ms'), mq_send('dying', retries => 0);
+		SELECT mq_send('once', dedup_key => 'k', delay => '2 s', id => '00000000-0000-0000-0000-000000000004');
+		SELECT mq_send('twophase', commit_interval => '1 day', id => '00000000-0000-0000-0000-000000000001');
+		SELECT mq_send('twophase', commit_interval => '1 ms');
+		SELECT mq_send('leased', retry_backoff => '1 s', id => '00000000-0000-0000-0000-000000000002');
+		SELECT count(*) FROM mq_poll('{leased}');
+		SELECT mq_send('retrying', retries => 5);
+		UPDATE mq_msgs SET attempt = 1, attempts = 5, attempt_at = now() + interval '2 s' WHERE channel_name = 'retrying';
+		INSERT INTO mq_failures (message_id, attempt, failed_at, channel_name, channel_args, sqlstate, error, channel_key)
+		  SELECT id, 1, now(), channel_name, channel_args, 'P0001', 'no', channel_key FROM mq_msgs WHERE channel_name = 'retrying';
+		SELECT mq_send('blocked', '1', ordered => true, id => '00000000-0000-0000-0000-000000000003'), mq_send('blocked', '2', ordered => true);
+		INSERT INTO mq_dead (id, created_at, died_at, channel_name, channel_args, name, payload_json, ordered, $made, reason, retry_backoff, channel_key)
+		  SELECT m.id, m.created_at, now(), channel_name, channel_args, p.name, payload_json, true, 1, 'exhausted', retry_backoff, m.channel_key
+		    FROM mq_msgs m JOIN mq_payloads p USING (id) WHERE m.id = '00000000-0000-0000-0000-000000000003';
+		UPDATE mq_msgs SET attempt_at = NULL, attempts = 0, attempt = 1 WHERE id = '00000000-0000-0000-0000-000000000003';
+		DELETE FROM mq_payloads WHERE id = '00000000-0000-0000-0000-000000000003'});
+}
+
+sub all_states_end {
+	my ($node, $database, $what) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	within(60, $node, $database, q{SELECT string_agg(name || ' ' || n, ', ' ORDER BY name) FROM (SELECT name, count(*) AS n FROM handled GROUP BY name) h},
+		'once 1, ordered 20, ready 100, retrying 1, scheduled 1', "$what: what is ready, scheduled, retried or waits in order is handled, once");
+	holds($node, $database, q{SELECT string_agg(payload::text, ' ' ORDER BY n) FROM handled WHERE name = 'ordered'}, join(' ', 1 .. 20), "$what: in order");
+	holds($node, $database, q{SELECT attempt FROM handled WHERE name = 'retrying'}, 2, "$what: a retry is the second attempt");
+	within(20, $node, $database, q{SELECT string_agg(channel_name || ' ' || reason, ', ' ORDER BY channel_name) FROM mq_dead},
+		'blocked exhausted, dying exhausted, expiring expired', "$what: what fails or expires is dead, and what was dead is");
+	holds($node, $database, q{SELECT string_agg(message_name, ', ') FROM (SELECT DISTINCT channel_name || ' ' || sqlstate FROM mq_failures ORDER BY 1) f (message_name)},
+		'dying P0001, retrying P0001', "$what: failures are kept");
+	within(20, $node, $database, q{SELECT string_agg(channel_name || ' ' || n, ', ' ORDER BY channel_name) FROM (SELECT channel_name, count(*) AS n FROM mq_msgs GROUP BY 1) m},
+		'blocked 2, far 1, leased 1, paused 5, twophase 1', "$what: the rest waits");
+	$node->safe_psql($database, q{
+		SELECT mq_commit('{00000000-0000-0000-0000-000000000001}');
+		SELECT mq_resume('paused');
+		SELECT mq_redrive(channel_name => 'blocked');
+		SELECT mq_send('once', dedup_key => 'k')});
+	is($node->safe_psql($database, q{SELECT id FROM mq_poll('{leased}')}), '00000000-0000-0000-0000-000000000002', "$what: a lease that ran out is polled again");
+	within(20, $node, $database, q{SELECT string_agg(name || ' ' || n, ', ' ORDER BY name) FROM (SELECT name, count(*) AS n FROM handled GROUP BY name) h},
+		'blocked 2, once 2, ordered 20, paused 5, ready 100, retrying 1, scheduled 1, twophase 1', "$what: committed, resumed, redriven, sent again");
 }
 
 # A new database with the original schema, for the suite 'original'.
