@@ -172,6 +172,7 @@ BEGIN
   PERFORM mq_send('sent', ordered => true, id => '00000000-0000-0000-0000-000000000002');
   PERFORM mq_send('sent', ordered => true, id => '00000000-0000-0000-0000-000000000003');
   PERFORM mq_send_many('many', '{1, 2}');
+  PERFORM sent FROM mq_send_once('sent', 'key');
   PERFORM mq_channel_key('sent', ''), mq_latest_message('sent', ''), mq_uuid_exists(NULL);
   PERFORM mq_active_channels(NULL, 10);
   PERFORM id FROM mq_poll(NULL, 10);
@@ -184,6 +185,7 @@ BEGIN
   CALL mq_run(handled => handled);
   PERFORM mq_redrive();
   PERFORM mq_unregister_handler('handled');
+  PERFORM mq_handler_function('public.handle(queue.mq_message)'), mq_handler_trouble('public.handle(queue.mq_message)', 'regress_mq_mallory', 'leased');
   PERFORM mq_health(), mq_why('00000000-0000-0000-0000-000000000003');
   PERFORM pid FROM queue.mq_workers;
   PERFORM channel_name FROM queue.mq_stats;

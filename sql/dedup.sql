@@ -64,17 +64,19 @@ SELECT pg_temp.number(mq_send('uncommitted', dedup_key => 'k')) AS committed;
 SELECT pg_temp.pending();
 SELECT mq_clear_all();
 
--- So is what a handler is busy with, even for itself.
+-- A handler is told of another message that is pending.
 CREATE TABLE handled (n serial, what int, sent int);
 CREATE FUNCTION handle(message mq_message) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
   INSERT INTO handled (what, sent) VALUES (message.payload_json::int, replace(mq_send('work', dedup_key => 'k')::text, '-', '')::int);
 END $$;
 SELECT mq_register_handler('work', 'handle(mq_message)');
-SELECT pg_temp.send(1, 'k');
+SELECT pg_temp.number(mq_send('work', delay => '1 hour', dedup_key => 'k', id => pg_temp.id(1)));
+SELECT pg_temp.send(8, NULL);
 CALL mq_run();
 SELECT what, sent FROM handled;
 SELECT pg_temp.pending();
+SELECT mq_delete(ARRAY[pg_temp.id(1)]);
 
 -- The key is free when the message was handled, deleted, cleared or rolled back.
 SELECT pg_temp.send(2, 'k');
@@ -178,6 +180,75 @@ SELECT pg_temp.pending(), (SELECT count(*) FROM mq_payloads) AS payloads;
 DROP FUNCTION handle(mq_message);
 DROP FUNCTION fail(jsonb);
 DROP TABLE handled;
+-- A job sends itself again under its own key: the message that the call handles does not count. If the call fails, or the
+-- savepoint in which it sent is rolled back, the message has its key still.
+TRUNCATE mq_msgs, mq_payloads, mq_dead, mq_failures;
+CREATE TABLE said (n serial, what text);
+CREATE FUNCTION again(m mq_message) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+  id uuid;
+BEGIN
+  id := mq_send(m.channel_name, to_jsonb(m.payload_json::int - 1), dedup_key => 'job', delay => '1 hour', ordered => m.ordered);
+  IF m.payload_json = '2' AND m.attempt = 1 THEN RAISE 'fails'; END IF;
+  BEGIN
+    PERFORM mq_send(m.channel_name, dedup_key => 'other');
+    RAISE 'back';
+  EXCEPTION WHEN raise_exception THEN NULL;
+  END;
+  INSERT INTO said (what) VALUES (concat_ws(' ', m.payload_json, id <> m.id, mq_send(m.channel_name, dedup_key => 'job') = id));
+END $$;
+CREATE FUNCTION again_all(messages mq_message[]) RETURNS void LANGUAGE sql AS $$ SELECT again(m) FROM unnest(messages) AS m $$;
+CREATE FUNCTION pg_temp.jobs() RETURNS text LANGUAGE sql AS $$
+  SELECT string_agg(concat_ws(' ', payload_json, dedup_key, attempt), ', ' ORDER BY place) FROM mq_msgs JOIN mq_payloads USING (id) $$;
+CREATE FUNCTION pg_temp.job(handler regprocedure, mode text, is_ordered boolean DEFAULT false) RETURNS void LANGUAGE sql AS $$
+  DELETE FROM said;
+  SELECT mq_register_handler('job', handler, mode => mode), mq_send('job', '3', dedup_key => 'job', ordered => is_ordered);
+$$;
+CREATE FUNCTION pg_temp.due() RETURNS void LANGUAGE sql AS $$ UPDATE mq_msgs SET attempt_at = now() - interval '1 s' $$;
+CREATE FUNCTION pg_temp.said() RETURNS text LANGUAGE sql AS $$ SELECT string_agg(what, ', ' ORDER BY n) FROM said $$;
+SELECT pg_temp.job('again(mq_message)', 'transactional');
+CALL mq_run();
+SELECT pg_temp.said(), pg_temp.jobs();
+SELECT pg_temp.due();
+CALL mq_run();
+SELECT pg_temp.said(), pg_temp.jobs();
+SELECT pg_temp.due();
+CALL mq_run();
+SELECT pg_temp.said(), pg_temp.jobs();
+TRUNCATE mq_msgs, mq_payloads;
+SELECT pg_temp.job('again(mq_message)', 'transactional', true);
+CALL mq_run();
+SELECT pg_temp.said(), pg_temp.jobs();
+TRUNCATE mq_msgs, mq_payloads;
+SELECT pg_temp.job('again_all(mq_message[])', 'transactional');
+CALL mq_run();
+SELECT pg_temp.due();
+CALL mq_run();
+SELECT pg_temp.said(), pg_temp.jobs();
+TRUNCATE mq_msgs, mq_payloads;
+SELECT mq_unregister_handler('job');
+SELECT pg_temp.job('again(mq_message)', 'leased');
+CALL mq_run();
+SELECT pg_temp.said(), pg_temp.jobs();
+SELECT pg_temp.due();
+CALL mq_run();
+SELECT pg_temp.said(), pg_temp.jobs();
+SELECT pg_temp.due();
+CALL mq_run();
+SELECT pg_temp.said(), pg_temp.jobs();
+SELECT mq_unregister_handler('job');
+SELECT mq_clear_all();
+
+-- Whether something was sent.
+SELECT id IS NOT NULL AS id, sent FROM mq_send_once('once', 'key', '1', 'name', ordered => true, delay => '1 hour');
+SELECT id = (SELECT m.id FROM mq_msgs m) AS its_id, sent FROM mq_send_once('once', 'key', '2');
+SELECT sent FROM mq_send_once('once', 'other', channel_args => 'args', expires => '1 hour', retries => 0);
+SELECT sent FROM mq_send_once('once', NULL);
+SELECT channel_args, name, payload_json, dedup_key, attempts, expires_at IS NOT NULL AS expires, after_message_id IS NOT NULL AS ordered FROM mq_msgs JOIN mq_payloads USING (id) ORDER BY place;
+SELECT mq_clear_all();
+DROP TABLE said;
+DROP FUNCTION again, again_all;
+
 DROP EXTENSION mq;
 ALTER SYSTEM RESET mq.max_workers;
 SELECT pg_reload_conf();

@@ -347,6 +347,32 @@ SELECT (SELECT count(*) FROM mq_msgs) AS messages, (SELECT count(*) FROM mq_payl
 SELECT mq_unregister_handler('errors');
 DROP FUNCTION handle_errors(jsonb);
 
+-- The clock is set back by an hour: what was due when it was sent is due, in its order; what was scheduled, or waits for its
+-- retry or for mq_commit, is not.
+TRUNCATE effects, mq_failures, mq_dead, mq_msgs, mq_payloads;
+SELECT mq_register_handler('work', 'handle(mq_message)'), mq_register_handler('steps', 'handle(mq_message)');
+CREATE FUNCTION pg_temp.set_back() RETURNS void LANGUAGE sql AS $$
+  UPDATE mq_msgs SET attempt_at = attempt_at + interval '1 hour', created_at = created_at + interval '1 hour' $$;
+SELECT mq_send('work', '{}', 'a') IS NOT NULL AND mq_send('steps', '{}', 's1', ordered => true) IS NOT NULL
+   AND mq_send('steps', '{}', 's2', ordered => true) IS NOT NULL AND mq_send('work', '{}', 'later', delay => '1 minute') IS NOT NULL
+   AND mq_send('work', '{}', 'two-phase', commit_interval => '1 minute') IS NOT NULL
+   AND mq_send('outside', '{}', 'polled') IS NOT NULL AS sent;
+SELECT pg_temp.set_back();
+SELECT detail ~ '^set back since messages were sent, in: outside .*, steps .*, work ' AS clock FROM mq_health() WHERE "check" = 'clock' AND NOT ok;
+CALL mq_run();
+SELECT array_agg(what ORDER BY what) AS handled FROM effects;
+SELECT bool_and(a.n < b.n) AS in_order FROM effects a, effects b WHERE a.what = 's1' AND b.what = 's2';
+SELECT name FROM mq_poll('{outside}');
+SELECT name, attempt, lease FROM mq_msgs JOIN mq_payloads USING (id) ORDER BY place;
+SELECT mq_clear_all();
+TRUNCATE effects, mq_failures;
+SELECT mq_send('work', '{"fail": 1}', 'retried', retry_backoff => '10 minutes') IS NOT NULL AS sent;
+CALL mq_run();
+SELECT pg_temp.set_back();
+CALL mq_run();
+SELECT attempt FROM mq_msgs;
+SELECT mq_clear_all();
+
 DROP FUNCTION handle(mq_message);
 DROP TABLE effects;
 DROP EXTENSION mq;

@@ -14,6 +14,7 @@
 #include "identity.hpp"
 #include "ledger.hpp"
 #include "locks.hpp"
+#include "signature.hpp"
 #include "spi.hpp"
 
 extern "C" {
@@ -124,7 +125,7 @@ void register_handler(FunctionCallInfo fcinfo) {
   // Held to commit: whoever registers another handler of the channel sees this one.
   locks::lock_registration(channel_key(channel, {}));
   static Statement others(
-      "SELECT h.run_as, h.mode FROM $S.mq_handlers h"
+      "SELECT r.rolname::text, h.mode FROM $S.mq_handlers h JOIN pg_catalog.pg_roles r ON r.oid = h.run_as"
       " WHERE h.channel_name = $1 AND h.message_name IS DISTINCT FROM $2 LIMIT 1",
       {TEXTOID, TEXTOID});
   const Rows other = others.run({name, message_name});
@@ -146,12 +147,12 @@ void register_handler(FunctionCallInfo fcinfo) {
   " DO UPDATE SET handler = $3, mode = $4, batch_size = $5, timeout = $6, max_workers = $7, run_as = $8," \
   " max_backoff = $9, on_dead = $10, priority = $11, enabled_id = $12"
 #define TYPES \
-  { TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, INTERVALOID, INT4OID, TEXTOID, INTERVALOID, TEXTOID, INT4OID, UUIDOID }
+  { TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, INTERVALOID, INT4OID, OIDOID, INTERVALOID, TEXTOID, INT4OID, UUIDOID }
   static Statement for_name(UPSERT "(channel_name, message_name) WHERE message_name IS NOT NULL" REPLACE, TYPES);
   static Statement for_any(UPSERT "(channel_name) WHERE message_name IS NULL" REPLACE, TYPES);
   (message_name.null ? for_any : for_name)
       .run({name, message_name, text_datum(signature), text_datum(mode), batch_size, timeout, max_workers,
-            text_datum(run_as_name), max_backoff, text_datum(on_dead), Int32GetDatum(priority),
+            ObjectIdGetDatum(run_as), max_backoff, text_datum(on_dead), Int32GetDatum(priority),
             enabled_id ? Param(uuid_datum(*enabled_id)) : Param()});
   Extension::registry_changed();
   ledger::announce();
@@ -196,6 +197,32 @@ bool set_paused(FunctionCallInfo fcinfo, Statement& statement) {
 extern "C" Datum mq_register_handler_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
     mq::register_handler(fcinfo);
+    return Datum{0};
+  });
+}
+
+extern "C" Datum mq_handler_function_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    const Oid function = mq::function_of(mq::text_view(PG_GETARG_DATUM(0)));
+    fcinfo->isnull = !OidIsValid(function);
+    return ObjectIdGetDatum(function);
+  });
+}
+
+extern "C" Datum mq_handler_trouble_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    const Oid function = mq::function_of(mq::text_view(PG_GETARG_DATUM(0)));
+    const bool leased = mq::text_view(PG_GETARG_DATUM(2)) == "leased";
+    try {
+      if (OidIsValid(function)) {
+        mq::check_schema_rights(function, PG_GETARG_OID(1));
+        mq::check_handler_rights(function, PG_GETARG_OID(1), leased);
+        (void)mq::shape_of(function, leased);
+      }
+    } catch (const mq::Error& error) {
+      return mq::text_datum(error.message);
+    }
+    fcinfo->isnull = true;
     return Datum{0};
   });
 }

@@ -142,7 +142,8 @@ void poll(const Value& channel_names, int batch_size, ResultSet& result) {
     if (!claim.leftovers.empty()) continue;
     if (repaired) break;
     const bool overlooked = source.overlooked();
-    if (!repair_heads() && !overlooked) break;
+    const bool followed = follow_clock(names, clock.now());
+    if (!repair_heads() && !overlooked && !followed) break;
     repaired = true;
   }
   result.add(

@@ -6,7 +6,9 @@
 #include "claim_source.hpp"
 #include "enabled.hpp"
 #include "fence.hpp"
+#include "handler_call.hpp"
 #include "settle.hpp"
+#include "shared.hpp"
 #include "spi.hpp"
 
 namespace mq {
@@ -43,6 +45,17 @@ void refuse_stale_snapshot(const Uuid& id) {
                 "The transaction might succeed if retried.");
 }
 
+// The message that this very call handles gives its key up to what the call sends; with the call's (sub)transaction, so
+// it has it again if that fails. False: it is not of this call.
+bool give_up_key(const Uuid& id) {
+  static Statement give_up("UPDATE $S.mq_msgs m SET dedup_key = NULL WHERE m.id = $1 RETURNING 1", {UUIDOID});
+  static Statement give_up_leased(
+      "UPDATE $S.mq_msgs m SET dedup_key = NULL WHERE m.id = $1 AND m.lease = $2 RETURNING 1", {UUIDOID, INT8OID});
+  if (is_of_the_call(id)) return !give_up.run({uuid_datum(id)}).empty();
+  const auto handled = shared::handled_here();
+  return handled && !give_up_leased.run({uuid_datum(id), Int64GetDatum(handled->token)}).empty();
+}
+
 // False: somebody has it locked, or it is not there any more.
 bool settle_spent(const Uuid& id) {
   SqlClaimSource source;
@@ -63,11 +76,12 @@ bool settle_spent(const Uuid& id) {
 
 }  // namespace
 
-std::optional<Uuid> find_pending(const DedupKey& wanted) {
+std::optional<Uuid> find_pending(const DedupKey& wanted, bool free_own_key) {
   static Statement wait("SELECT m.id FROM $S.mq_msgs m WHERE m.id = $1 FOR NO KEY UPDATE", {UUIDOID});
   for (std::optional<Uuid> held;;) {
     const std::optional<Holder> holder = find_holder(wanted);
     if (!holder) return std::nullopt;
+    if (free_own_key && give_up_key(holder->id)) continue;
     // Expired while a handler runs: it may still be handled.
     if (!holder->spent || held == holder->id) {
       refuse_stale_snapshot(holder->id);

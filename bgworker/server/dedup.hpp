@@ -18,6 +18,7 @@ struct DedupKey {
 // will not be delivered any more is settled here and does not count: expired, or two-phase and not committed in
 // time; only for the latter, if somebody has it locked, is there a wait. Throws 40001 where a REPEATABLE READ
 // snapshot does not show the message. Needs an OwnerScope and an SPI connection.
-std::optional<Uuid> find_pending(const DedupKey& wanted);
+// `free_own_key`: the message that the caller's own handler call handles loses the key and does not count either.
+std::optional<Uuid> find_pending(const DedupKey& wanted, bool free_own_key);
 
 }  // namespace mq

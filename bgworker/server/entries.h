@@ -19,6 +19,7 @@ extern "C" {
 MQ_ENTRY(mq_insert);
 MQ_ENTRY(mq_send);
 MQ_ENTRY(mq_send_many);
+MQ_ENTRY(mq_send_once);
 MQ_ENTRY(mq_commit);
 MQ_ENTRY(mq_channel_key);
 MQ_ENTRY(mq_poll);
@@ -30,6 +31,8 @@ MQ_ENTRY(mq_discard);
 MQ_ENTRY(mq_clear);
 MQ_ENTRY(mq_clear_all);
 MQ_ENTRY(mq_register_handler);
+MQ_ENTRY(mq_handler_function);
+MQ_ENTRY(mq_handler_trouble);
 MQ_ENTRY(mq_unregister_handler);
 MQ_ENTRY(mq_pause);
 MQ_ENTRY(mq_resume);

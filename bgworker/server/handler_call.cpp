@@ -10,6 +10,7 @@
 #include "inflight.hpp"
 #include "settings.h"
 #include "shared.hpp"
+#include "signature.hpp"
 #include "spi.hpp"
 #include "timeout.hpp"
 
@@ -137,6 +138,11 @@ bool note_wish(const Wish& wish, bool any) {
   return true;
 }
 
+bool is_of_the_call(const Uuid& message) {
+  return current_call != nullptr && std::any_of(current_call->messages.begin(), current_call->messages.end(),
+                                                [&](const Claimed* mine) { return mine->id == message; });
+}
+
 void refuse_in_handler(const char* function) {
   if (current_call != nullptr) throw Error("55000", fmt::format("{} must not be called by a handler", function));
 }
@@ -221,7 +227,7 @@ void FmgrCaller::load(Oid role, Registry& registry) {
       "  FROM $S.mq_handlers h WHERE h.run_as = $1"
       "    AND NOT EXISTS (SELECT 1 FROM $S.mq_paused p WHERE p.channel_name = h.channel_name)"
       "  ORDER BY channel_name",
-      {TEXTOID});
+      {OIDOID});
   registry.clear();
   functions_.clear();
   if (functions_context_ == nullptr) {
@@ -241,13 +247,11 @@ void FmgrCaller::load(Oid role, Registry& registry) {
     return copy;
   });
 
-  const char* role_name = fence::call([&] { return GetUserNameFromId(role, true); });
-  if (role_name == nullptr) return;
   std::vector<Handler> handlers;
   std::map<std::string, std::string> parked;
   {
     const OwnerScope scope;
-    const Rows rows = select.run({text_datum(role_name)});
+    const Rows rows = select.run({ObjectIdGetDatum(role)});
     for (std::size_t i = 0; i < rows.size(); ++i) {
       Handler handler;
       bool null = false;
@@ -312,17 +316,9 @@ std::string statement_of(Oid function, bool procedure) {
 }  // namespace
 
 void FmgrCaller::resolve(Handler& handler, Oid role) {
-  const char* signature = handler.function.c_str();
-  const Oid function = fence::call([&] {
-    // The stored name is qualified in full; NULL for a function that is gone.
-    LOCAL_FCINFO(fcinfo, 1);
-    InitFunctionCallInfoData(*fcinfo, nullptr, 1, InvalidOid, nullptr, nullptr);
-    fcinfo->args[0].value = PointerGetDatum(cstring_to_text(signature));
-    fcinfo->args[0].isnull = false;
-    const Datum found = to_regprocedure(fcinfo);
-    return fcinfo->isnull ? InvalidOid : DatumGetObjectId(found);
-  });
+  const Oid function = function_of(handler.function);
   if (!OidIsValid(function)) throw Error("42883", "the function does not exist");
+  check_schema_rights(function, role);
   const HandlerOwner owner = check_handler_rights(function, role, handler.leased);
   handler.shape = shape_of(function, handler.leased);
   handler.slot = functions_.size();

@@ -66,6 +66,9 @@ class FmgrCaller : public HandlerCaller {
 // them again.
 void refuse_in_handler(const char* function);
 
+// Whether the transactional handler that runs in this process was called with the message.
+bool is_of_the_call(const Uuid& message);
+
 // Notes what the transactional handler that runs in this process wishes for the message of that id, or for `any`: all
 // that it was called with. Throws 22023 for an id that is not of the call. False: no such handler runs.
 bool note_wish(const Wish& wish, bool any);

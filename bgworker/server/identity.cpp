@@ -77,14 +77,19 @@ bool may_become(Oid role, Oid other) {
   });
 }
 
+void check_schema_rights(Oid function, Oid run_as) {
+  if (may_use_schema(function, run_as)) return;
+  const std::string signature = fence::call([&] { return format_procedure_qualified(function); });
+  throw Error("42501", fmt::format("permission denied for the schema of {}", signature),
+              fmt::format("The handler runs as role \"{}\", which may not use it.", name_of(run_as)));
+}
+
 HandlerOwner check_handler_rights(Oid function, Oid run_as, bool leased) {
   const auto signature = [&] { return std::string(fence::call([&] { return format_procedure_qualified(function); })); };
   if (!may_execute(function, run_as))
     throw Error("42501", fmt::format("permission denied for function {}", signature()),
                 fmt::format("The handler runs as role \"{}\", which may not execute it.", name_of(run_as)));
-  if (leased && !may_use_schema(function, run_as))
-    throw Error("42501", fmt::format("permission denied for the schema of {}", signature()),
-                fmt::format("The handler runs as role \"{}\", which may not use it.", name_of(run_as)));
+  if (leased) check_schema_rights(function, run_as);
   const auto [owner, is_definer] = definer_of(function);
   if (may_become(owner, run_as)) return HandlerOwner::kTrusted;
   if (!is_definer || leased)

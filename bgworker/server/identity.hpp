@@ -16,6 +16,8 @@ enum class HandlerOwner { kTrusted, kOther };
 // replace its body at any time, would so act as a role that he is not a member of. A leased one is called by its name,
 // so it needs USAGE on the schema as well, and in a session that nobody restricts, so kOther is refused.
 HandlerOwner check_handler_rights(Oid function, Oid run_as, bool leased);
+// Throws 42501 if the role may not use the schema of the function.
+void check_schema_rights(Oid function, Oid run_as);
 
 // While a handler runs. The session's user may be more than the role whose code runs: after SET ROLE, or in and around
 // SECURITY DEFINER functions. Then the handler must not get at those rights: the server refuses RESET ROLE and

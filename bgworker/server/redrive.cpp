@@ -98,7 +98,7 @@ bool send_in_place(const NewMessage& message) {
 bool is_taken(const NewMessage& message) {
   const std::string_view name = text_view(message.channel_name.datum);
   const std::string_view args = text_view(message.channel_args.datum);
-  return find_pending({channel_key(name, args), name, args, text_view(message.dedup_key.datum)}).has_value();
+  return find_pending({channel_key(name, args), name, args, text_view(message.dedup_key.datum)}, false).has_value();
 }
 
 // The letters of a step that are sent, in their order: those without a dedup_key together, the others alone, as each

@@ -28,7 +28,7 @@ struct Right {
 constexpr Right kRights[] = {
     {"produce",
      {"USAGE ON TYPE $S.mq_new_t",
-      "EXECUTE ON FUNCTION $S.mq_insert, $S.mq_send, $S.mq_send_many, $S.mq_commit,"
+      "EXECUTE ON FUNCTION $S.mq_insert, $S.mq_send, $S.mq_send_many, $S.mq_send_once, $S.mq_commit,"
       " $S.mq_channel_key, $S.mq_uuid_exists, $S.mq_why"}},
     {"consume",
      {"USAGE ON TYPE $S.mq_message", "SELECT (id) ON $S.mq_msgs",
@@ -44,7 +44,7 @@ constexpr Right kRights[] = {
       " $S.mq_loose, $S.mq_totals, $S.mq_tally, $S.mq_enabled, $S.mq_stats, $S.mq_workers, $S.mq_horizon",
       // pg_dump reads them.
       "SELECT ON SEQUENCE $S.mq_place_seq, $S.mq_dead_dead_no_seq, $S.mq_failures_failure_no_seq",
-      "EXECUTE ON FUNCTION $S.mq_insert, $S.mq_send, $S.mq_send_many, $S.mq_commit, $S.mq_channel_key,"
+      "EXECUTE ON FUNCTION $S.mq_insert, $S.mq_send, $S.mq_send_many, $S.mq_send_once, $S.mq_commit, $S.mq_channel_key,"
       " $S.mq_uuid_exists, $S.mq_latest_message, $S.mq_active_channels, $S.mq_poll, $S.mq_delete, $S.mq_keep_alive,"
       " $S.mq_checkpoint, $S.mq_snooze, $S.mq_discard, $S.mq_clear, $S.mq_clear_all, $S.mq_register_handler,"
       " $S.mq_unregister_handler, $S.mq_pause, $S.mq_resume, $S.mq_redrive, $S.mq_grant, $S.mq_revoke,"

@@ -23,6 +23,7 @@
 extern "C" {
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
+#include "funcapi.h"
 #include "utils/array.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
@@ -218,7 +219,7 @@ Uuid Sender::send_once() {
   const Checked& message = messages_.front();
   const DedupKey wanted{message.channel_key, message.channel_name, message.channel_args, message.dedup_key};
   for (bool locked = !message.ordered;;) {
-    if (const auto pending = find_pending(wanted)) return *pending;
+    if (const auto pending = find_pending(wanted, true)) return *pending;
     if (!locked) {
       locks::lock_appends({message.channel_key});
       locked = true;
@@ -284,17 +285,17 @@ Elements elements_of(Datum array) {
 }
 
 // The arguments that mq_send and mq_send_many share, from the `name` argument on.
-NewMessage common_arguments(FunctionCallInfo fcinfo) {
+NewMessage common_arguments(FunctionCallInfo fcinfo, int name = 2) {
   NewMessage message;
   message.channel_name = argument(fcinfo, 0);
-  message.name = PG_ARGISNULL(2) ? argument(fcinfo, 0) : argument(fcinfo, 2);
-  message.channel_args = argument(fcinfo, 3);
-  message.ordered = argument(fcinfo, 4);
-  message.delay = argument(fcinfo, 5);
-  message.retries = argument(fcinfo, 6);
-  message.retry_backoff = argument(fcinfo, 7);
-  message.commit_interval = argument(fcinfo, 8);
-  message.payload_bytes = argument(fcinfo, 9);
+  message.name = PG_ARGISNULL(name) ? argument(fcinfo, 0) : argument(fcinfo, name);
+  message.channel_args = argument(fcinfo, name + 1);
+  message.ordered = argument(fcinfo, name + 2);
+  message.delay = argument(fcinfo, name + 3);
+  message.retries = argument(fcinfo, name + 4);
+  message.retry_backoff = argument(fcinfo, name + 5);
+  message.commit_interval = argument(fcinfo, name + 6);
+  message.payload_bytes = argument(fcinfo, name + 7);
   return message;
 }
 
@@ -339,6 +340,35 @@ extern "C" Datum mq_send_entry(FunctionCallInfo fcinfo) {
     }
     if (sent != sender.ids().front()) id = mq::uuid_datum(sent);
     return id;
+  });
+}
+
+extern "C" Datum mq_send_once_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    if (PG_ARGISNULL(1)) mq::check::fail_null("dedup_key");
+    mq::NewMessage message = mq::common_arguments(fcinfo, 3);
+    message.dedup_key = mq::argument(fcinfo, 1);
+    message.payload_json = mq::argument(fcinfo, 2);
+    message.id = {mq::uuid_datum(mq::new_id()), false};
+    mq::Sender sender(mq::Sender::Json::kJsonb, false);
+    if (!PG_ARGISNULL(11)) sender.expire_after(PG_GETARG_DATUM(11));
+    sender.add(message);
+    mq::Uuid id;
+    {
+      const mq::OwnerScope scope;
+      const mq::SpiConnection spi;
+      id = sender.send_once();
+    }
+    const Datum datum = mq::uuid_datum(id);
+    const bool sent = id == sender.ids().front();
+    return mq::fence::call([&] {
+      TupleDesc descriptor = nullptr;
+      if (get_call_result_type(fcinfo, nullptr, &descriptor) != TYPEFUNC_COMPOSITE)
+        elog(ERROR, "return type must be a row type");
+      Datum values[2] = {datum, BoolGetDatum(sent)};
+      bool nulls[2] = {false, false};
+      return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(descriptor), values, nulls));
+    });
   });
 }
 

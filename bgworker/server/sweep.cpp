@@ -119,6 +119,37 @@ bool repair_heads() {
   return repair(first);
 }
 
+bool follow_clock(const std::vector<std::string>& channel_names, Micros now) {
+  // Who sends without a delay writes the same moment into both.
+#define SENT_LATER "m.attempt_at = m.created_at AND m.attempt = 0 AND m.lease IS NULL AND m.commit_interval IS NULL"
+#define HEAD "(m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')"
+  static Statement find(
+      "SELECT m.id FROM unnest($1) AS n (name) CROSS JOIN LATERAL (SELECT * FROM $S.mq_msgs m"
+      "   WHERE m.channel_name = n.name AND m.attempt_at > $2 AND " HEAD
+      "   ORDER BY m.attempt_at, m.place LIMIT $3) AS m WHERE " SENT_LATER,
+      {TEXTARRAYOID, TIMESTAMPTZOID, INT8OID});
+  static Statement make_due(
+      "UPDATE $S.mq_msgs m SET attempt_at = $2 FROM ("
+      "   SELECT m.id FROM $S.mq_msgs m WHERE m.id = ANY ($1) AND m.attempt_at > $2 AND " SENT_LATER
+      "   ORDER BY m.id FOR NO KEY UPDATE SKIP LOCKED) AS l"
+      " WHERE m.id = l.id RETURNING m.channel_name, m.place",
+      {UUIDARRAYOID, TIMESTAMPTZOID});
+  constexpr int kHeads = 100;
+  ArrayParam names(TEXTOID), ids(UUIDOID);
+  for (const std::string& name : channel_names) names.add(text_datum(name));
+  // A second is left for clocks that are adjusted all the time.
+  const Rows found = find.run({names.datum(), TimestampTzGetDatum(now + kSecond), Int64GetDatum(kHeads)});
+  if (found.empty()) return false;
+  for (std::size_t i = 0; i < found.size(); ++i) ids.add(found.get(i, 1));
+  const Rows due = make_due.run({ids.datum(), TimestampTzGetDatum(now)});
+  for (std::size_t i = 0; i < due.size(); ++i) {
+    const std::string_view channel_name = text_view(due.get(i, 1));
+    ledger::wake(channel_name);
+    ledger::due(channel_name, {now, DatumGetInt64(due.get(i, 2))});
+  }
+  return !due.empty();
+}
+
 bool bury_expired(SqlClaimSource& source, Micros now) {
   const OwnerScope scope;
   Batch batch;
@@ -132,6 +163,7 @@ bool sweep(SqlClaimSource& source, Micros now) {
   ready = bury_spent(source, now) || ready;
   ready = unblock() || ready;
   ready = repair_heads() || ready;
+  ready = follow_clock(source.channel_names(), now) || ready;
   remove_orphan_payloads();
   ready = forget_old() || ready;
   tally::fold();

@@ -2,10 +2,18 @@
 // repair) by mq_poll before it says that there is nothing.
 #pragma once
 
+#include <string>
+#include <vector>
+
 #include "../message.hpp"
 #include "claim_source.hpp"
 
 namespace mq {
+
+// Messages that were due when they were sent, and are not since the clock was set back, are due again: up to a hundred
+// heads of each of the channel names. What was scheduled, tried or leased waits for its time. True: there were some.
+// Needs an OwnerScope and an SPI connection.
+bool follow_clock(const std::vector<std::string>& channel_names, Micros now);
 
 // Expired messages, two-phase ones that nobody committed, last attempts whose lease ran out, retention, orphan
 // payloads, and the repair. Within the current transaction and SPI connection, as all here. True: a channel may have

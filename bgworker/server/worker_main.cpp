@@ -199,16 +199,13 @@ class WorkerHost : public ServerHost {
   // Roles that handlers are to run as; the caretaker's where there is none.
   std::vector<Oid> handler_roles() {
     static Statement select(
-        "SELECT DISTINCT h.run_as FROM $S.mq_handlers h JOIN $S.mq_enabled m ON m.id = h.enabled_id", {});
+        "SELECT DISTINCT r.oid FROM $S.mq_handlers h JOIN $S.mq_enabled m ON m.id = h.enabled_id"
+        "  JOIN pg_catalog.pg_roles r ON r.oid = h.run_as",
+        {});
     std::vector<Oid> roles;
     const OwnerScope scope;
     const Rows rows = select.run({});
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      const std::string name(text_view(rows.get(i, 1)));
-      const char* role = name.c_str();
-      const Oid oid = fence::call([&] { return get_role_oid(role, true); });
-      if (OidIsValid(oid)) roles.push_back(oid);
-    }
+    for (std::size_t i = 0; i < rows.size(); ++i) roles.push_back(DatumGetObjectId(rows.get(i, 1)));
     if (roles.empty()) roles.push_back(kCaretaker);
     return roles;
   }

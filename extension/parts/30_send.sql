@@ -13,7 +13,16 @@ CREATE FUNCTION mq_send(
   expires interval DEFAULT NULL) RETURNS uuid
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_send';
 COMMENT ON FUNCTION mq_send(text, jsonb, text, text, boolean, interval, integer, interval, interval, bytea, uuid, text, interval) IS
-  'Sends one message when the transaction commits and returns its id (by default a new uuid of version 7). name defaults to the channel''s name. While a message with the same dedup_key is pending in the channel (scheduled, waiting for a retry or being handled too), sends nothing and returns that one''s id. A message that is not handled when expires has passed since it was sent is dead. Errors as in mq_insert, and 40001 where the message that is pending under the dedup_key is newer than a REPEATABLE READ snapshot.';
+  'Sends one message when the transaction commits and returns its id (by default a new uuid of version 7). name defaults to the channel''s name. While a message with the same dedup_key is pending in the channel (scheduled, waiting for a retry or being handled too), sends nothing and returns that one''s id; but the message that the calling handler handles does not count: its key goes to what it sends, when it commits. A message that is not handled when expires has passed since it was sent is dead. Errors as in mq_insert, and 40001 where the message that is pending under the dedup_key is newer than a REPEATABLE READ snapshot.';
+
+CREATE FUNCTION mq_send_once(
+  channel_name text, dedup_key text, payload_json jsonb DEFAULT NULL, name text DEFAULT NULL, channel_args text DEFAULT '',
+  ordered boolean DEFAULT false, delay interval DEFAULT '0', retries integer DEFAULT 24,
+  retry_backoff interval DEFAULT '1 second', commit_interval interval DEFAULT NULL,
+  payload_bytes bytea DEFAULT NULL, expires interval DEFAULT NULL, OUT id uuid, OUT sent boolean) RETURNS record
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_send_once';
+COMMENT ON FUNCTION mq_send_once(text, text, jsonb, text, text, boolean, interval, integer, interval, interval, bytea, interval) IS
+  'As mq_send with that dedup_key, and tells whether it sent: id and true, or the id of the message that is pending under the key, and false. Errors as in mq_send, and 22004 for a dedup_key that is NULL.';
 
 CREATE FUNCTION mq_send_many(
   channel_name text, payloads jsonb[], name text DEFAULT NULL, channel_args text DEFAULT '',

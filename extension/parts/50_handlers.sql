@@ -9,6 +9,14 @@ CREATE FUNCTION mq_register_handler(
 COMMENT ON FUNCTION mq_register_handler(text, regprocedure, text, text, integer, interval, integer, regrole, interval, text, integer) IS
   'Registers a function of the shape f(jsonb), f(mq_message) or f(mq_message[]) for a channel, or for one message name on it; replaces what was registered for them. Workers take channels with a greater priority (-1000 to 1000) first. In mode leased it runs in a session of its own and may be a procedure of the first two shapes. 22023 or 22004 for a bad value, 42883 for a function of another shape or kind, 42501 without EXECUTE on the function for run_as (leased: and USAGE on its schema), or where the caller is not a member of run_as.';
 
+CREATE FUNCTION mq_handler_function(handler text) RETURNS oid
+  LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'mq_handler_function';
+COMMENT ON FUNCTION mq_handler_function(text) IS 'The function that a row of mq_handlers names; NULL where there is none. For mq_health().';
+
+CREATE FUNCTION mq_handler_trouble(handler text, run_as regrole, mode text) RETURNS text
+  LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'mq_handler_trouble';
+COMMENT ON FUNCTION mq_handler_trouble(text, regrole, text) IS 'Why the function that a row of mq_handlers names, if it is there, cannot be called by the role; NULL where it can. For mq_health().';
+
 CREATE FUNCTION mq_unregister_handler(channel_name text, message_name text DEFAULT NULL) RETURNS boolean
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_unregister_handler';
 COMMENT ON FUNCTION mq_unregister_handler(text, text) IS 'Takes a registration away; false if there was none. The channel''s messages stay.';

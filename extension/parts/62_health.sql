@@ -116,27 +116,26 @@ CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text
       FROM mq_paused p
     UNION ALL
     SELECT 'handlers'' functions', pg_catalog.count(h.handler) = 0,
-           'gone: ' || mq_some(pg_catalog.array_agg(h.channel_name || ' ' || h.handler ORDER BY h.channel_name)) || '; create the function, or mq_register_handler another'
-      FROM mq_handlers h WHERE to_regprocedure(h.handler) IS NULL
+           'gone: ' || mq_some(pg_catalog.array_agg(h.channel_name || ' ' || h.handler ORDER BY h.channel_name)) || '; create the function, or mq_register_handler another, or the same again if it or its schema was renamed'
+      FROM mq_handlers h WHERE mq_handler_function(h.handler) IS NULL
     UNION ALL
     SELECT 'handlers agree', pg_catalog.count(c.channel_name) = 0,
            'different mode or run_as for one channel, which is left alone: ' || mq_some(pg_catalog.array_agg(c.channel_name ORDER BY c.channel_name)) ||
            '; mq_unregister_handler those that are wrong'
       FROM (SELECT h.channel_name FROM mq_handlers h GROUP BY h.channel_name
-             HAVING min(h.mode) <> max(h.mode) OR min(h.run_as) <> max(h.run_as)) c
+             HAVING min(h.mode) <> max(h.mode) OR min(h.run_as::oid) <> max(h.run_as::oid)) c
     UNION ALL
     SELECT 'handlers may be called', pg_catalog.count(h.handler) = 0,
            'by the role that they run as, and their owners are members of it; not: ' ||
            mq_some(pg_catalog.array_agg(h.channel_name || ' ' || h.handler ORDER BY h.channel_name))
-      FROM mq_handlers h JOIN pg_roles r ON r.rolname = h.run_as JOIN pg_proc p ON p.oid = to_regprocedure(h.handler)
-     WHERE NOT (has_function_privilege(r.oid, p.oid, 'EXECUTE') AND has_schema_privilege(r.oid, p.pronamespace, 'USAGE')
-                AND (p.prosecdef OR pg_has_role(p.proowner, r.oid, 'MEMBER')))
+      FROM mq_handlers h JOIN pg_roles r ON r.oid = h.run_as
+     WHERE mq_handler_trouble(h.handler, h.run_as, h.mode) IS NOT NULL
     UNION ALL
     -- A worker is connected as the role; only newer servers let it without LOGIN.
     SELECT 'handlers'' roles', pg_catalog.count(h.run_as) = 0,
-           'gone, or without LOGIN: ' || mq_some(pg_catalog.array_agg(h.channel_name || ' runs as ' || h.run_as ORDER BY h.channel_name)) || '; mq_register_handler with another run_as, or ALTER ROLE ... LOGIN'
+           'gone, or without LOGIN: ' || mq_some(pg_catalog.array_agg(h.channel_name || ' runs as ' || h.run_as::text ORDER BY h.channel_name)) || '; mq_register_handler with another run_as, or ALTER ROLE ... LOGIN'
       FROM mq_handlers h
-     WHERE NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = h.run_as
+     WHERE NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = h.run_as
                           AND (r.rolcanlogin OR current_setting('server_version_num')::int >= 170000))
     UNION ALL
     SELECT 'leased connections', pg_catalog.count(r.error) = 0, mq_some(pg_catalog.array_agg(pg_catalog.format('as %s: %s', r.role::pg_catalog.regrole, r.error))) ||
@@ -163,6 +162,18 @@ CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text
              WHERE NOT a.granted AND a.locktype = 'advisory' AND a.objsubid IN (28017, 28021)
                AND a.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
                AND a.waitstart < clock_timestamp() - interval '3 seconds') AS w (waiting, waitstart)
+    UNION ALL
+    SELECT 'clock', pg_catalog.count(f.name) = 0,
+           'set back since messages were sent, in: ' || mq_some(pg_catalog.array_agg(f.name || ' (at ' || date_trunc('second', f.created_at)::text || ')' ORDER BY f.name)) ||
+           '; what was due then is made due within mq.poll_interval, what was scheduled waits for its time'
+      FROM (SELECT n.name, max(o.created_at) AS created_at
+              FROM n CROSS JOIN LATERAL (
+                     SELECT m.created_at FROM mq_msgs m
+                      WHERE m.channel_name = n.name AND m.attempt_at > now()
+                        AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')
+                      ORDER BY m.attempt_at LIMIT 100) AS o
+             WHERE o.created_at > clock_timestamp() + interval '1 second'
+             GROUP BY n.name) AS f
     UNION ALL
     SELECT 'horizon', pg_catalog.count(h.kind) = 0,
            'held for 10 minutes, or for a million transactions, by: ' || mq_some(pg_catalog.array_agg(h.kind || ' ' || h.name ORDER BY h.xids DESC)) || '; see mq_horizon: end it, or claims and VACUUM slow down'

@@ -7,6 +7,13 @@ COMMENT ON COLUMN mq_dead.attempts_made IS 'How many attempts were made; attempt
 COMMENT ON COLUMN mq_msgs.attempts IS 'How many attempts are left, as in the original schema; attempt says how many were made, as attempts_made of mq_dead does.';
 COMMENT ON COLUMN mq_msgs.attempt IS 'How many attempts were made.';
 
+-- What depends on the column is replaced below.
+CREATE OR REPLACE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text)
+  LANGUAGE sql VOLATILE SECURITY DEFINER BEGIN ATOMIC SELECT ''::pg_catalog.text, true, ''::pg_catalog.text; END;
+ALTER TABLE mq_handlers ALTER run_as TYPE regrole
+  USING COALESCE(pg_catalog.to_regrole(pg_catalog.quote_ident(run_as)), '-'::pg_catalog.regrole);
+COMMENT ON COLUMN mq_handlers.run_as IS 'The role that the worker is connected as. If it is renamed, so it is here; if it is dropped, the registration is left alone.';
+
 ALTER TABLE mq_handlers ADD COLUMN enabled_id uuid;
 COMMENT ON COLUMN mq_handlers.enabled_id IS 'Id of the row in mq_enabled under which it was registered. Of another one: it comes from another database, and is not called.';
 
