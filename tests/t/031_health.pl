@@ -95,7 +95,7 @@ $node->safe_psql($db, 'GRANT EXECUTE ON FUNCTION hers(jsonb) TO alice');
 holds($node, $db, $ill, '', 'it may again');
 $node->safe_psql($db, 'DROP FUNCTION hers(jsonb)');
 holds($node, $db, $ill, q{handlers' functions}, 'the function is gone');
-holds($node, $db, detail(q{handlers' functions}), 'gone: hers public.hers(pg_catalog.jsonb); create the function, or mq_register_handler another', 'it says which');
+holds($node, $db, detail(q{handlers' functions}), 'gone: hers public.hers(pg_catalog.jsonb); create the function, or mq_register_handler another, or the same again if it or its schema was renamed', 'it says which');
 $node->safe_psql($db, q{CREATE FUNCTION hers(jsonb) RETURNS void LANGUAGE sql RETURN NULL});
 holds($node, $db, $ill, '', 'and back');
 
