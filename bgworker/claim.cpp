@@ -12,7 +12,8 @@ constexpr int kUndrawn = 4;    // claims without a draw after one that found not
 constexpr int kFairShare = 4;  // one message in so many of a batch is drawn fairly
 
 bool deliverable(const Claimed& message, Micros now) {
-  return !message.uncommitted && message.attempts_left > 0 && message.has_payload && message.expires_at > now;
+  return !message.uncommitted && !message.orphan && message.attempts_left > 0 && message.has_payload &&
+         message.expires_at > now;
 }
 
 // Drops from `batch` everything behind `from` that stands in it before, or is not to be had.
@@ -164,6 +165,8 @@ void dispose(const Batch& leftovers, Micros now, Settlement& settlement) {
       settlement.burials.push_back({&message, "discarded",
                                     Error("02000", "payload of message is missing", "Its row in mq_payloads is gone."),
                                     false, false});
+    } else if (message.orphan && message.expires_at > now) {
+      settlement.snoozes.push_back({&message, now});
     } else if (message.attempts_left > 0 || message.expires_at <= now) {
       bury_expired(message, settlement);
     } else {

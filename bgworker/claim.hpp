@@ -69,7 +69,8 @@ class Claimer {
   std::map<std::string, int, std::less<>> undrawn_;
 };
 
-// Settles what cannot be delivered: two-phase messages that nobody committed go, the others are dead letters.
+// Settles what cannot be delivered: two-phase messages that nobody committed go, those whose leaseholder is gone are
+// given back, the others are dead letters.
 void dispose(const Batch& leftovers, Micros now, Settlement& settlement);
 void bury_expired(const Claimed& message, Settlement& settlement);
 

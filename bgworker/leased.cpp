@@ -20,7 +20,7 @@ constexpr Micros kMostGrace = 30 * kSecond;
 constexpr Micros kSettleAgain = kSecond / 10;  // when a message was locked
 constexpr Micros kAfterLoss = 5 * kSecond;     // of a connection: if the server went down, so will the worker
 constexpr std::size_t kMostRemembered = 10'000;
-constexpr std::size_t kOrphans = 100;  // in one step
+constexpr std::size_t kOrphans = 2000;  // in one step
 
 }  // namespace
 
@@ -137,6 +137,8 @@ void LeasedHandlers::end(Run& run, bool broken, Micros now) {
   }
   // A session that ends without a word has crashed, and the server with it: the next start charges that.
   run.settle_at = broken && run.error && run.error->sqlstate == "08006" ? now + kAfterLoss : now;
+  // At a stop the session may hear of it before the worker does.
+  run.give_back = broken && !terminated && ports_.store.was_told(run.number);
   enter_state(run, Run::kEnded, now);
 }
 
@@ -151,7 +153,9 @@ bool LeasedHandlers::settle(Run& run, Micros now) {
     return false;
   }
   Settlement settlement;
-  if (run.error) {
+  if (run.give_back) {
+    for (const Claimed& message : batch) settlement.snoozes.push_back({&message, ports_.clock.now()});
+  } else if (run.error) {
     settle_failed(run, batch, ports_.clock.now(), settlement);
   } else {
     for (const Claimed& message : batch) {
@@ -218,10 +222,11 @@ bool LeasedHandlers::can_begin() const {
          runs_.size() < static_cast<std::size_t>(ports_.store.most_sessions());
 }
 
-void LeasedHandlers::charge_crash(const Casualty& casualty, int crashes, const Registry& registry) {
+bool LeasedHandlers::charge_crash(const Casualty& casualty, int crashes, const Registry& registry) {
   Batch batch;
   ports_.source.begin({});
-  if (!ports_.store.reclaim(casualty.token, batch)) return;
+  if (!ports_.store.reclaim(casualty.token, batch)) return false;
+  if (batch.empty()) return true;
   run_alone(std::max(alone_, casualty.messages));
   Settlement settlement;
   const Micros now = ports_.clock.now();
@@ -232,24 +237,22 @@ void LeasedHandlers::charge_crash(const Casualty& casualty, int crashes, const R
       single_.insert(message.id);
       settlement.snoozes.push_back({&message, now});
     } else {
-      settle_casualty(message, casualty.loss, crashes, handler, now, ports_.clock.dice(), settlement);
+      settle_casualty(message, casualty, crashes, handler, now, ports_.clock.dice(), settlement);
     }
   }
   ports_.settler.settle(settlement);
+  return true;
 }
 
 void LeasedHandlers::release_orphans(const Registry& registry) {
   for (const std::int64_t token : ports_.store.orphans(kOrphans)) {
     Batch batch;
     ports_.source.begin({});
-    if (!ports_.store.reclaim(token, batch)) continue;
+    (void)ports_.store.reclaim(token, batch);
     Settlement settlement;
-    for (const Claimed& message : batch) {
-      const Channel* channel = registry.find(message.channel_name);
-      if (channel == nullptr) continue;  // of another role: its worker will see
-      settle_failure({&message, Error("57P01", "worker ended while the handler ran")}, channel->find(message.name),
-                     ports_.clock.now(), ports_.clock.dice(), settlement);
-    }
+    for (const Claimed& message : batch)
+      if (registry.find(message.channel_name) != nullptr)  // of another role: its worker will see
+        settlement.snoozes.push_back({&message, ports_.clock.now()});
     ports_.settler.settle(settlement);
   }
 }

@@ -68,6 +68,8 @@ class LeaseStore {
   virtual void note_alone(bool /* alone */) {}
   virtual Micros lease_length(const Handler& /* handler */) { return kLease; }
   virtual void leave(int number) = 0;
+  // Whether the session of the call was told to go by the server, which stops.
+  virtual bool was_told(int /* number */) { return false; }
 
   virtual std::int64_t new_token() = 0;
   // Charges locked messages an attempt and leases them.
@@ -76,7 +78,7 @@ class LeaseStore {
   // Locks what is still leased with the token, and returns it as it was before the attempt was charged. False: some of
   // it is locked by somebody.
   virtual bool reclaim(std::int64_t token, Batch& batch) = 0;
-  // Tokens of leases that nobody holds any more.
+  // Tokens of leases that nobody holds any more, and that are not among the casualties.
   virtual std::vector<std::int64_t> orphans(std::size_t limit) = 0;
   virtual LeasedCall call_of(const Handler& handler, const std::vector<const Claimed*>& messages) = 0;
 };
@@ -107,10 +109,10 @@ class LeasedHandlers {
   // Looks after what runs, settles what has ended and begins what is due. Throws what the server
   // throws; the caller rolls back.
   Turn turn(const Registry& registry, const Scope& scope);
-  // A call that the server's last end cut short, in the current transaction. `crashes` were before. One of as many as
-  // ran together brought it down: as many run alone now, one after another.
-  void charge_crash(const Casualty& casualty, int crashes, const Registry& registry);
-  // Leases whose worker and session are gone: a failed attempt each. In the current transaction.
+  // A call that never came to an end, in the current transaction. `crashes` were before. As many as ran together with
+  // it run alone now, one after another. False: not now, somebody has it locked.
+  bool charge_crash(const Casualty& casualty, int crashes, const Registry& registry);
+  // Gives back, uncharged, what was leased to workers and sessions that are gone. In the current transaction.
   void release_orphans(const Registry& registry);
 
   bool busy() const;                                    // calls run
@@ -135,6 +137,7 @@ class LeasedHandlers {
     Micros stop_at = 0;  // 0: never
     enum Stop { kNot, kCancelled, kTerminated } stop = kNot;
     std::optional<Error> error;
+    bool give_back = false;  // nobody is to be charged for the error
     Micros duration = 0;
     Micros waited = 0;  // its first message, since it was due
     Micros settle_at = 0;

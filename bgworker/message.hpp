@@ -60,6 +60,7 @@ struct Claimed {
   bool has_payload = true;
   bool outside = false;    // leased to a consumer outside the server, or was
   bool held = false;       // its lease is over, but the call that it was leased to goes on
+  bool orphan = false;     // whoever it was leased to is gone: it is as it was before, and to be given back
   std::int64_t lease = 0;  // not 0: the attempt was charged when it was leased, and is not charged again
   // Where the server layer finds the rest: in what the claim returned, and in the tables.
   std::size_t row = 0;

@@ -11,14 +11,20 @@ namespace mq {
 namespace {
 constexpr Micros kDefaultMaxBackoff = 3600 * kSecond;  // as mq_register_handler's
 
-Error error_of(Loss loss) {
-  switch (loss) {
+Error error_of(const Casualty& casualty) {
+  switch (casualty.loss) {
+    case Loss::kCrash:
+      return {"57P02", "server went down while the handler ran",
+              fmt::format("The handler's own process was ended by signal {}.", casualty.signal)};
+    case Loss::kKilled:
+      return {"57P02", "server went down while the handler ran",
+              "The handler's process was killed from outside: by the system when memory ran out, or by hand."};
     case Loss::kOverrun:
       return {"57014", "handler ignored its time limit and was ended with its worker"};
     case Loss::kFatal:
       return {"57P01", "handler ended its worker", "The server's log has the error."};
     default:
-      return {"57P02", "server went down while the handler ran"};
+      return {"57P01", "mq_run ended with an error while the handler ran"};
   }
 }
 
@@ -57,10 +63,11 @@ void settle_wish(const Claimed& message, const Wish& wish, bool block_on_dead, M
   }
 }
 
-void settle_casualty(const Claimed& message, Loss loss, int crashes, const Handler* handler, Micros now, double dice,
-                     Settlement& settlement) {
-  const Failure failure{&message, error_of(loss)};
-  if (loss != Loss::kCrash || crashes + 1 < kMostCrashes) {
+void settle_casualty(const Claimed& message, const Casualty& casualty, int crashes, const Handler* handler, Micros now,
+                     double dice, Settlement& settlement) {
+  const bool proven = casualty.loss == Loss::kCrash;
+  const Failure failure{&message, error_of(casualty), 0, proven};
+  if (!proven || crashes + 1 < kMostCrashes) {
     settle_failure(failure, handler, now, dice, settlement);
     return;
   }

@@ -19,11 +19,11 @@ inline constexpr int kMostConflicts = 10;  // 40001 and 40P01 in a row before an
 // What fails the attempt of a message that no handler matches.
 Error no_handler(const Claimed& message);
 
-inline constexpr int kMostCrashes = 2;  // of the server under a message, then it is dead
+inline constexpr int kMostCrashes = 2;  // of the server that are proven to be a message's, then it is dead
 
-// Adds an attempt that the server's end ended, or that ignored its time limit. `crashes` were before it.
-void settle_casualty(const Claimed& message, Loss loss, int crashes, const Handler* handler, Micros now, double dice,
-                     Settlement& settlement);
+// Adds an attempt that never came to an end. `crashes` were before it.
+void settle_casualty(const Claimed& message, const Casualty& casualty, int crashes, const Handler* handler, Micros now,
+                     double dice, Settlement& settlement);
 
 // Adds what a handler wished for its message.
 void settle_wish(const Claimed& message, const Wish& wish, bool block_on_dead, Micros now, Settlement& settlement);

@@ -52,8 +52,11 @@ class ClaimSource {
   virtual void fair(std::string_view channel_name, Micros now, std::int64_t start, int limit, Batch& batch) = 0;
   // The messages behind each head in its channel that can be delivered with it, up to `limit` a channel.
   virtual void runs(std::span<const Claimed> heads, Micros now, int limit, Batch& batch) = 0;
-  // Messages by their ids, those that are there; and how many attempts of each the server's end has ended before.
+  // Messages by their ids, those that are there and not locked; and how many attempts of each are proven to have
+  // crashed the server since its last mq_checkpoint.
   virtual void named(std::span<const Uuid> /* ids */, Batch& /* batch */, std::vector<int>& /* crashes */) {}
+  // Whether the message is there, locked or not.
+  virtual bool is_pending(const Uuid& /* id */) { return false; }
   // One of the `most` places that workers on a channel may take, held to the end of the transaction.
   virtual bool take_place(std::string_view channel_name, int most) = 0;
 };
@@ -62,6 +65,7 @@ struct Failure {
   const Claimed* message;
   Error error;
   Micros duration = 0;
+  bool crash = false;  // of the server, and proven to be the handler's
 };
 
 // A failed attempt that is to be tried again.
@@ -128,15 +132,18 @@ class HandlerCaller {
   virtual bool hurry() = 0;
 };
 
-// A call that never came to an end: the server went down under it; it ignored its time limit and the worker was ended
-// with it; or it ended the worker itself.
-enum class Loss { kCrash, kOverrun, kFatal };
+// A call that never came to an end: its process brought a signal upon itself, and the server down; its process was
+// killed, by whomever; it ignored its time limit and the worker was ended with it; it ended the worker itself; or the
+// mq_run that it was made by failed with it.
+enum class Loss { kCrash, kKilled, kOverrun, kFatal, kRunFailed };
 
 struct Casualty {
   Uuid message;      // the first one of the call
   int messages = 1;  // that the call was given
   Loss loss = Loss::kCrash;
   std::int64_t token = 0;  // of a leased call; then `messages` counts the calls that ran together
+  int signal = 0;          // of kCrash
+  int number = 0;          // by which it is told to be settled
 };
 
 // Everything else that a worker's loop needs.
@@ -150,6 +157,8 @@ class Host {
   // Calls that ended so in this database since they were last asked for; and whether to ask.
   virtual bool any_casualty() { return false; }
   virtual std::vector<Casualty> casualties() { return {}; }
+  // Once that is committed, the numbers of those that were charged, or need not be; the others come again.
+  virtual void casualties_settled(const std::vector<int>& /* numbers */) {}
   // When the next message of these channels is due (of leased ones, if `leased`), and when one of any channel has to be
   // buried since it expires; none: no message, or none before long.
   struct Next {

@@ -45,6 +45,7 @@ int mq_dead_retention = 30 * 24 * 60;
 int mq_failure_retention = 7 * 24 * 60;
 
 volatile sig_atomic_t mq_told_to_end = false;
+volatile sig_atomic_t mq_ended_by = 0;
 
 static const struct config_enum_entry notify_options[] = {
 	{"auto", MQ_NOTIFY_AUTO, false},
@@ -197,6 +198,8 @@ executor_start(QueryDesc *query, int flags)
 	bool		ours = mq_is_own_statement();
 	ListCell   *cell;
 
+	if (mq_runs_leased >= 0)
+		mq_note_leased_call();
 	if (!ours && !row_security && query->operation == CMD_INSERT)
 		note_restored_rows(query->plannedstmt);
 	if (prev_executor_start_hook)
@@ -256,6 +259,8 @@ process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only_tre
 	MqStatement statement;
 	volatile bool succeeded = false;
 
+	if (mq_runs_leased >= 0)
+		mq_note_leased_call();
 	note_changed_tables(pstmt->utilityStmt);
 	mq_statement_starts(pstmt->utilityStmt, context == PROCESS_UTILITY_TOPLEVEL, &statement);
 	if (!OidIsValid(statement.leaves))
@@ -335,6 +340,7 @@ end_worker(int signal, siginfo_t *info, void *context)
 {
 	if (info->si_pid != MyProcPid)
 		mq_told_to_end = true;
+	mq_ended_by = info->si_pid;
 	die(signal);
 }
 

@@ -54,8 +54,9 @@ void Worker::run() {
   Micros next_expiry = 0;  // look then
   bool look_for_orphans = true;
   for (;;) {
-    if (ports_.host.any_casualty()) charge_casualties();
     Micros most = ports_.host.poll_interval();
+    if (ports_.clock.steady() >= charge_again_at_ && ports_.host.any_casualty()) (void)charge_casualties();
+    if (const Micros left = charge_again_at_ - ports_.clock.steady(); left > 0) most = std::min(most, left);
     try {
       if (look_for_orphans) release_orphans();
       look_for_orphans = false;
@@ -144,56 +145,70 @@ void Worker::release_orphans() {
   ports_.transaction.commit();
 }
 
-// What brought the server down must not be tried for ever: its message is charged now, and dead the second time.
-// Of a batch nobody knows which message it was; then as many run alone, until one does it again.
-void Worker::charge_casualties() {
+// What brings the server down must not be tried for ever: its message is charged now, and dead the second time that
+// this is proven. Of a batch nobody knows which message it was; then as many run alone, until one does it again.
+// False: some are left to be charged.
+bool Worker::charge_casualties() {
+  std::vector<int> settled;
+  bool all = false;
   try {
     ports_.transaction.begin();
-    // Not by a worker that is about to leave: each casualty is told once.
-    if (ports_.host.refresh(registry_)) charge(ports_.host.casualties());
+    // Not by a worker that is about to leave.
+    if (ports_.host.refresh(registry_)) all = charge(ports_.host.casualties(), settled);
     ports_.transaction.commit();
+    ports_.host.casualties_settled(settled);
   } catch (const Error& error) {
     ports_.transaction.rollback();
+    ports_.host.casualties_settled({});
     ports_.host.warn(error);
   }
+  if (!all) charge_again_at_ = ports_.clock.steady() + kAfterTrouble;
+  return all;
 }
 
-void Worker::charge(const std::vector<Casualty>& casualties) {
+bool Worker::charge(const std::vector<Casualty>& casualties, std::vector<int>& settled) {
   std::vector<Uuid> ids;
-  std::vector<Loss> losses;
+  std::vector<const Casualty*> single;
   for (const Casualty& casualty : casualties) {
     if (casualty.token != 0) {
-      if (ports_.leased != nullptr) charge_leased(casualty);
-      continue;
-    }
-    if (casualty.messages > 1) {
+      if (ports_.leased == nullptr || charge_leased(casualty)) settled.push_back(casualty.number);
+    } else if (casualty.messages > 1) {
       one_by_one_ = std::max(one_by_one_, casualty.messages);
-      continue;
+      settled.push_back(casualty.number);
+    } else {
+      ids.push_back(casualty.message);
+      single.push_back(&casualty);
     }
-    ids.push_back(casualty.message);
-    losses.push_back(casualty.loss);
   }
-  if (ids.empty()) return;
-  ports_.source.begin({});
   Batch messages;
   std::vector<int> crashes;
-  ports_.source.named(ids, messages, crashes);
+  ports_.source.begin({});
+  if (!ids.empty()) ports_.source.named(ids, messages, crashes);
   Settlement settlement;
-  for (std::size_t i = 0; i < messages.size(); ++i) {
-    const auto at = static_cast<std::size_t>(std::find(ids.begin(), ids.end(), messages[i].id) - ids.begin());
-    const Channel* channel = registry_.find(messages[i].channel_name);
-    settle_casualty(messages[i], losses[at], crashes[i], channel != nullptr ? channel->find(messages[i].name) : nullptr,
-                    ports_.clock.now(), ports_.clock.dice(), settlement);
+  for (const Casualty* casualty : single) {
+    const auto found = std::find_if(messages.begin(), messages.end(),
+                                    [&](const Claimed& message) { return message.id == casualty->message; });
+    if (found != messages.end()) {
+      const Channel* channel = registry_.find(found->channel_name);
+      settle_casualty(*found, *casualty, crashes[static_cast<std::size_t>(found - messages.begin())],
+                      channel != nullptr ? channel->find(found->name) : nullptr, ports_.clock.now(),
+                      ports_.clock.dice(), settlement);
+    } else if (ports_.source.is_pending(casualty->message)) {
+      continue;
+    }
+    settled.push_back(casualty->number);
   }
   ports_.settler.settle(settlement);
+  return settled.size() == casualties.size();
 }
 
-void Worker::charge_leased(const Casualty& casualty) {
+bool Worker::charge_leased(const Casualty& casualty) {
   Batch found;
   std::vector<int> crashes;
   ports_.source.begin({});
   ports_.source.named(std::span(&casualty.message, 1), found, crashes);
-  if (!found.empty()) ports_.leased->charge_crash(casualty, crashes.front(), registry_);
+  if (found.empty()) return !ports_.source.is_pending(casualty.message);
+  return ports_.leased->charge_crash(casualty, crashes.front(), registry_);
 }
 
 // After an error: the extension may have been dropped under the batch.
@@ -211,6 +226,7 @@ bool Worker::is_over() {
 
 std::int64_t Worker::run_until_empty(std::optional<std::int64_t> most, const std::vector<std::string_view>* only) {
   std::int64_t handled = 0;
+  if (ports_.leased != nullptr && ports_.host.any_casualty()) (void)charge_casualties();
   release_orphans();
   for (;;) {
     const std::int64_t left = most ? *most - handled : std::numeric_limits<int>::max();

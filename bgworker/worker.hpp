@@ -56,9 +56,9 @@ class Worker {
   void watch();
   void drain();
   void release_orphans();
-  void charge_leased(const Casualty& casualty);
-  void charge_casualties();
-  void charge(const std::vector<Casualty>& casualties);
+  bool charge_leased(const Casualty& casualty);
+  bool charge_casualties();
+  bool charge(const std::vector<Casualty>& casualties, std::vector<int>& settled);
   BatchResult run_batch(int limit, const std::vector<std::string_view>* only);
   std::vector<Source> sources(const std::vector<std::string_view>* only);
   std::vector<const Handler*> resolve(Batch& messages) const;
@@ -68,8 +68,9 @@ class Worker {
   Ports ports_;
   Claimer claimer_;
   Registry registry_;
-  int pace_;            // messages that are expected to fit into a slice
-  int one_by_one_ = 0;  // so many messages run in transactions of their own: a commit failed
+  int pace_;                    // messages that are expected to fit into a slice
+  Micros charge_again_at_ = 0;  // of the steady clock: casualties that could not be charged
+  int one_by_one_ = 0;          // so many messages run in transactions of their own: a commit failed
   std::unordered_map<Uuid, int, UuidHash> conflicts_;
 };
 

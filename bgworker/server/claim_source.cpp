@@ -44,6 +44,18 @@ constexpr int kProbes = 4;  // channels that a fair draw looks at for each messa
 
 }  // namespace
 
+namespace {
+
+// As it was before its attempt was charged.
+void before_lease(Claimed& message, std::int64_t token) {
+  message.orphan = true;
+  message.lease = token;
+  --message.attempts;
+  ++message.attempts_left;
+}
+
+}  // namespace
+
 void SqlClaimSource::append(const Rows& rows, Batch& batch) {
   for (std::size_t i = 0; i < rows.size(); ++i) {
     Claimed& message = batch.emplace_back();
@@ -67,7 +79,10 @@ void SqlClaimSource::append(const Rows& rows, Batch& batch) {
     if (!null) message.expires_at = DatumGetTimestampTz(expires_at);
     const Datum lease = rows.get(i, kLeaseToken, null);
     message.outside = !null && DatumGetInt64(lease) == 0;
-    message.held = !null && DatumGetInt64(lease) > 0 && shared::lease_is_alive(DatumGetInt64(lease));
+    if (const std::int64_t token = null ? 0 : DatumGetInt64(lease); token > 0 && shared::available()) {
+      message.held = shared::lease_is_alive(token) || shared::lease_is_lost(token);
+      if (!message.held) before_lease(message, token);
+    }
     const Datum name = rows.get(i, kName, null);
     if (!null) message.name = text_view(name);
     message.row = rows_.size();
@@ -222,7 +237,7 @@ std::optional<Micros> SqlClaimSource::next_expiry(Micros now) {
 void SqlClaimSource::named(std::span<const Uuid> ids, Batch& batch, std::vector<int>& crashes) {
   static Statement select("SELECT " COLUMNS
                           ", (SELECT count(*)::int4 FROM $S.mq_failures f"
-                          "   WHERE f.message_id = m.id AND f.sqlstate = '57P02')"
+                          "   WHERE f.message_id = m.id AND f.crash)"
                           "  FROM " TABLES " WHERE m.id = ANY ($1) " LOCKED,
                           {UUIDARRAYOID});
   constexpr int kCrashes = kLeaseToken + 1;
@@ -234,6 +249,12 @@ void SqlClaimSource::named(std::span<const Uuid> ids, Batch& batch, std::vector<
   for (std::size_t i = 0; i < rows.size(); ++i) crashes.push_back(DatumGetInt32(rows.get(i, kCrashes)));
 }
 
+bool SqlClaimSource::is_pending(const Uuid& id) {
+  static Statement select("SELECT m.id FROM $S.mq_msgs m WHERE m.id = $1", {UUIDOID});
+  const OwnerScope scope;
+  return !select.run({uuid_datum(id)}).empty();
+}
+
 bool SqlClaimSource::leased(std::int64_t token, Batch& batch) {
   static Statement select("SELECT " COLUMNS " FROM " TABLES " WHERE m.lease = $1 AND m.lease > 0 " LOCKED, {INT8OID});
   static Statement count("SELECT pg_catalog.count(*) FROM $S.mq_msgs m WHERE m.lease = $1 AND m.lease > 0", {INT8OID});
@@ -241,10 +262,8 @@ bool SqlClaimSource::leased(std::int64_t token, Batch& batch) {
   const std::size_t before = batch.size();
   append(select.run({Int64GetDatum(token)}), batch);
   for (std::size_t i = before; i < batch.size(); ++i) {
-    batch[i].held = false;
-    batch[i].lease = token;
-    --batch[i].attempts;
-    ++batch[i].attempts_left;
+    if (!batch[i].orphan) before_lease(batch[i], token);
+    batch[i].held = batch[i].orphan = false;
   }
   const auto all = DatumGetInt64(count.run({Int64GetDatum(token)}).get(0, 1));
   return static_cast<std::int64_t>(batch.size() - before) == all;

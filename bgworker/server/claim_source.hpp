@@ -43,6 +43,7 @@ class SqlClaimSource : public ClaimSource {
   void fair(std::string_view channel_name, Micros now, std::int64_t start, int limit, Batch& batch) override;
   void runs(std::span<const Claimed> heads, Micros now, int limit, Batch& batch) override;
   void named(std::span<const Uuid> ids, Batch& batch, std::vector<int>& crashes) override;
+  bool is_pending(const Uuid& id) override;
   bool take_place(std::string_view channel_name, int most) override;
 
   // Claims pass over what cannot be delivered, and draw fairly from no channel: while a dump is restored payloads may

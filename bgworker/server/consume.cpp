@@ -227,7 +227,12 @@ extern "C" Datum mq_checkpoint_entry(FunctionCallInfo fcinfo) {
     const mq::Param bytes = PG_ARGISNULL(3) ? mq::Param() : mq::Param(PG_GETARG_DATUM(3));
 
     // Whoever has it locked handles it, or is about to settle it. What is locked here nobody claims before the commit.
-    static mq::Statement lock("SELECT m.id FROM $S.mq_msgs m WHERE m.id = $1 FOR NO KEY UPDATE", {UUIDOID});
+    static mq::Statement lock(
+        "SELECT m.attempt > CASE WHEN m.lease IS NULL THEN 0 ELSE 1 END FROM $S.mq_msgs m WHERE m.id = $1 FOR NO KEY "
+        "UPDATE",
+        {UUIDOID});
+    static mq::Statement forgive("UPDATE $S.mq_failures f SET crash = false WHERE f.message_id = $1 AND f.crash",
+                                 {UUIDOID});
     static mq::Statement add_retries(
         "UPDATE $S.mq_msgs m SET attempts = LEAST(m.attempts::bigint + $2, 2147483647)::int WHERE m.id = $1",
         {UUIDOID, INT4OID});
@@ -237,7 +242,10 @@ extern "C" Datum mq_checkpoint_entry(FunctionCallInfo fcinfo) {
         {UUIDOID, JSONBOID, BYTEAOID});
     const mq::OwnerScope scope;
     const mq::SpiConnection spi;
-    if (lock.run({id.datum}).empty()) return Datum{0};
+    const mq::Rows locked = lock.run({id.datum});
+    if (locked.empty()) return Datum{0};
+    // What comes after this begins elsewhere. A first attempt has no crash behind it.
+    if (DatumGetBool(locked.get(0, 1))) forgive.run({id.datum});
     mq::keep_alive({mq::uuid_of(id.datum)}, duration);
     if (retries != 0) add_retries.run({id.datum, Int32GetDatum(retries)});
     if (!json.null || !bytes.null) replace.run({id.datum, json, bytes});

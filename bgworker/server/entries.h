@@ -70,6 +70,16 @@ extern void mq_worker_run(int seat);
 /* Set by the signal handler of a worker when another process told it to end. */
 extern volatile sig_atomic_t mq_told_to_end;
 
+/* Of that, the process id of who did. */
+extern volatile sig_atomic_t mq_ended_by;
+
+/*
+ * Hook: a statement begins. Whether this process is a session of a leased handler: 0 is unknown, < 0 no; then there is
+ * no need to call.
+ */
+extern int	mq_runs_leased;
+extern void mq_note_leased_call(void);
+
 /* Hooks: an object is about to be dropped. */
 extern void mq_object_dropped(Oid class_id, Oid object_id);
 

@@ -81,7 +81,7 @@ class CallScope {
       : call_{messages, {}, current_call}, memory_(memory), nest_level_(NewGUCNestLevel()) {
     current_call = &call_;
     shared::note_call(messages.front()->channel_name, messages.front()->id);
-    inflight::set(messages.front()->id, messages.size());
+    inflight::set(messages.front()->id, messages.size(), shared::my_role());
   }
   ~CallScope() {
     inflight::clear();

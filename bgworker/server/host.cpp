@@ -7,6 +7,7 @@
 #include "extension.hpp"
 #include "fence.hpp"
 #include "settings.h"
+#include "shared.hpp"
 #include "sweep.hpp"
 
 extern "C" {
@@ -47,6 +48,18 @@ bool ServerHost::sweep() {
   const bool ready = works() && mq::sweep(source_, clock_.now());
   transaction_.commit();
   return ready;
+}
+
+bool ServerHost::any_casualty() {
+  return shared::any_casualty();
+}
+
+std::vector<Casualty> ServerHost::casualties() {
+  return shared::take_casualties();
+}
+
+void ServerHost::casualties_settled(const std::vector<int>& numbers) {
+  shared::casualties_settled(numbers);
 }
 
 int ServerHost::batch_size() {

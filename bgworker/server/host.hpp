@@ -18,6 +18,9 @@ class ServerHost : public Host {
   Next next(const Registry& registry, bool leased) override;
   bool expire() override;
   bool sweep() override;
+  bool any_casualty() override;
+  std::vector<Casualty> casualties() override;
+  void casualties_settled(const std::vector<int>& numbers) override;
   int batch_size() override;
   Micros poll_interval() override;
 

@@ -5,40 +5,160 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <csignal>
+
+extern "C" {
+#include "miscadmin.h"
+#include "utils/elog.h"
+}
 
 namespace mq::inflight {
 
 namespace {
 
 // Relative to the data directory, which is the working directory of every server process.
-constexpr const char* kPath = "pg_stat_tmp/mq_inflight";
+constexpr const char* kPath = "pg_stat_tmp/mq_calls";
+constexpr const char* kOldPath = "pg_stat_tmp/mq_inflight";  // of 0.1.0, whose marks say nothing of their end
 
-// In the mapping of the file; set by open().
-Mark* mine = nullptr;
+// In the mapping of the file; set by map().
+Mark* all = nullptr;
 Mark* leased_marks = nullptr;
+// What the signal handlers write to: set before they are installed, and by begin().
+Mark* volatile mine = nullptr;
+volatile std::int64_t my_token = 0;
+volatile std::sig_atomic_t panicked = false;  // set by the log hook
 
-}  // namespace
+emit_log_hook_type log_hook_before = nullptr;
+struct sigaction quit_before, terminate_before;
 
-void open(int seat, int leased, int marks) {
+bool map(int marks) {
   const int file = ::open(kPath, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-  if (file < 0) return;
+  if (file < 0) return false;
   const auto needed = static_cast<off_t>(sizeof(Mark)) * marks;
   // A full disk must say so now, not with SIGBUS later.
   if (posix_fallocate(file, 0, needed) == 0) {
     void* memory = mmap(nullptr, static_cast<std::size_t>(needed), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-    if (memory != MAP_FAILED) {
-      mine = static_cast<Mark*>(memory) + seat;
-      leased_marks = static_cast<Mark*>(memory) + leased;
-    }
+    if (memory != MAP_FAILED) all = static_cast<Mark*>(memory);
   }
   ::close(file);
-  clear();
+  return all != nullptr;
 }
 
-void set(const Uuid& message, std::size_t messages) {
+// From signal handlers. A child that a handler has forked is nobody.
+void note_end(std::int32_t end) {
+  if (mine == nullptr || getpid() != MyProcPid || mine->database == InvalidOid || mine->token != my_token) return;
+  if (mine->end == kRunning) mine->end = end;
+}
+
+bool is_own(const siginfo_t* info) {
+  return info->si_code > 0 || info->si_pid == MyProcPid;  // from the kernel, or from itself
+}
+
+void go_on(const struct sigaction& before, int signal, siginfo_t* info, void* context) {
+  if ((before.sa_flags & SA_SIGINFO) != 0) {
+    before.sa_sigaction(signal, info, context);
+  } else if (before.sa_handler != SIG_DFL && before.sa_handler != SIG_IGN) {
+    before.sa_handler(signal);
+  }
+}
+
+void on_quit(int signal, siginfo_t* info, void* context) {
+  note_end(is_own(info) ? kSignal + signal : kTold);
+  go_on(quit_before, signal, info, context);
+}
+
+void on_terminate(int signal, siginfo_t* info, void* context) {
+  if (info->si_pid == PostmasterPid) note_end(kTold);
+  go_on(terminate_before, signal, info, context);
+}
+
+// The action is the default again: what is raised here ends the process when this returns. The abort of a PANIC is not
+// proven to be the handler's: the WAL could not be written, say.
+void on_crash(int signal, siginfo_t* info, void*) {
+  if (!is_own(info)) {
+    note_end(kTold);
+  } else if (signal != SIGABRT || !panicked) {
+    note_end(kSignal + signal);
+  }
+  (void)raise(signal);
+}
+
+void on_log(ErrorData* error) {
+  if (error->elevel >= PANIC) panicked = true;
+  if (log_hook_before != nullptr) log_hook_before(error);
+}
+
+void catch_signal(int signal, void (*handler)(int, siginfo_t*, void*), int flags, struct sigaction* before) {
+  struct sigaction action = {};
+  action.sa_sigaction = handler;
+  action.sa_flags = SA_SIGINFO | flags;
+  sigemptyset(&action.sa_mask);
+  (void)sigaction(signal, &action, before);
+}
+
+// Of those that end a process with a crash; not SIGFPE, which the server makes an error of. On a stack of their own,
+// since the process may have none left.
+void catch_crashes() {
+  static char bytes[64 * 1024];
+  stack_t stack = {};
+  if (sigaltstack(nullptr, &stack) == 0 && (stack.ss_flags & SS_DISABLE) != 0) {
+    stack.ss_sp = bytes;
+    stack.ss_size = sizeof bytes;
+    stack.ss_flags = 0;
+    (void)sigaltstack(&stack, nullptr);
+  }
+  for (const int signal : {SIGSEGV, SIGBUS, SIGABRT, SIGILL, SIGTRAP}) {
+    struct sigaction now;
+    if (sigaction(signal, nullptr, &now) != 0 || (now.sa_flags & SA_SIGINFO) != 0 || now.sa_handler != SIG_DFL)
+      continue;  // somebody else's: of another library in this process
+    catch_signal(signal, on_crash, static_cast<int>(SA_RESETHAND) | SA_ONSTACK, nullptr);
+  }
+  log_hook_before = emit_log_hook;
+  emit_log_hook = on_log;
+}
+
+}  // namespace
+
+void open(int seat, int leased, int marks) {
+  if (!map(marks)) return;
+  mine = all + seat;
+  leased_marks = all + leased;
+  clear();
+  catch_signal(SIGQUIT, on_quit, SA_RESTART, &quit_before);
+  catch_crashes();
+}
+
+bool open_session(int leased, int marks) {
+  if (!map(marks)) return false;
+  leased_marks = all + leased;
+  catch_signal(SIGQUIT, on_quit, SA_RESTART, &quit_before);
+  catch_signal(SIGTERM, on_terminate, SA_RESTART, &terminate_before);
+  catch_crashes();
+  return true;
+}
+
+void begin(int number, std::int64_t token) {
+  Mark& mark = leased_marks[number];
+  if (mark.token != token) return;
+  mine = nullptr;
+  my_token = token;
+  mine = &mark;
+  if (mark.end == kEntered) mark.end = kRunning;
+}
+
+void open_parallel(int index, int marks) {
+  if (!map(marks)) return;
+  my_token = all[index].token;
+  mine = all + index;
+  catch_crashes();
+}
+
+void set(const Uuid& message, std::size_t messages, Oid role) {
   if (mine == nullptr) return;
   mine->message = message;
   mine->messages = static_cast<std::int32_t>(messages);
+  mine->role = role;
+  mine->end = kRunning;
   std::atomic_signal_fence(std::memory_order_release);
   mine->database = MyDatabaseId;
 }
@@ -54,6 +174,7 @@ void set_leased(int number, const Mark& mark) {
   slot.message = mark.message;
   slot.token = mark.token;
   slot.role = mark.role;
+  slot.end = mark.end;
   std::atomic_signal_fence(std::memory_order_release);
   slot.database = mark.database;
 }
@@ -62,12 +183,22 @@ void clear_leased(int number) {
   if (leased_marks != nullptr) leased_marks[number].database = InvalidOid;
 }
 
+Mark leased(int number) {
+  return leased_marks != nullptr ? leased_marks[number] : Mark{};
+}
+
+bool was_told(int number) {
+  const Mark mark = leased(number);
+  return mark.database != InvalidOid && mark.end == kTold;
+}
+
 Mark current() {
   return mine != nullptr ? *mine : Mark{};
 }
 
 std::vector<Mark> take_all(int marks) {
   std::vector<Mark> left;
+  unlink(kOldPath);
   const int file = ::open(kPath, O_RDWR | O_CLOEXEC);
   if (file < 0) return left;
   for (int i = 0; i < marks; ++i) {

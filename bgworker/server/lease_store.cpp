@@ -103,6 +103,10 @@ int SqlLeaseStore::running_on(std::string_view channel_name) {
   return shared::leases_on(channel_key(channel_name, {}));
 }
 
+bool SqlLeaseStore::was_told(int number) {
+  return inflight::was_told(number);
+}
+
 int SqlLeaseStore::due(std::string_view channel_name, Micros now, int limit) {
   static Statement count(
       "SELECT pg_catalog.count(*)::int4 FROM (SELECT 1 FROM $S.mq_msgs m WHERE m.channel_name = $1"
@@ -184,7 +188,7 @@ std::vector<std::int64_t> SqlLeaseStore::orphans(std::size_t limit) {
   const Rows rows = leases.run({Int64GetDatum(static_cast<std::int64_t>(limit))});
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const std::int64_t token = DatumGetInt64(rows.get(i, 1));
-    if (!shared::lease_is_alive(token)) tokens.push_back(token);
+    if (!shared::lease_is_alive(token) && !shared::lease_is_lost(token)) tokens.push_back(token);
   }
   return tokens;
 }

@@ -21,6 +21,7 @@ class SqlLeaseStore : public LeaseStore {
   int due(std::string_view channel_name, Micros now, int limit) override;
   int enter(const Entry& entry) override;
   void leave(int number) override;
+  bool was_told(int number) override;
   void note_alone(bool alone) override;
   std::int64_t new_token() override;
   void lease(const std::vector<const Claimed*>& messages, std::int64_t token, Micros until) override;

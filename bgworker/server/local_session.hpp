@@ -6,6 +6,7 @@
 #include "../handler_session.hpp"
 #include "lease_store.hpp"
 #include "session.hpp"
+#include "shared.hpp"
 
 namespace mq {
 
@@ -38,7 +39,9 @@ class LocalLeaseStore : public SqlLeaseStore {
 
   // An error may have ended mq_run while a handler had its message.
   ~LocalLeaseStore() override {
-    if (number_ >= 0) leave(number_);
+    if (number_ < 0) return;
+    shared::set_handled_here(std::nullopt);
+    shared::lose_lease(number_, message_);
   }
   LocalLeaseStore(const LocalLeaseStore&) = delete;
   LocalLeaseStore& operator=(const LocalLeaseStore&) = delete;
@@ -56,6 +59,7 @@ class LocalLeaseStore : public SqlLeaseStore {
   Session& transaction_;
   FmgrCaller& caller_;
   int number_ = -1;  // of the call that runs
+  Uuid message_;     // the first one of it
 };
 
 }  // namespace mq

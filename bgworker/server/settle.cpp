@@ -46,7 +46,7 @@ void remove_superseded(const std::vector<Failure>& failures) {
       "  SELECT l.ctid FROM unnest($1, $2) AS r (id, attempt) CROSS JOIN LATERAL ("
       "    SELECT f.failure_no, f.attempt FROM $S.mq_failures f WHERE f.message_id = r.id"
       "     ORDER BY f.failure_no + 0 DESC LIMIT 1) AS last"
-      "    JOIN $S.mq_failures l ON l.failure_no = last.failure_no AND l.attempt = r.attempt"
+      "    JOIN $S.mq_failures l ON l.failure_no = last.failure_no AND l.attempt = r.attempt AND l.crash IS NULL"
       "   FOR UPDATE OF l SKIP LOCKED))",
       {UUIDARRAYOID, INT4ARRAYOID});
   ArrayParam ids(UUIDOID), attempts(INT4OID);
@@ -65,15 +65,15 @@ void record(const std::vector<Failure>& failures) {
   remove_superseded(failures);
   static Statement insert(
       "INSERT INTO $S.mq_failures (message_id, attempt, failed_at, channel_name, channel_args, name, duration,"
-      "  sqlstate, error, detail, hint, context, channel_key)"
+      "  sqlstate, error, detail, hint, context, channel_key, crash)"
       " SELECT f.id, f.attempt, pg_catalog.clock_timestamp(), f.channel, f.args, f.name, f.duration, f.sqlstate,"
-      "        COALESCE(f.error, ''), f.detail, f.hint, f.context, f.key"
-      "   FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
-      "     AS f (id, attempt, channel, args, name, duration, sqlstate, error, detail, hint, context, key)",
+      "        COALESCE(f.error, ''), f.detail, f.hint, f.context, f.key, NULLIF(f.crash, false)"
+      "   FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+      "     AS f (id, attempt, channel, args, name, duration, sqlstate, error, detail, hint, context, key, crash)",
       {UUIDARRAYOID, INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INTERVALARRAYOID, TEXTARRAYOID,
-       TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID});
+       TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID, BOOLARRAYOID});
   ArrayParam ids(UUIDOID), attempts(INT4OID), channels(TEXTOID), args(TEXTOID), names(TEXTOID), durations(INTERVALOID),
-      keys(INT8OID);
+      keys(INT8OID), crashes(BOOLOID);
   ErrorColumns errors;
   for (const Failure& failure : failures) {
     const Claimed& message = *failure.message;
@@ -84,12 +84,13 @@ void record(const std::vector<Failure>& failures) {
     names.add(text_datum(message.name));
     durations.add(interval_datum(failure.duration));
     keys.add(Int64GetDatum(message.channel_key));
+    crashes.add(BoolGetDatum(failure.crash));
     errors.add(failure.error);
   }
   sequences::insert(sequences::Numbered::kFailures, [&] {
     return insert.run({ids.datum(), attempts.datum(), channels.datum(), args.datum(), names.datum(), durations.datum(),
                        errors.sqlstate.datum(), errors.message.datum(), errors.detail.datum(), errors.hint.datum(),
-                       errors.context.datum(), keys.datum()});
+                       errors.context.datum(), keys.datum(), crashes.datum()});
   });
 }
 

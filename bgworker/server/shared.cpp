@@ -10,6 +10,7 @@
 
 extern "C" {
 #include "mb/pg_wchar.h"
+#include "storage/procarray.h"
 #include "storage/shmem.h"
 }
 
@@ -19,14 +20,6 @@ State* state = nullptr;
 int my_seat = -1;
 
 namespace {
-
-void add_lost(const inflight::Mark& mark, Loss loss) {
-  auto* end = state->lost + kCasualties;
-  auto* free = std::find_if(state->lost, end, [](const Lost& l) { return l.mark.database == InvalidOid; });
-  if (free == end) return;
-  *free = {mark, loss};
-  ++state->lost_calls;
-}
 
 Seat& mine() {
   return state->seats[my_seat];
@@ -40,6 +33,25 @@ Audience& audience() {
 
 bool available() {
   return state != nullptr;
+}
+
+void add_lost(const inflight::Mark& mark, Loss loss) {
+  auto* end = state->lost + kCasualties;
+  auto* free = std::find_if(state->lost, end, [](const Lost& l) { return l.mark.database == InvalidOid; });
+  if (free == end) return;
+  *free = {mark, loss, GetCurrentTimestamp(), 0};
+  ++state->lost_calls;
+}
+
+void forget_lost(const std::vector<Oid>& existing) {
+  const TimestampTz now = GetCurrentTimestamp();
+  for (Lost& lost : state->lost) {
+    if (lost.mark.database == InvalidOid) continue;
+    if (std::find(existing.begin(), existing.end(), lost.mark.database) != existing.end() && now - lost.at < kLostFor)
+      continue;
+    lost.mark.database = InvalidOid;
+    --state->lost_calls;
+  }
 }
 
 void announce_database(Oid database) {
@@ -281,24 +293,54 @@ void note_lost(Loss loss) {
   add_lost(inflight::current(), loss);
 }
 
-// Without the lock: asked before each batch.
+namespace {
+
+bool is_mine_to_charge(const Lost& lost) {
+  return lost.mark.database == MyDatabaseId && lost.mark.role == MyProc->roleId &&
+         (lost.charger == 0 || BackendPidGetProc(lost.charger) == nullptr);
+}
+
+}  // namespace
+
+// Asked before each batch: without the lock where there is none at all.
 bool any_casualty() {
-  return *const_cast<volatile int*>(&state->lost_calls) != 0;
+  if (!available() || *const_cast<volatile int*>(&state->lost_calls) == 0) return false;
+  Guard guard(LW_SHARED);
+  return std::any_of(state->lost, state->lost + kCasualties, is_mine_to_charge);
 }
 
 std::vector<Casualty> take_casualties() {
   std::vector<Casualty> casualties;
+  if (!available()) return casualties;
   casualties.reserve(kCasualties);
   Guard guard(LW_EXCLUSIVE);
   for (Lost& lost : state->lost) {
-    if (lost.mark.database != MyDatabaseId) continue;
-    // Of leased calls by the workers that would run them again.
-    if (lost.mark.token != 0 && lost.mark.role != mine().role) continue;
-    casualties.push_back({lost.mark.message, lost.mark.messages, lost.loss, lost.mark.token});
-    lost.mark.database = InvalidOid;
-    --state->lost_calls;
+    if (!is_mine_to_charge(lost)) continue;
+    lost.charger = MyProcPid;
+    const int signal = lost.loss == Loss::kCrash ? lost.mark.end - inflight::kSignal : 0;
+    casualties.push_back({lost.mark.message, lost.mark.messages, lost.loss, lost.mark.token, signal,
+                          static_cast<int>(&lost - state->lost)});
   }
   return casualties;
+}
+
+void casualties_settled(const std::vector<int>& numbers) {
+  if (!available()) return;
+  Guard guard(LW_EXCLUSIVE);
+  for (const int number : numbers) {
+    if (state->lost[number].charger != MyProcPid) continue;
+    state->lost[number].mark.database = InvalidOid;
+    --state->lost_calls;
+  }
+  for (Lost& lost : state->lost)
+    if (lost.charger == MyProcPid) lost.charger = 0;
+}
+
+bool lease_is_lost(std::int64_t token) {
+  if (!available() || *const_cast<volatile int*>(&state->lost_calls) == 0) return false;
+  Guard guard(LW_SHARED);
+  return std::any_of(state->lost, state->lost + kCasualties,
+                     [&](const Lost& lost) { return lost.mark.token == token && lost.mark.database == MyDatabaseId; });
 }
 
 // Without the lock: what is shown may be torn for a moment, what it costs is paid for every message.
@@ -412,8 +454,16 @@ extern "C" void mq_shared_startup(void) {
       pg_atomic_init_u32(&audience.quiet_commits, 0);
     }
     if (!pg_strong_random(&state->mark_seed, sizeof state->mark_seed)) state->mark_seed = GetCurrentTimestamp();
-    for (const mq::inflight::Mark& mark : mq::inflight::take_all(mq::shared::kSeats + mq::shared::kLeases))
-      mq::shared::add_lost(mark, mq::Loss::kCrash);
+    // After a crash, in the same postmaster, a process that was not told to go is one that was killed. At a first start
+    // (power was lost, the postmaster was killed, a stop was immediate) that proves nothing.
+    static bool started = false;
+    for (const mq::inflight::Mark& mark : mq::inflight::take_all(mq::shared::kSeats + mq::shared::kLeases)) {
+      if (mark.end >= mq::inflight::kSignal)
+        mq::shared::add_lost(mark, mq::Loss::kCrash);
+      else if (mark.end == mq::inflight::kRunning && started)
+        mq::shared::add_lost(mark, mq::Loss::kKilled);
+    }
+    started = true;
   }
   LWLockRelease(AddinShmemInitLock);
 }

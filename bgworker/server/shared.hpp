@@ -68,11 +68,13 @@ bool is_contended();  // other pools of the database wait for a place
 bool is_extra();      // another worker of the pool is waiting for work as well
 void started_well();  // it can serve: its pool's count of failed starts begins anew
 
-// A call of this worker that ends with the process; and all such calls, and those that the server's last end cut
-// short, in this worker's database: each is handed out once.
+// A call of this worker that ends with the process; and all such calls, and those that a crash of the server is to be
+// charged to, of this process's database and role. They are handed to one process at a time, until it says which ones
+// are settled.
 void note_lost(Loss loss);
-bool any_casualty();  // of any database; cheap
+bool any_casualty();  // cheap
 std::vector<Casualty> take_casualties();
+void casualties_settled(const std::vector<int>& numbers);  // the others are to be had again
 
 // What this worker does, for mq_workers. Cheap: called for each message.
 void note_call(std::string_view channel_name, const Uuid& message);
@@ -92,9 +94,11 @@ struct NewLease {
 };
 int enter_lease(const NewLease& lease);  // its number; -1: no room
 void leave_lease(int number);
+void lose_lease(int number, const Uuid& message);  // the session goes on, but its call has failed with mq_run
 void note_alone(bool alone);  // no other worker of the pool may enter a call beside those of this one
 int leases_on(std::int64_t name_key);
 bool lease_is_alive(std::int64_t token);
+bool lease_is_lost(std::int64_t token);  // the call's end is about to be charged
 struct LeasedCallState {
   int backend;
   Oid role;

@@ -33,6 +33,7 @@ void forget_databases_but(const std::vector<Oid>& existing) {
   }
   for (Pool& pool : state->pools)
     if (gone(pool.database)) pool.database = InvalidOid;
+  forget_lost(existing);
   for (const Oid id : existing) find_or_add_database(id);
 }
 

@@ -6,11 +6,14 @@
 
 #include <algorithm>
 
+#include "entries.h"
 #include "shared_state.hpp"
 
 extern "C" {
+#include "access/parallel.h"
 #include "mb/pg_wchar.h"
 #include "storage/procarray.h"
+#include "tcop/tcopprot.h"
 }
 
 namespace mq::shared {
@@ -93,6 +96,14 @@ void leave_lease(int number) {
   state->leases[number].token = 0;
 }
 
+void lose_lease(int number, const Uuid& message) {
+  if (!available()) return;
+  Guard guard(LW_EXCLUSIVE);
+  const Lease& l = state->leases[number];
+  add_lost({l.database, 1, message, l.token, l.role}, Loss::kRunFailed);
+  state->leases[number].token = 0;
+}
+
 int leases_on(std::int64_t name_key) {
   if (!available()) return 0;
   Guard guard(LW_SHARED);
@@ -137,7 +148,11 @@ void abandon_leases() {
   for (Lease& l : state->leases) {
     if (l.token == 0 || l.seat != my_seat) continue;
     if (is_session(l.backend, l.database, l.role)) (void)kill(l.backend, SIGTERM);
-    inflight::clear_leased(static_cast<int>(&l - state->leases));
+    const auto number = static_cast<int>(&l - state->leases);
+    // A handler that ends the worker which looks after it would do so for ever.
+    if (l.backend == mq_ended_by && inflight::leased(number).token == l.token)
+      add_lost(inflight::leased(number), Loss::kFatal);
+    inflight::clear_leased(number);
     l.seat = -1;
   }
 }
@@ -165,3 +180,41 @@ std::vector<Refusal> refusals() {
 }
 
 }  // namespace mq::shared
+
+int mq_runs_leased = 0;
+
+// In an ordinary session all of this happens once, at its first statement. What a login trigger runs is no statement.
+extern "C" void mq_note_leased_call(void) {
+  using namespace mq::shared;
+  constexpr int kMarks = kSeats + kLeases;
+  static int number = -1;
+  static std::int64_t token = 0;
+  if (my_seat >= 0) mq_runs_leased = -1;  // a worker
+  if (my_seat >= 0 || state == nullptr || MyProc == nullptr || debug_query_string == nullptr) return;
+  if (mq_runs_leased > 0 && number >= 0 && state->leases[number].token == token) return;
+  const int leader =
+      IsParallelWorker() && MyProc->lockGroupLeader != nullptr ? MyProc->lockGroupLeader->pid : MyProcPid;
+  int mark = -1;
+  number = -1;
+  {
+    Guard guard(LW_SHARED);
+    for (int i = 0; i < kLeases; ++i) {
+      const Lease& l = state->leases[i];
+      if (l.token == 0 || l.seat < 0 || l.backend != leader || l.database != MyDatabaseId) continue;
+      number = i;
+      token = l.token;
+      mark = kSeats + i;
+    }
+    for (int i = 0; i < kSeats; ++i) {
+      const PGPROC* worker = state->seats[i].worker;
+      if (leader != MyProcPid && worker != nullptr && worker->pid == leader) mark = i;
+    }
+  }
+  if (leader != MyProcPid) {
+    mq_runs_leased = -1;
+    if (mark >= 0) mq::inflight::open_parallel(mark, kMarks);
+    return;
+  }
+  if (mq_runs_leased == 0) mq_runs_leased = number >= 0 && mq::inflight::open_session(kSeats, kMarks) ? 1 : -1;
+  if (mq_runs_leased > 0 && number >= 0) mq::inflight::begin(number, token);
+}

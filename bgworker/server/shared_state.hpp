@@ -28,6 +28,7 @@ constexpr int kNamesHeld = 64;
 constexpr std::size_t kRefusalBytes = 256;
 constexpr std::uint32_t kAudiences = 256;
 constexpr Micros kClosedFor = 20 * kSecond;  // DROP DATABASE itself waits for 5, and the hook before it
+constexpr Micros kLostFor = 3600 * kSecond;  // whoever was to charge it is gone
 
 struct Database {
   Oid id;  // InvalidOid: free
@@ -94,6 +95,8 @@ struct Lease {
 struct Lost {
   inflight::Mark mark;  // of no database: free
   Loss loss;
+  TimestampTz at;
+  int charger;  // the process that is about to charge it; 0: nobody
 };
 
 struct State {
@@ -120,7 +123,9 @@ static_assert(kMarkSets % kMarkLocks == 0);
 extern State* state;  // set by mq_shared_startup in the postmaster, inherited
 extern int my_seat;   // set by take_seat; -1 where there is none
 
-void abandon_leases();  // of this worker, which ends; under the lock
+void abandon_leases();                                 // of this worker, which ends; under the lock
+void add_lost(const inflight::Mark& mark, Loss loss);  // under the lock
+void forget_lost(const std::vector<Oid>& existing);    // of databases that are gone, or long ago; under the lock
 
 class Guard {
  public:

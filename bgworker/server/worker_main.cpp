@@ -135,8 +135,8 @@ class WorkerHost : public ServerHost {
   }
 
   bool should_renew() override { return shared::should_renew(); }
-  bool any_casualty() override { return working_ && shared::any_casualty(); }
-  std::vector<Casualty> casualties() override { return working_ ? shared::take_casualties() : std::vector<Casualty>(); }
+  bool any_casualty() override { return working_ && ServerHost::any_casualty(); }
+  std::vector<Casualty> casualties() override { return working_ ? ServerHost::casualties() : std::vector<Casualty>(); }
 
   void warn(const Error& error) override {
     const char* text = error.message.c_str();

@@ -122,8 +122,10 @@ CREATE TABLE mq_failures (
   detail text,
   hint text,
   context text,
-  channel_key bigint NOT NULL
+  channel_key bigint NOT NULL,
+  crash boolean
 );
+COMMENT ON COLUMN mq_failures.crash IS 'True: the attempt is proven to have brought the server down; false: so it is, but mq_checkpoint has been called since.';
 COMMENT ON TABLE mq_failures IS 'Failed attempts, with the error as the server reported it (each text cut to 8 kB) and how long the handler had run: of a message the first five, those at powers of two, and the last one.';
 COMMENT ON SEQUENCE mq_failures_failure_no_seq IS 'Numbers of failed attempts.';
 CREATE INDEX mq_failures_message_id ON mq_failures (message_id);

@@ -7,6 +7,10 @@ COMMENT ON COLUMN mq_dead.attempts_made IS 'How many attempts were made; attempt
 COMMENT ON COLUMN mq_msgs.attempts IS 'How many attempts are left, as in the original schema; attempt says how many were made, as attempts_made of mq_dead does.';
 COMMENT ON COLUMN mq_msgs.attempt IS 'How many attempts were made.';
 
+ALTER TABLE mq_failures ADD crash boolean;
+COMMENT ON COLUMN mq_failures.crash IS 'True: the attempt is proven to have brought the server down; false: so it is, but mq_checkpoint has been called since.';
+COMMENT ON TABLE mq_failures IS 'Failed attempts, with the error as the server reported it (each text cut to 8 kB) and how long the handler had run: of a message the first five, those at powers of two, and the last one.';
+
 -- What depends on the column is replaced below.
 CREATE OR REPLACE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text)
   LANGUAGE sql VOLATILE SECURITY DEFINER BEGIN ATOMIC SELECT ''::pg_catalog.text, true, ''::pg_catalog.text; END;
@@ -56,8 +60,6 @@ REVOKE ALL ON FUNCTION mq_some(text[]), mq_leased_calls(), mq_service(), mq_serv
 
 -- replace 62_health.sql
 -- replace 80_grants.sql
-
-COMMENT ON TABLE mq_failures IS 'Failed attempts, with the error as the server reported it (each text cut to 8 kB) and how long the handler had run: of a message the first five, those at powers of two, and the last one.';
 
 -- A database in use.
 SELECT mq_enable();

@@ -1,5 +1,5 @@
-# A message under which the server goes down is charged an attempt by the next start, though nothing was committed; the
-# second time it is dead. The others of its batch are handled. A handler that ignores its time limit is ended with its
+# A message whose process is killed is charged an attempt by the next start, though nothing was committed, and dies when
+# its retries are used up (t/058_crashes.pl has the crashes that are proven). The others of its batch are handled. A handler that ignores its time limit is ended with its
 # worker, and charged as well. A worker that is told to end charges nobody.
 use strict;
 use warnings;
@@ -40,7 +40,7 @@ sub kill_sleeper {
 	value_within(20, $node, $db, "SELECT count(*) FROM pg_stat_activity WHERE pid = $pid", 0);
 }
 
-my $send = q{SELECT mq_send_many('CHANNEL', '{"{\"n\": 1}","{\"n\": 2, \"sleeps\": 1}","{\"n\": 3}"}', retry_backoff => '0.1 s')};
+my $send = q{SELECT mq_send_many('CHANNEL', '{"{\"n\": 1}","{\"n\": 2, \"sleeps\": 1}","{\"n\": 3}"}', retries => 1, retry_backoff => '0.1 s')};
 my $fate = 'SELECT reason, attempts_made, sqlstate FROM mq_dead';
 my $effects = q{SELECT string_agg(n::text, ',' ORDER BY n) FROM effects};
 
@@ -48,7 +48,7 @@ for my $channel ('single', 'batch') {
 	$node->safe_psql($db, $send =~ s/CHANNEL/$channel/r);
 	# Of a batch that was called together nobody knows the culprit: it comes out when they run one by one.
 	kill_sleeper('KILL', "$channel: the server goes down under a message") for 1 .. ($channel eq 'batch' ? 3 : 2);
-	within(20, $node, $db, $fate, 'crashed|2|57P02', "$channel: the second time it is dead");
+	within(20, $node, $db, $fate, 'exhausted|2|57P02', "$channel: the second time its retries are used up");
 	within(20, $node, $db, $effects, '1,3', "$channel: the others of the batch are handled once");
 	holds($node, $db, q{SELECT string_agg(attempt || ' ' || sqlstate, ', ' ORDER BY failure_no) FROM mq_failures}, '1 57P02, 2 57P02',
 		"$channel: both attempts are recorded");

@@ -360,5 +360,23 @@ TEST_F(ClaimTest, MoreIsDueWhenADrawnMessageComesUpAgain) {
   for (int i = 0; i < 20; ++i) ASSERT_TRUE(claim(10).more_is_due);
 }
 
+TEST(DisposeTest, MessageWhoseLeaseholderIsGoneIsGivenBackUnlessItHasExpired) {
+  Batch leftovers(2);
+  for (Claimed& message : leftovers) {
+    message.orphan = true;
+    message.attempts_left = 1;
+    message.lease = 7;
+  }
+  leftovers[1].expires_at = 3;
+  Settlement settlement;
+  dispose(leftovers, 5, settlement);
+  ASSERT_EQ(settlement.snoozes.size(), 1U);
+  EXPECT_EQ(settlement.snoozes[0].message, &leftovers[0]);
+  EXPECT_EQ(settlement.snoozes[0].attempt_at, 5);
+  ASSERT_EQ(settlement.burials.size(), 1U);
+  EXPECT_EQ(settlement.burials[0].message, &leftovers[1]);
+  EXPECT_EQ(settlement.burials[0].reason, "expired");
+}
+
 }  // namespace
 }  // namespace mq

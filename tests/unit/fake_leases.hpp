@@ -99,6 +99,7 @@ class FakeLeaseStore final : public LeaseStore {
   int due(std::string_view channel_name, Micros now, int limit) override;
   int enter(const Entry& entry) override;
   void leave(int number) override;
+  bool was_told(int /* number */) override { return told; }
   std::int64_t new_token() override;
   void lease(const std::vector<const Claimed*>& messages, std::int64_t token, Micros until) override;
   void renew(const std::vector<std::int64_t>& tokens, Micros until) override;
@@ -109,6 +110,7 @@ class FakeLeaseStore final : public LeaseStore {
   void abandon();  // the worker has ended
 
   int sessions = 4;
+  bool told = false;               // sessions, by the server, to go
   bool room = true;                // for another session
   std::deque<Error> lease_errors;  // the next leases fail with these
   std::deque<Error> renew_errors;  // the next renewals fail with these

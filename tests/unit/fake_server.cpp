@@ -162,7 +162,8 @@ void FakeTransaction::settle(const Settlement& settlement) {
                                std::string(message.name),
                                message.attempts + 1,
                                failure.error.sqlstate,
-                               failure.duration};
+                               failure.duration,
+                               failure.crash};
     changes_.emplace_back([this, failed] { table_.failures.push_back(failed); });
   }
 }
@@ -246,9 +247,9 @@ void FakeQueue::named(std::span<const Uuid> ids, Batch& batch, std::vector<int>&
     const Row* row = table_.find(id);
     if (row == nullptr || table_.is_locked_by_another(*row, transaction_)) continue;
     append(*row, batch);
-    crashes.push_back(static_cast<int>(
-        std::count_if(table_.failures.begin(), table_.failures.end(),
-                      [&](const FailedAttempt& failed) { return failed.id == id && failed.sqlstate == "57P02"; })));
+    crashes.push_back(
+        static_cast<int>(std::count_if(table_.failures.begin(), table_.failures.end(),
+                                       [&](const FailedAttempt& failed) { return failed.id == id && failed.crash; })));
   }
 }
 

@@ -7,6 +7,7 @@
 // starts before an earlier one of its ordered channel is done. Each fails the test that runs.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -86,6 +87,7 @@ struct FailedAttempt {
   int attempt = 0;
   std::string sqlstate;
   Micros duration = 0;
+  bool crash = false;
 };
 
 class FakeClock final : public Clock {
@@ -232,6 +234,7 @@ class FakeQueue final : public ClaimSource, public Settler {
   void fair(std::string_view channel_name, Micros now, std::int64_t start, int limit, Batch& batch) override;
   void runs(std::span<const Claimed> heads, Micros now, int limit, Batch& batch) override;
   void named(std::span<const Uuid> ids, Batch& batch, std::vector<int>& crashes) override;
+  bool is_pending(const Uuid& id) override { return table_.find(id) != nullptr; }
   bool take_place(std::string_view channel_name, int most) override;
   void settle(const Settlement& settlement) override;
   void append(const Row& row, Batch& batch);
@@ -279,7 +282,15 @@ class FakeHost final : public Host {
 
   bool refresh(Registry& registry) override;
   bool any_casualty() override { return !ended_calls.empty(); }
-  std::vector<Casualty> casualties() override { return std::exchange(ended_calls, {}); }
+  std::vector<Casualty> casualties() override {
+    for (std::size_t i = 0; i < ended_calls.size(); ++i) ended_calls[i].number = static_cast<int>(i);
+    return ended_calls;
+  }
+  void casualties_settled(const std::vector<int>& numbers) override {
+    std::erase_if(ended_calls, [&](const Casualty& casualty) {
+      return std::find(numbers.begin(), numbers.end(), casualty.number) != numbers.end();
+    });
+  }
   Next next(const Registry& registry, bool leased) override {
     return {table_.next_due(registry, leased), table_.next_expiry()};
   }

@@ -124,7 +124,7 @@ TEST_F(PolicyTest, AttemptsChangedByHandEndAmongTheDead) {
 }
 
 TEST_F(PolicyTest, FirstCrashOfTheServerIsAFailedAttempt) {
-  settle_casualty(message, Loss::kCrash, 0, &handler, kNow, 0.0, settlement);
+  settle_casualty(message, {.message = message.id, .loss = Loss::kCrash}, 0, &handler, kNow, 0.0, settlement);
   ASSERT_EQ(settlement.failures.size(), 1U);
   EXPECT_EQ(settlement.failures[0].error.sqlstate, "57P02");
   ASSERT_EQ(settlement.retries.size(), 1U);
@@ -136,7 +136,7 @@ TEST_F(PolicyTest, SecondCrashOfTheServerIsTheLast) {
   for (const bool block : {false, true}) {
     handler.block_on_dead = block;
     settlement = {};
-    settle_casualty(message, Loss::kCrash, 1, &handler, kNow, 0.0, settlement);
+    settle_casualty(message, {.message = message.id, .loss = Loss::kCrash}, 1, &handler, kNow, 0.0, settlement);
     EXPECT_EQ(settlement.failures.size(), 1U);
     EXPECT_TRUE(settlement.retries.empty());
     ASSERT_EQ(settlement.burials.size(), 1U);
@@ -147,20 +147,40 @@ TEST_F(PolicyTest, SecondCrashOfTheServerIsTheLast) {
   }
 }
 
+TEST_F(PolicyTest, OnlyACrashThatIsProvenIsRecordedAsOne) {
+  for (const Loss loss : {Loss::kCrash, Loss::kKilled, Loss::kOverrun, Loss::kFatal, Loss::kRunFailed}) {
+    settlement = {};
+    settle_casualty(message, {.message = message.id, .loss = loss}, 0, &handler, kNow, 0.0, settlement);
+    ASSERT_EQ(settlement.failures.size(), 1U);
+    EXPECT_EQ(settlement.failures[0].crash, loss == Loss::kCrash);
+    EXPECT_EQ(settlement.retries.size(), 1U);
+  }
+}
+
+TEST_F(PolicyTest, KilledProcessesEndTheMessageOnlyWithItsRetries) {
+  const Casualty killed{.message = message.id, .loss = Loss::kKilled};
+  settle_casualty(message, killed, 7, &handler, kNow, 0.0, settlement);
+  EXPECT_TRUE(settlement.burials.empty());
+  message.attempts_left = 1;
+  settle_casualty(message, killed, 7, &handler, kNow, 0.0, settlement);
+  ASSERT_EQ(settlement.burials.size(), 1U);
+  EXPECT_EQ(settlement.burials[0].reason, "exhausted");
+}
+
 TEST_F(PolicyTest, CrashOnTheLastAttemptExhaustsTheMessage) {
   message.attempts_left = 1;
-  settle_casualty(message, Loss::kCrash, 0, nullptr, kNow, 0.0, settlement);
+  settle_casualty(message, {.message = message.id, .loss = Loss::kCrash}, 0, nullptr, kNow, 0.0, settlement);
   ASSERT_EQ(settlement.burials.size(), 1U);
   EXPECT_EQ(settlement.burials[0].reason, "exhausted");
 }
 
 TEST_F(PolicyTest, CrashWithoutAHandlerDoesNotBlock) {
-  settle_casualty(message, Loss::kCrash, 1, nullptr, kNow, 0.0, settlement);
+  settle_casualty(message, {.message = message.id, .loss = Loss::kCrash}, 1, nullptr, kNow, 0.0, settlement);
   EXPECT_FALSE(settlement.burials.at(0).block);
 }
 
 TEST_F(PolicyTest, HandlerThatIgnoredItsTimeLimitHasNotCrashedTheServer) {
-  settle_casualty(message, Loss::kOverrun, 5, &handler, kNow, 0.0, settlement);
+  settle_casualty(message, {.message = message.id, .loss = Loss::kOverrun}, 5, &handler, kNow, 0.0, settlement);
   ASSERT_EQ(settlement.failures.size(), 1U);
   EXPECT_EQ(settlement.failures[0].error.sqlstate, "57014");
   EXPECT_EQ(settlement.retries.size(), 1U);
@@ -168,7 +188,7 @@ TEST_F(PolicyTest, HandlerThatIgnoredItsTimeLimitHasNotCrashedTheServer) {
 }
 
 TEST_F(PolicyTest, HandlerThatEndedItsWorkerHasNotCrashedTheServer) {
-  settle_casualty(message, Loss::kFatal, 5, &handler, kNow, 0.0, settlement);
+  settle_casualty(message, {.message = message.id, .loss = Loss::kFatal}, 5, &handler, kNow, 0.0, settlement);
   ASSERT_EQ(settlement.failures.size(), 1U);
   EXPECT_EQ(settlement.failures[0].error.sqlstate, "57P01");
   EXPECT_EQ(settlement.retries.size(), 1U);

@@ -253,6 +253,17 @@ TEST_F(WorkerTest, GoesOnThoughACasualtyCannotBeCharged) {
   EXPECT_EQ(table.handled(id), 1);
 }
 
+TEST_F(WorkerTest, CasualtyThatCannotBeChargedNowIsChargedLater) {
+  add_handler("c");
+  const Uuid id = table.send({.delay = 10 * kSecond});
+  host.ended_calls = {{.message = id}};
+  session.queue.settle_errors.emplace_back("53100", "disk full");
+  worker.run();
+  EXPECT_EQ(table.failed(id), 1);
+  EXPECT_TRUE(host.ended_calls.empty());
+  EXPECT_EQ(table.handled(id), 1);
+}
+
 // --- Trouble ---
 
 TEST_F(WorkerTest, GoesOnAfterAnErrorWithAWarningAndAPause) {
