@@ -11,11 +11,6 @@ namespace {
 constexpr int kUndrawn = 4;    // claims without a draw after one that found nothing new
 constexpr int kFairShare = 4;  // one message in so many of a batch is drawn fairly
 
-bool deliverable(const Claimed& message, Micros now) {
-  return !message.uncommitted && !message.orphan && message.attempts_left > 0 && message.has_payload &&
-         message.expires_at > now;
-}
-
 // Drops from `batch` everything behind `from` that stands in it before, or is not to be had.
 void drop_repeats(Batch& batch, std::size_t from) {
   std::unordered_set<Uuid, UuidHash> seen;
@@ -29,6 +24,11 @@ bool due_before(const Claimed& a, const Claimed& b) {
 }
 
 }  // namespace
+
+bool is_deliverable(const Claimed& message, Micros now) {
+  return !message.uncommitted && !message.orphan && message.attempts_left > 0 && message.has_payload &&
+         message.expires_at > now;
+}
 
 Claim Claimer::claim(const std::vector<Source>& sources, int limit, bool with_runs) {
   Claim claim;
@@ -72,7 +72,8 @@ int Claimer::claim_equals(std::span<Scan> scans, int limit, bool with_runs, Micr
   for (Scan& scan : scans) {
     std::sort(scan.found.begin(), scan.found.end(), due_before);
     Batch heads;
-    for (const Claimed& message : scan.found) (deliverable(message, now) ? heads : claim.leftovers).push_back(message);
+    for (const Claimed& message : scan.found)
+      (is_deliverable(message, now) ? heads : claim.leftovers).push_back(message);
     room -= add_with_runs(heads, with_runs ? std::min(room, scan.most) : 0, now, claim);
   }
   return limit - room;
@@ -141,7 +142,7 @@ int Claimer::add_with_runs(const Batch& heads, int room, Micros now, Claim& clai
     int of_head = 0;
     bool broken = false;
     for (; next != runs.end() && same_channel(*next, head); ++next) {
-      broken = broken || !deliverable(*next, now);
+      broken = broken || !is_deliverable(*next, now);
       if (broken) continue;
       claim.messages.push_back(*next);
       ++of_head;

@@ -69,6 +69,7 @@ class Claimer {
   std::map<std::string, int, std::less<>> undrawn_;
 };
 
+bool is_deliverable(const Claimed& message, Micros now);
 // Settles what cannot be delivered: two-phase messages that nobody committed go, those whose leaseholder is gone are
 // given back, the others are dead letters.
 void dispose(const Batch& leftovers, Micros now, Settlement& settlement);

@@ -50,6 +50,11 @@ bool Dispatcher::run_range(std::size_t first, std::size_t last, std::size_t most
 
 bool Dispatcher::resolve(std::size_t first, const Attempt& tried, std::size_t most, const Failure& failure) {
   if (tried.reached > first && !run_range(first, tried.reached, most)) return false;
+  if (tried.yielded) {
+    for (std::size_t i = tried.reached; i < tried.failed_end; ++i)
+      if (!skipped(i)) outcomes_[i] = Outcome::kYielded;
+    return false;
+  }
   if (tried.failed_end - tried.reached > 1) {
     const std::size_t half = (tried.failed_end - tried.reached + 1) / 2;
     return run_range(tried.reached, tried.reached + half, half) &&
@@ -83,8 +88,16 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
     const Micros started = now_;
     try {
       if (handlers_[i] == nullptr) throw no_handler(messages_[i]);
-      caller_.call(*handlers_[i], batch);
+      caller_.call(*handlers_[i], batch, batch.size() < messages_.size());
       note_wishes(i, end);
+    } catch (const Yielded& yielded) {
+      now_ = clock_.now();
+      transaction_.rollback_to_savepoint();
+      wishes_.erase(wishes_.lower_bound(first), wishes_.lower_bound(end));
+      duration_ = now_ - started;
+      began_ = true;
+      yielded_in_conflict_ = yielded.conflicted;
+      return {i, end, 0, true};
     } catch (const Error& error) {
       now_ = clock_.now();
       transaction_.rollback_to_savepoint();

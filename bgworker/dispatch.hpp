@@ -6,6 +6,9 @@
 // succeed. A batch handler that fails is called again with halves of its array, down to the one that is at
 // fault. In an ordered channel nothing runs behind a message that failed or expired.
 //
+// A call that lasts while others are claimed with it is stopped, and is not charged; what worked before it runs again,
+// and the batch ends.
+//
 // A transaction uses at most kMostSavepoints savepoints (more than 64 overflow the server's cache of
 // subtransactions, and every snapshot taken in the server pays for it) and ends early when its slice of time
 // is over; what it did not reach stays as it was and is claimed again.
@@ -30,6 +33,7 @@ enum class Outcome {
   kDiscarded,  // dead, as its handler wished
   kConflict,   // 40001 or 40P01: may be tried again at once
   kExpired,    // while it waited for its turn
+  kYielded,    // was stopped, since others waited behind it: runs again without company
 };
 
 struct DispatchLimits {
@@ -52,6 +56,9 @@ class Dispatcher {
     Micros took = 0;
   };
   const std::vector<Span>& spans() const { return spans_; }
+  // Whether the messages that are kYielded waited for a lock, as others did.
+  bool yielded_in_conflict() const { return yielded_in_conflict_; }
+  Micros yielded_after() const { return duration_; }
   // Of the messages that are kSnoozed or kDiscarded, by their index.
   const std::map<std::size_t, Wish>& wishes() const { return wishes_; }
 
@@ -60,6 +67,7 @@ class Dispatcher {
     std::size_t reached;         // everything before it ran
     std::size_t failed_end = 0;  // 0: nothing failed; else [reached, failed_end) was the failed call
     std::size_t cut = 0;         // not 0: all ran, but must run again up to here and no further
+    bool yielded = false;        // it did not fail, it was stopped
     bool failed() const { return failed_end != 0; }
   };
 
@@ -96,6 +104,7 @@ class Dispatcher {
   int savepoints_ = 0;
   int resolving_ = 0;   // failures being resolved: that goes on when the slice is over, or it would never end
   bool began_ = false;  // something has run: the slice counts
+  bool yielded_in_conflict_ = false;
 };
 
 }  // namespace mq

@@ -21,12 +21,15 @@ constexpr Micros kSettleAgain = kSecond / 10;  // when a message was locked
 constexpr Micros kAfterLoss = 5 * kSecond;     // of a connection: if the server went down, so will the worker
 constexpr std::size_t kMostRemembered = 10'000;
 constexpr std::size_t kOrphans = 2000;  // in one step
+constexpr int kTrials = 3;              // of settling a call that has failed
 
 }  // namespace
 
 LeasedHandlers::Turn LeasedHandlers::turn(const Registry& registry, const Scope& scope) {
   Turn turn;
   const Micros now = ports_.clock.steady();
+  stopping_ = has_sessions() && ports_.store.is_stopping();
+  const bool drain = scope.drain || stopping_;
   for (const auto& run : runs_) {
     turn.moved = poll(*run, now) || turn.moved;
     stop(*run, now);
@@ -34,17 +37,18 @@ LeasedHandlers::Turn LeasedHandlers::turn(const Registry& registry, const Scope&
   renew(now);
   for (const auto& run : runs_) {
     const std::size_t messages = run->error ? 0 : run->messages;
-    if (run->state != Run::kEnded || !settle(*run, now)) continue;
+    if (run->state != Run::kEnded || !try_to_settle(*run, now)) continue;
     turn.handled += messages;
     turn.moved = true;
   }
   std::erase_if(runs_, [&](const auto& run) {
-    return run->state == Run::kBroken ||
-           (run->state == Run::kIdle && (scope.drain || now - run->since > kSessionLingers));
+    return run->state == Run::kBroken || (run->state == Run::kIdle && (drain || now - run->since > kSessionLingers));
   });
-  if (scope.drain) return turn;
+  ports_.store.note_connecting(static_cast<int>(count(Run::kConnecting)));
+  if (drain) return turn;
   if (begin(registry, scope, turn)) turn.moved = true;
   open_sessions(registry, scope, turn, now);
+  ports_.store.note_connecting(static_cast<int>(count(Run::kConnecting)));
   return turn;
 }
 
@@ -142,6 +146,47 @@ void LeasedHandlers::end(Run& run, bool broken, Micros now) {
   enter_state(run, Run::kEnded, now);
 }
 
+// Trouble with one call must not stop the others.
+bool LeasedHandlers::try_to_settle(Run& run, Micros now) {
+  try {
+    return settle(run, now);
+  } catch (const Error& error) {
+    if (!ports_.store.is_background()) throw;
+    ports_.transaction.rollback();
+    unsettled(run, error, now);
+    return false;
+  }
+}
+
+// It is tried again after a while. A call that has failed has nothing to lose: in the end its messages are given back
+// uncharged, and come again later.
+void LeasedHandlers::unsettled(Run& run, const Error& error, Micros now) {
+  ports_.store.warn(error);
+  run.trouble.failed(now);
+  run.settle_at = now + run.trouble.left(now);
+  if (!run.error || run.trouble.failures() < kTrials) return;
+  try {
+    ports_.transaction.begin();
+    ports_.source.begin({});
+    Batch batch;
+    Settlement settlement;
+    const Micros until = ports_.clock.now() + kPutOff;
+    if (ports_.store.reclaim(run.token, batch)) {
+      for (const Claimed& message : batch) settlement.snoozes.push_back({&message, until});
+      ports_.settler.settle(settlement);
+    }
+    for (const Claimed& message : batch) ports_.store.put_off(message.id, message.channel_name, error, until);
+    ports_.transaction.commit();
+  } catch (const Error& again) {
+    ports_.transaction.rollback();
+    ports_.store.warn(again);
+    return;
+  }
+  ports_.store.leave(run.number);
+  run.number = -1;
+  enter_state(run, Run::kBroken, now);
+}
+
 bool LeasedHandlers::settle(Run& run, Micros now) {
   if (now < run.settle_at) return false;
   ports_.transaction.begin();
@@ -215,7 +260,7 @@ void LeasedHandlers::run_alone(int calls) {
 }
 
 bool LeasedHandlers::can_begin() const {
-  if (alone_ > 0 && busy()) return false;
+  if (stopping_ || (alone_ > 0 && busy())) return false;
   if (count(Run::kIdle) > 0) return true;
   if (count(Run::kConnecting) + count(Run::kCleaning) > 0) return false;  // their end causes a turn
   return ports_.clock.steady() >= refused_until_ &&

@@ -25,11 +25,13 @@
 #include "claim.hpp"
 #include "handler_session.hpp"
 #include "ports.hpp"
+#include "trouble.hpp"
 
 namespace mq {
 
 inline constexpr Micros kLease = 30 * kSecond;          // renewed when half of it is over
 inline constexpr Micros kSessionLingers = 5 * kSecond;  // an idle one
+inline constexpr Micros kPutOff = 60 * kSecond;         // a message that cannot be settled
 
 // What leased handlers ask of the server beyond what all do. Statements run in the current transaction.
 class LeaseStore {
@@ -38,12 +40,22 @@ class LeaseStore {
 
   // Most sessions of this worker.
   virtual int most_sessions() = 0;
-  // Begins to open one. nullptr: the process has no room for another.
-  virtual std::unique_ptr<HandlerSession> open() = 0;
+  // Begins to open one. nullptr: the process has no room for another. Throws 53300 when the server has none left but
+  // for others; `connecting` are being opened by this worker.
+  virtual std::unique_ptr<HandlerSession> open(int connecting) = 0;
+  // Whether the server is shutting down: sessions that are idle should go, and no call begin.
+  virtual bool is_stopping() { return false; }
+  virtual void note_connecting(int /* sessions */) {}
   // Whether the process is a session of this server, database and role: what is cancelled has to be ours.
   virtual bool is_ours(int backend) = 0;
   virtual void cancel(int backend) = 0;
   virtual void terminate(int backend) = 0;
+  // A message that cannot be settled is put off until then.
+  virtual void put_off(const Uuid& /* message */, std::string_view /* channel_name */, const Error& /* why */,
+                       Micros /* until */) {}
+  virtual void warn(const Error& /* error */) {}
+  // False in mq_run, whose caller hears of every trouble.
+  virtual bool is_background() { return true; }
   // How the last attempt to open a session went, for mq_health().
   virtual void note_connection(const std::optional<Error>& refusal) = 0;
 
@@ -141,13 +153,14 @@ class LeasedHandlers {
     Micros duration = 0;
     Micros waited = 0;  // its first message, since it was due
     Micros settle_at = 0;
+    Backoff trouble;  // with settling it
   };
   struct Call {
     const Handler* handler;
     std::vector<const Claimed*> messages;
   };
   struct Unsent {
-    std::vector<Uuid> messages;
+    std::vector<std::pair<Uuid, int>> messages;  // and the attempts they had made
     Handler handler;
     Error error;
   };
@@ -159,13 +172,17 @@ class LeasedHandlers {
   void renew(Micros now);
   void end(Run& run, bool broken, Micros now);
   bool settle(Run& run, Micros now);  // false: not yet
+  bool try_to_settle(Run& run, Micros now);
+  void unsettled(Run& run, const Error& error, Micros now);
   void run_alone(int calls);
   void settle_failed(const Run& run, const Batch& batch, Micros now, Settlement& settlement);
   std::vector<Source> sources(const Registry& registry, const Scope& scope, std::size_t idle);
   bool begin(const Registry& registry, const Scope& scope, Turn& turn);
   LeasedCall statement_of(const Call& call, std::optional<Unsent>& unsent);
   void fail(const Unsent& unsent);
+  void put_off(const std::vector<Uuid>& ids, const Error& error);
   std::vector<Call> calls_of(const Registry& registry, const Batch& messages, Settlement& settlement);
+  void told_of_room(const std::optional<Error>& refusal);
   void open_sessions(const Registry& registry, const Scope& scope, Turn& turn, Micros now);
   std::size_t count(Run::State state) const;
   std::size_t most_sessions();
@@ -174,7 +191,9 @@ class LeasedHandlers {
   Claimer claimer_;
   std::vector<std::unique_ptr<Run>> runs_;
   Micros refused_until_ = 0;
-  int refusals_ = 0;  // in a row
+  int refusals_ = 0;      // in a row
+  bool no_room_ = false;  // for another session, as was told
+  bool stopping_ = false;
   int alone_ = 0;
   std::unordered_set<Uuid, UuidHash> single_;  // of a batch call that failed: called one by one
   std::unordered_map<Uuid, int, UuidHash> conflicts_;

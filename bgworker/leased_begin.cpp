@@ -8,6 +8,12 @@
 
 namespace mq {
 
+namespace {
+
+constexpr Micros kRoomWait = 2 * kSecond;  // before the server is asked for room again
+
+}  // namespace
+
 // The leased channels that may begin something, and how many messages each.
 std::vector<Source> LeasedHandlers::sources(const Registry& registry, const Scope& scope, std::size_t idle) {
   std::vector<Source> sources;
@@ -70,12 +76,23 @@ bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& t
   std::vector<std::pair<Run*, Call>> begun;
   std::vector<LeasedCall> statements;
   std::optional<Unsent> unsent;
+  std::vector<Uuid> undeliverable;
+  std::optional<Error> trouble;
   std::size_t left = 0;
   try {
     Settlement settlement;
     dispose(claim.leftovers, now, settlement);
     const std::vector<Call> calls = calls_of(registry, claim.messages, settlement);
-    ports_.settler.settle(settlement);
+    try {
+      ports_.settler.settle(settlement);
+    } catch (const Error& error) {
+      trouble = error;
+      for (const Burial& burial : settlement.burials) undeliverable.push_back(burial.message->id);
+      for (const Snooze& snooze : settlement.snoozes) undeliverable.push_back(snooze.message->id);
+      for (const Retry& retry : settlement.retries) undeliverable.push_back(retry.message->id);
+      for (const Claimed* message : settlement.removed) undeliverable.push_back(message->id);
+      throw;
+    }
     const std::size_t running = runs_.size() - count(Run::kIdle) - count(Run::kConnecting) - count(Run::kCleaning);
     const auto company = static_cast<int>(running + std::min(idle.size(), calls.size()) - 1);
     for (const Call& call : calls) {
@@ -97,6 +114,11 @@ bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& t
     for (auto& [run, call] : begun) {
       ports_.store.leave(run->number);
       run->number = -1;
+    }
+    if (trouble && ports_.store.is_background()) {
+      ports_.transaction.rollback();
+      put_off(undeliverable, *trouble);
+      return true;
     }
     if (!unsent) throw;
     ports_.transaction.rollback();
@@ -120,12 +142,30 @@ bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& t
   return !begun.empty() || !claim.leftovers.empty();
 }
 
+// What cannot be settled must not stop the others: it comes again after a while.
+void LeasedHandlers::put_off(const std::vector<Uuid>& ids, const Error& error) {
+  ports_.store.warn(error);
+  ports_.transaction.begin();
+  ports_.source.begin({});
+  Batch batch;
+  std::vector<int> crashes;
+  ports_.source.named(ids, batch, crashes);
+  const Micros until = ports_.clock.now() + kPutOff;
+  Settlement settlement;
+  for (const Claimed& message : batch)
+    if (!message.held) settlement.snoozes.push_back({&message, until});
+  ports_.settler.settle(settlement);
+  for (const Snooze& snooze : settlement.snoozes)
+    ports_.store.put_off(snooze.message->id, snooze.message->channel_name, error, until);
+  ports_.transaction.commit();
+}
+
 LeasedCall LeasedHandlers::statement_of(const Call& call, std::optional<Unsent>& unsent) {
   try {
     return ports_.store.call_of(*call.handler, call.messages);
   } catch (const Error& error) {
     unsent = Unsent{{}, *call.handler, error};
-    for (const Claimed* message : call.messages) unsent->messages.push_back(message->id);
+    for (const Claimed* message : call.messages) unsent->messages.emplace_back(message->id, message->attempts);
     throw;
   }
 }
@@ -138,8 +178,15 @@ void LeasedHandlers::fail(const Unsent& unsent) {
   ports_.source.begin({});
   Batch batch;
   std::vector<int> crashes;
-  ports_.source.named(unsent.messages, batch, crashes);
-  std::erase_if(batch, [&](const Claimed& message) { return message.held || message.attempt_at > now; });
+  std::vector<Uuid> ids;
+  for (const auto& [id, attempts] : unsent.messages) ids.push_back(id);
+  ports_.source.named(ids, batch, crashes);
+  // They were not locked meanwhile: what somebody else has tried since, or has now, is not charged.
+  std::erase_if(batch, [&](const Claimed& message) {
+    return message.held || message.attempt_at > now ||
+           std::find(unsent.messages.begin(), unsent.messages.end(), std::pair(message.id, message.attempts)) ==
+               unsent.messages.end();
+  });
   Run run;
   run.messages = unsent.messages.size();
   run.handler = unsent.handler;
@@ -150,10 +197,15 @@ void LeasedHandlers::fail(const Unsent& unsent) {
   ports_.transaction.commit();
 }
 
+void LeasedHandlers::told_of_room(const std::optional<Error>& refusal) {
+  no_room_ = refusal.has_value();
+  ports_.store.note_connection(refusal);
+}
+
 // As many as there are messages due and no session for.
 void LeasedHandlers::open_sessions(const Registry& registry, const Scope& scope, Turn& turn, Micros now) {
   const std::size_t most = most_sessions();
-  if (now < refused_until_ || count(Run::kIdle) > 0) return;
+  if (now < refused_until_ || count(Run::kIdle) > 0 || stopping_) return;
   const auto room = static_cast<int>(most - std::min(most, runs_.size()));
   const std::vector<Source> from = sources(registry, scope, std::max<std::size_t>(1, static_cast<std::size_t>(room)));
   if (from.empty()) return;
@@ -163,10 +215,20 @@ void LeasedHandlers::open_sessions(const Registry& registry, const Scope& scope,
     const int batch = registry.find(source.channel_name)->batch_size();
     wanted += (ports_.store.due(source.channel_name, ports_.clock.now(), source.most) + batch - 1) / batch;
   }
+  if (wanted == 0 && no_room_) told_of_room(std::nullopt);
   wanted -= static_cast<int>(count(Run::kConnecting) + count(Run::kCleaning));
   if (wanted > room && alone_ == 0) turn.more_is_due = true;
   for (int i = std::min(wanted, room); i > 0; --i) {
-    std::unique_ptr<HandlerSession> session = ports_.store.open();
+    std::unique_ptr<HandlerSession> session;
+    try {
+      session = ports_.store.open(static_cast<int>(count(Run::kConnecting)));
+    } catch (const Error& error) {
+      if (error.sqlstate != "53300") throw;
+      // What it has goes on; nothing is claimed, so nobody is charged.
+      told_of_room(error);
+      refused_until_ = now + kRoomWait;
+      break;
+    }
     if (!session) break;
     auto run = std::make_unique<Run>();
     run->session = std::move(session);

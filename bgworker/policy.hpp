@@ -19,6 +19,10 @@ inline constexpr int kMostConflicts = 10;  // 40001 and 40P01 in a row before an
 // What fails the attempt of a message that no handler matches.
 Error no_handler(const Claimed& message);
 
+// Whether calls in one transaction may have caused it for each other: what is unique by now() or the transaction's id,
+// objects that end with the transaction, and the like.
+bool may_come_of_company(const Error& error);
+
 inline constexpr int kMostCrashes = 2;  // of the server that are proven to be a message's, then it is dead
 
 // Adds an attempt that never came to an end. `crashes` were before it.

@@ -17,7 +17,7 @@ std::optional<std::size_t> pool_to_start(const std::vector<PoolState>& pools, Da
     const PoolState& pool = pools[i];
     if (pool.database != database) continue;
     running += pool.workers;
-    const bool wanted = pool.workers == 0 || (pool.backlog && pool.role != kCaretaker);
+    const bool wanted = pool.workers == 0 || ((pool.backlog || pool.sits) && pool.role != kCaretaker);
     const bool rests = now >= pool.last_start && now - pool.last_start < restart_wait(pool.failed_starts);
     if (!wanted || rests) continue;
     if (!best || pool.workers < pools[*best].workers ||

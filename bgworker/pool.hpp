@@ -2,7 +2,8 @@
 //
 // A database with the extension has a pool for each role that handlers run as; where there is no handler yet, or
 // nothing is known, the pool of kCaretaker, which looks after the database and runs no handler. Each pool rests
-// on one worker. Backlog brings more, up to the limit of the database; when there are more pools than that, they
+// on one worker. Backlog brings more, up to the limit of the database, and so do long batches: while all workers of a
+// pool sit in some, nobody of it waits for messages, timers and sweeps. When there are more pools than workers, they
 // take turns, the one that waited longest first.
 #pragma once
 
@@ -23,6 +24,7 @@ struct PoolState {
   RoleId role;
   int workers = 0;
   bool backlog = false;  // a worker of it found more than its batch took
+  bool sits = false;     // each of its workers has had its batch for long
   Micros last_start = 0;
   int failed_starts = 0;  // in a row: a worker that ended before it could serve
 };

@@ -57,8 +57,14 @@ class ClaimSource {
   virtual void named(std::span<const Uuid> /* ids */, Batch& /* batch */, std::vector<int>& /* crashes */) {}
   // Whether the message is there, locked or not.
   virtual bool is_pending(const Uuid& /* id */) { return false; }
-  // One of the `most` places that workers on a channel may take, held to the end of the transaction.
+  // Those of the messages that are due, and first in their channels.
+  virtual void again(std::span<const Uuid> ids, Micros now, Batch& batch) = 0;
+  // Whether the first message of a channel name is due, locked or not.
+  virtual bool is_due(std::string_view channel_name, Micros now) = 0;
+  // One of the `most` places that workers on a channel may take, held to the end of the transaction or until it is
+  // released.
   virtual bool take_place(std::string_view channel_name, int most) = 0;
+  virtual void release_place(std::string_view /* channel_name */) {}
 };
 
 struct Failure {
@@ -121,11 +127,17 @@ struct Wish {
   std::string reason;  // of a discard
 };
 
+// Thrown for a call that lasted while others waited behind it: it was stopped, and is not charged.
+struct Yielded {
+  bool conflicted;  // it waited for a lock, and so did another worker
+};
+
 class HandlerCaller {
  public:
   virtual ~HandlerCaller() = default;
-  // Calls the handler with one message, or a batch handler with several. Throws what the handler raised.
-  virtual void call(const Handler& handler, std::span<const Claimed* const> messages) = 0;
+  // Calls the handler with one message, or a batch handler with several. Throws what the handler raised. `yields`:
+  // others are claimed with them, so it may be stopped if it lasts, and then throws Yielded.
+  virtual void call(const Handler& handler, std::span<const Claimed* const> messages, bool yields) = 0;
   // What was wished for in the last call.
   virtual std::vector<Wish> wishes() { return {}; }
   // True when what runs should come to an end soon: shutdown, or somebody waits for our locks.
@@ -173,6 +185,8 @@ class Host {
   virtual bool sweep() = 0;
   // Waits for a wake-up, at most that long. False: the worker should end.
   virtual bool wait(Micros most) = 0;
+  // The same after trouble: what is sent meanwhile does not end it.
+  virtual bool pause(Micros most) { return wait(most); }
   // What ends a wait besides a wake-up, from now on.
   virtual void watch(std::vector<Socket> /* sockets */) {}
   // Waits though the worker should end, since leased calls run. False: it must not wait for them.
@@ -185,6 +199,16 @@ class Host {
   // A batch is over: committed, with so many handled, or rolled back.
   virtual void handled(std::size_t /* messages */) {}
   virtual void warn(const Error& error) = 0;
+  // A message that cannot be settled is put off until then.
+  virtual void put_off(const Uuid& /* message */, std::string_view /* channel_name */, const Error& /* why */,
+                       Micros /* until */) {}
+  // Limits of a channel name while its handlers conflict; and that those of a batch which began then have.
+  struct Limits {
+    int workers;
+    int batch;
+  };
+  virtual std::optional<Limits> limits(std::string_view /* channel_name */) { return std::nullopt; }
+  virtual void conflict(std::string_view /* channel_name */, Micros /* batch_began */, int /* messages */) {}
   virtual Micros poll_interval() = 0;
   virtual int batch_size() = 0;
 };

@@ -13,10 +13,14 @@ namespace mq {
 
 namespace {
 
-constexpr int kFirstPace = 64;
+struct Over {};  // there is nothing to work for any more
+
 constexpr Micros kLockedWait = kSecond / 10;
-constexpr Micros kBusyLook = kSecond;      // a worker that never rests looks so often for what has expired
-constexpr Micros kAfterTrouble = kSecond;  // wait after a batch that could not be settled
+constexpr Micros kBusyLook = kSecond;  // a worker that never rests looks so often for what has expired
+constexpr std::size_t kMostRemembered = 10'000;
+constexpr Micros kAfterTrouble = kSecond;      // wait after casualties that could not be charged
+constexpr Micros kFirstPutOff = 10 * kSecond;  // doubled each time, up to
+constexpr Micros kLastPutOff = 600 * kSecond;
 
 // Of the server rather than of the message: resources, an operator, the system, a bug. Worth a wait, not an attempt.
 bool is_trouble(const Error& error) {
@@ -26,92 +30,104 @@ bool is_trouble(const Error& error) {
   return false;
 }
 
-struct OwnedMessage {
-  OwnedMessage() = default;
-  explicit OwnedMessage(const Claimed& claimed)
-      : channel_name(claimed.channel_name), channel_args(claimed.channel_args), name(claimed.name), message(claimed) {
-    message.channel_name = channel_name;
-    message.channel_args = channel_args;
-    message.name = name;
-  }
-  OwnedMessage(const OwnedMessage&) = delete;
-  OwnedMessage& operator=(const OwnedMessage&) = delete;
-
-  std::string channel_name;
-  std::string channel_args;
-  std::string name;
-  Claimed message;
-};
-
 }  // namespace
 
 Worker::Worker(const Ports& ports) : ports_(ports), claimer_(ports.source, ports.clock), pace_(kFirstPace) {}
 
+template <class Body>
+void Worker::part(Backoff& trouble, Micros& most, Body&& body) {
+  const Micros left = trouble.left(ports_.clock.steady());
+  if (left > 0) {
+    most = std::min(most, left);
+    return;
+  }
+  try {
+    body();
+    trouble.succeeded();
+  } catch (const Error& error) {
+    ports_.transaction.rollback();
+    ports_.host.handled(0);
+    if (is_over()) throw Over();
+    ports_.host.warn(error);
+    trouble.failed(ports_.clock.steady());
+    most = std::min(most, trouble.left(ports_.clock.steady()));
+  }
+}
+
 void Worker::run() {
+  learns_ = true;
   Micros idle_since = ports_.clock.now();
   Micros last_sweep = 0;
   bool sweep_on = false;   // when there is nothing else to do
   Micros next_expiry = 0;  // look then
   bool look_for_orphans = true;
-  for (;;) {
-    Micros most = ports_.host.poll_interval();
-    if (ports_.clock.steady() >= charge_again_at_ && ports_.host.any_casualty()) (void)charge_casualties();
-    if (const Micros left = charge_again_at_ - ports_.clock.steady(); left > 0) most = std::min(most, left);
-    try {
-      if (look_for_orphans) release_orphans();
-      look_for_orphans = false;
-      const BatchResult result = run_batch(ports_.host.batch_size(), nullptr);
+  for (;;) try {
+      Micros most = ports_.host.poll_interval();
+      const Micros interval = most;
+      if (ports_.clock.steady() >= charge_again_at_ && ports_.host.any_casualty()) (void)charge_casualties();
+      if (const Micros left = charge_again_at_ - ports_.clock.steady(); left > 0) most = std::min(most, left);
+      BatchResult result;
+      part(batch_trouble_, most, [&] { result = run_batch(ports_.host.batch_size(), nullptr); });
       if (result.over) return drain();
       LeasedHandlers::Turn turn;
-      if (ports_.leased != nullptr) turn = ports_.leased->turn(registry_, {});
+      if (ports_.leased != nullptr)
+        part(leased_trouble_, most, [&] {
+          if (look_for_orphans) release_orphans();
+          look_for_orphans = false;
+          turn = ports_.leased->turn(registry_, {});
+        });
       if (turn.handled > 0) ports_.host.handled(turn.handled);
-      ports_.host.backlog(result.more_is_due || turn.more_is_due);
+      // Of a batch it was told when it was claimed.
+      if (result.claimed == 0 || turn.more_is_due) ports_.host.backlog(result.more_is_due || turn.more_is_due);
       const Micros now = ports_.clock.now();
       bool again = result.claimed > 0 || turn.moved;
       if (again) {
         idle_since = now;
         next_expiry = std::min(next_expiry, now + kBusyLook);
       }
-      if (now >= next_expiry) {
-        const bool expired = ports_.host.expire();
-        next_expiry = expired ? now : now + kBusyLook;
-        again = expired || again;
-      }
-      if (now - last_sweep >= most || now < last_sweep || (sweep_on && !again)) {
-        last_sweep = now;
-        sweep_on = ports_.host.sweep();
-        again = sweep_on || again;
-        look_for_orphans = true;
-      }
+      part(sweep_trouble_, most, [&] {
+        if (now >= next_expiry) {
+          const bool expired = ports_.host.expire();
+          next_expiry = expired ? now : now + kBusyLook;
+          again = expired || again;
+        }
+        if (now - last_sweep >= interval || now < last_sweep || (sweep_on && !again)) {
+          last_sweep = now;
+          sweep_on = false;
+          sweep_on = ports_.host.sweep();
+          again = sweep_on || again;
+          look_for_orphans = true;
+        }
+      });
       if (again) {
         if (!ports_.host.wait(0)) return drain();
         continue;
       }
-      // What is due and was not claimed is locked by somebody, whose end may not wake anybody.
-      const Host::Next next = ports_.host.next(registry_, ports_.leased != nullptr && ports_.leased->can_begin());
-      for (const auto& moment : {next.due, next.expiry})
-        if (moment) most = std::min(most, *moment > now ? *moment - now : kLockedWait);
-      next_expiry = next.expiry.value_or(kNever);
-      if (ports_.leased != nullptr)
+      part(batch_trouble_, most, [&] {
+        // What is due and was not claimed is locked by somebody, whose end may not wake anybody.
+        const Host::Next next = ports_.host.next(registry_, ports_.leased != nullptr && ports_.leased->can_begin());
+        for (const auto& moment : {next.due, next.expiry})
+          if (moment) most = std::min(most, *moment > now ? *moment - now : kLockedWait);
+        next_expiry = next.expiry.value_or(kNever);
+      });
+      if (ports_.leased != nullptr && leased_trouble_.failures() == 0)
         if (const auto turn_in = ports_.leased->next_turn()) most = std::min(most, *turn_in);
-    } catch (const Error& error) {
-      ports_.transaction.rollback();
-      ports_.host.handled(0);
-      if (is_over()) return;
-      ports_.host.warn(error);
-      most = std::min(most, kAfterTrouble);
+      ports_.host.report({});
+      if (is_leasing()) idle_since = ports_.clock.now();
+      if (ports_.host.should_leave(ports_.clock.now() - idle_since)) return drain();
+      watch();
+      // After trouble it does not wait as one that is free for work.
+      if (!(batch_trouble_.failures() > 0 ? ports_.host.pause(most) : ports_.host.wait(most))) return drain();
+    } catch (const Over&) {
+      return;
     }
-    ports_.host.report({});
-    if (is_leasing()) idle_since = ports_.clock.now();
-    if (ports_.host.should_leave(ports_.clock.now() - idle_since)) return drain();
-    watch();
-    if (!ports_.host.wait(most)) return drain();
-  }
 }
 
 // Before each wait, whatever was before it: of a session that is closed the socket is not there any more.
 void Worker::watch() {
-  if (ports_.leased != nullptr) ports_.host.watch(ports_.leased->sockets());
+  if (ports_.leased == nullptr) return;
+  // What its sockets tell would not be looked at.
+  ports_.host.watch(leased_trouble_.failures() > 0 ? std::vector<Socket>() : ports_.leased->sockets());
 }
 
 bool Worker::is_leasing() const {
@@ -124,15 +140,16 @@ void Worker::drain() {
   while (ports_.leased != nullptr && ports_.leased->has_sessions()) {
     Micros most = kSecond;
     try {
-      const LeasedHandlers::Turn turn = ports_.leased->turn(registry_, {.drain = true});
-      ports_.host.handled(turn.handled);
-      if (!ports_.leased->has_sessions()) return;
-      if (const auto turn_in = ports_.leased->next_turn()) most = std::min(most, *turn_in);
-    } catch (const Error& error) {
-      ports_.transaction.rollback();
-      if (is_over()) return;
-      ports_.host.warn(error);
+      part(leased_trouble_, most, [&] {
+        const LeasedHandlers::Turn turn = ports_.leased->turn(registry_, {.drain = true});
+        ports_.host.handled(turn.handled);
+      });
+    } catch (const Over&) {
+      return;
     }
+    if (!ports_.leased->has_sessions()) return;
+    if (leased_trouble_.failures() == 0)
+      if (const auto turn_in = ports_.leased->next_turn()) most = std::min(most, *turn_in);
     watch();
     if (!ports_.host.wait_to_leave(most)) return;
   }
@@ -258,8 +275,8 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
     result.over = true;
     return result;
   }
-  limit = std::min(limit, one_by_one_ > 0 ? 1 : pace_);
-  Claim claim = claimer_.claim(sources(only), limit, true);
+  Taken taken = claim(limit, only);
+  Claim& claim = taken.claim;
   // Asked after the claim, which may have seen what was sent after the settings were changed.
   if (ports_.host.should_renew()) {
     ports_.transaction.rollback();
@@ -273,6 +290,9 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
     return result;
   }
 
+  // Before the handlers run, which may take their time.
+  ports_.host.backlog(claim.more_is_due);
+  if (taken.how != Taken::kAlone) set_apart_lonely(claim.messages);
   const std::vector<const Handler*> handlers = resolve(claim.messages);
   if (!claim.messages.empty())
     ports_.host.report(fmt::format("{}: {} messages", claim.messages.front().channel_name, claim.messages.size()));
@@ -286,11 +306,13 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
   Settlement settlement;
   dispose(claim.leftovers, now, settlement);
   std::size_t ran = 0;
-  std::size_t conflicts = 0;
+  bool ended_early = false;  // for another reason than its slice
   for (std::size_t i = 0; i < claim.messages.size(); ++i) {
-    if (dispatcher.outcomes()[i] != Outcome::kUntouched) ++ran;
-    if (dispatcher.outcomes()[i] == Outcome::kExpired) bury_expired(claim.messages[i], settlement);
-    if (dispatcher.outcomes()[i] == Outcome::kHandled) {
+    const Outcome outcome = dispatcher.outcomes()[i];
+    if (outcome != Outcome::kUntouched && outcome != Outcome::kYielded) ++ran;
+    if (outcome == Outcome::kYielded || outcome == Outcome::kConflict) ended_early = true;
+    if (outcome == Outcome::kExpired) bury_expired(claim.messages[i], settlement);
+    if (outcome == Outcome::kHandled) {
       const Claimed& message = claim.messages[i];
       const Dispatcher::Span& span = dispatcher.spans()[i];
       settlement.removed.push_back(&message);
@@ -301,10 +323,7 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
   }
   for (const Failure& failure : dispatcher.failures()) {
     const auto i = static_cast<std::size_t>(failure.message - claim.messages.data());
-    if (dispatcher.outcomes()[i] == Outcome::kConflict && conflict_again(failure.message->id)) {
-      ++conflicts;
-      continue;
-    }
+    if (dispatcher.outcomes()[i] == Outcome::kConflict && conflict_again(failure.message->id)) continue;
     settle_failure(failure, handlers[i], now, ports_.clock.dice(), settlement);
   }
   for (const auto& [i, wish] : dispatcher.wishes()) {
@@ -313,57 +332,152 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
     settle_wish(claim.messages[i], wish, handlers[i]->block_on_dead, now, settlement);
     ++result.handled;
   }
-  ports_.settler.settle(settlement);
+  note_outcomes(claim, dispatcher, started);
 
-  // What a message is called outlives its transaction only in a copy.
-  const bool single = claim.messages.size() == 1;
-  const OwnedMessage alone = single ? OwnedMessage(claim.messages.front()) : OwnedMessage();
+  try {
+    ports_.settler.settle(settlement);
+  } catch (const Error& error) {
+    std::vector<Owned> owned;
+    for (const Batch* batch : {&claim.leftovers, &claim.messages})
+      for (const Claimed& message : *batch)
+        owned.push_back({message.id, message.attempts, std::string(message.channel_name)});
+    return unsettled(owned, error, taken.how == Taken::kAlone);
+  }
   try {
     ports_.transaction.commit();
   } catch (const Error& error) {
     // A deferred constraint, as a rule. Rolled back: the batch runs again a message a transaction, and one
-    // that is alone in its transaction is charged.
+    // that is alone in its transaction is charged. What messages are called is gone with the transaction.
     ports_.transaction.rollback();
-    const bool trouble = is_trouble(error);
     if (claim.messages.empty()) throw;
     result.handled = 0;
     ports_.host.handled(0);
-    if (!single) {
-      one_by_one_ = static_cast<int>(claim.messages.size());
-      if (trouble) throw;
+    const bool trouble = is_trouble(error);
+    const Uuid first = claim.messages.front().id;
+    if (claim.messages.size() > 1) {
+      for (const Claimed& message : claim.messages) run_alone({message.id}, false);
+    } else if (!(trouble || error.is_conflict()) || !conflict_again(first)) {
+      charge_at_commit(first, claim.messages.front().attempts, error, now - started);
       return result;
     }
-    if ((trouble || error.is_conflict()) && conflict_again(alone.message.id)) {
-      if (trouble) throw;
-      return result;
-    }
-    Settlement charge;
-    const Failure failure{&alone.message, error, now - started};
-    settle_failure(failure, handlers.front(), now, ports_.clock.dice(), charge);
-    ports_.transaction.begin();
-    ports_.settler.settle(charge);
-    ports_.transaction.commit();
-    result.handled = 0;
+    if (trouble) throw;
+    return result;
   }
-  if (!conflicts_.empty())
-    for (std::size_t i = 0; i < claim.messages.size(); ++i)
-      if (dispatcher.outcomes()[i] != Outcome::kConflict && dispatcher.outcomes()[i] != Outcome::kUntouched)
-        conflicts_.erase(claim.messages[i].id);
+  unsettled_ = 0;
+  for (std::size_t i = 0; i < claim.messages.size(); ++i) {
+    const Outcome outcome = dispatcher.outcomes()[i];
+    if (outcome == Outcome::kUntouched || outcome == Outcome::kConflict || outcome == Outcome::kYielded) continue;
+    if (!conflicts_.empty()) conflicts_.erase(claim.messages[i].id);
+    if (!slow_.empty() && outcome != Outcome::kFailed) slow_.erase(claim.messages[i].id);
+    if (!suspects_.empty() && outcome != Outcome::kFailed) suspects_.erase(claim.messages[i].id);
+    if (!put_off_.empty()) put_off_.erase(claim.messages[i].id);
+  }
   ports_.host.handled(result.handled);
   one_by_one_ = std::max(0, one_by_one_ - 1);
-  adapt(ran, now - started, ran < claim.messages.size() && conflicts == 0);
+  const bool cut = ran < claim.messages.size();
+  if (taken.how == Taken::kMixed) adapt(ran, now - started, cut && !ended_early);
+  if (taken.how == Taken::kAlone) alone_took_ += now - started;
+  if (cut && !result.more_is_due) ports_.host.backlog(true);  // what it gives back
   return result;
 }
 
-std::vector<Source> Worker::sources(const std::vector<std::string_view>* only) {
-  std::vector<Source> sources;
-  for (const auto& [name, channel] : registry_.channels()) {
-    if (!channel.parked.empty() || channel.leased()) continue;
-    if (only != nullptr && std::find(only->begin(), only->end(), name) == only->end()) continue;
-    if (const int most = channel.max_workers(); most > 0 && !ports_.source.take_place(name, most)) continue;
-    sources.push_back({name, channel.batch_size(), channel.priority()});
+// What this batch teaches of its channels and messages.
+void Worker::note_outcomes(const Claim& claim, const Dispatcher& dispatcher, Micros began) {
+  const Batch& messages = claim.messages;
+  const auto index = [&](const Failure& failure) {
+    return static_cast<std::size_t>(failure.message - messages.data());
+  };
+  std::vector<Micros> took(messages.size(), -1);
+  for (std::size_t i = 0; i < messages.size(); ++i)
+    if (dispatcher.outcomes()[i] == Outcome::kHandled) took[i] = dispatcher.spans()[i].took;
+  for (const Failure& failure : dispatcher.failures()) {
+    const std::size_t i = index(failure);
+    took[i] = failure.duration;
+    if (dispatcher.outcomes()[i] == Outcome::kConflict)
+      ports_.host.conflict(failure.message->channel_name, began, static_cast<int>(messages.size()));
+    else if (messages.size() > 1 && may_come_of_company(failure.error)) {
+      if (suspects_.size() >= kMostRemembered) suspects_.clear();
+      suspects_.insert(failure.message->id);
+    }
   }
-  return sources;
+  for (std::size_t first = 0; first < messages.size();) {
+    std::size_t i = first;
+    Micros sum = 0;
+    int ran = 0;
+    for (; i < messages.size() && messages[i].channel_name == messages[first].channel_name; ++i) {
+      if (took[i] < 0) continue;
+      sum += took[i];
+      ++ran;
+    }
+    calls_.ran(messages[first].channel_name, sum, ran);
+    first = i;
+  }
+  std::vector<Uuid> stopped;
+  std::string_view channel_name;
+  for (std::size_t i = 0; i < messages.size(); ++i) {
+    if (dispatcher.outcomes()[i] != Outcome::kYielded) continue;
+    channel_name = messages[i].channel_name;
+    stopped.push_back(messages[i].id);
+    if (slow_.size() >= kMostRemembered) slow_.clear();
+    slow_.insert(messages[i].id);
+  }
+  if (stopped.empty()) return;
+  calls_.yielded(channel_name, dispatcher.yielded_after() / static_cast<Micros>(stopped.size()));
+  if (dispatcher.yielded_in_conflict()) ports_.host.conflict(channel_name, began, static_cast<int>(messages.size()));
+  run_alone(std::move(stopped), true);
+}
+
+// The batch's transaction cannot be settled. If it is a message that makes it so, the others must not suffer for it.
+Worker::BatchResult Worker::unsettled(const std::vector<Owned>& messages, const Error& error, bool alone) {
+  if (!learns_) throw error;  // the caller of mq_run will see
+  ++unsettled_;
+  if (!alone && is_trouble(error) && unsettled_ == 1) throw error;
+  ports_.transaction.rollback();
+  ports_.host.handled(0);
+  if (is_over()) throw error;
+  ports_.host.warn(error);
+  if (alone || messages.size() == 1) {
+    for (const Owned& message : messages) put_off(message, error);
+  } else {
+    for (const Owned& message : messages) run_alone({message.id}, false);
+  }
+  BatchResult result;
+  result.claimed = messages.size();
+  return result;
+}
+
+void Worker::put_off(const Owned& message, const Error& error) {
+  if (put_off_.size() >= kMostRemembered) put_off_.clear();
+  const Micros delay = std::min(kLastPutOff, kFirstPutOff << std::min(put_off_[message.id]++, 10));
+  ports_.transaction.begin();
+  ports_.source.begin({});
+  Batch batch;
+  const Micros now = ports_.clock.now();
+  ports_.source.again(std::span(&message.id, 1), now, batch);
+  Settlement settlement;
+  for (const Claimed& claimed : batch) settlement.snoozes.push_back({&claimed, now + delay});
+  ports_.settler.settle(settlement);
+  ports_.transaction.commit();
+  if (!batch.empty()) ports_.host.put_off(message.id, message.channel_name, error, now + delay);
+}
+
+// The message is not locked any more, so it may have been handled meanwhile, or may be with another worker: then there
+// is nothing to charge.
+void Worker::charge_at_commit(const Uuid& id, int attempts, const Error& error, Micros duration) {
+  ports_.transaction.begin();
+  ports_.source.begin({});
+  Batch batch;
+  const Micros now = ports_.clock.now();
+  ports_.source.again(std::span(&id, 1), now, batch);
+  std::erase_if(batch, [&](const Claimed& claimed) { return claimed.attempts != attempts; });
+  Settlement settlement;
+  for (const Claimed& claimed : batch) {
+    const Channel* channel = registry_.find(claimed.channel_name);
+    settle_failure({&claimed, error, duration}, channel != nullptr ? channel->find(claimed.name) : nullptr, now,
+                   ports_.clock.dice(), settlement);
+  }
+  ports_.settler.settle(settlement);
+  ports_.transaction.commit();
 }
 
 // Takes out what is more than a handler wants in one transaction, and all behind it of the same channel name.

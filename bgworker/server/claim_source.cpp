@@ -271,9 +271,33 @@ bool SqlClaimSource::leased(std::int64_t token, Batch& batch) {
 
 bool SqlClaimSource::take_place(std::string_view channel_name, int most) {
   const std::int64_t key = channel_key(channel_name, {});
-  for (int i = 0; i < most; ++i)
-    if (locks::try_worker_place(key, i)) return true;
+  for (int i = 0; i < most; ++i) {
+    if (!locks::try_worker_place(key, i)) continue;
+    places_.insert_or_assign(std::string(channel_name), i);
+    return true;
+  }
   return false;
+}
+
+void SqlClaimSource::release_place(std::string_view channel_name) {
+  const auto place = places_.find(channel_name);
+  if (place != places_.end()) locks::release_worker_place(channel_key(channel_name, {}), place->second);
+}
+
+bool SqlClaimSource::is_due(std::string_view channel_name, Micros now) {
+  const std::optional<Micros> due = next_due(channel_name);
+  return due && *due <= now;
+}
+
+void SqlClaimSource::again(std::span<const Uuid> ids, Micros now, Batch& batch) {
+  static Statement select("SELECT " COLUMNS " FROM " TABLES " WHERE m.id = ANY ($1) AND m.attempt_at <= $2 AND " HEAD
+                          " ORDER BY m.attempt_at, m.place " LOCKED,
+                          {UUIDARRAYOID, TIMESTAMPTZOID});
+  const OwnerScope scope;
+  ArrayParam array(UUIDOID, ids.size());
+  for (const Uuid& id : ids) array.add(uuid_datum(id));
+  append(select.run({array.datum(), TimestampTzGetDatum(now)}), batch);
+  drop_held(batch);
 }
 
 std::vector<std::string> SqlClaimSource::channel_names() {

@@ -1,6 +1,10 @@
 // ClaimSource over mq_msgs and mq_payloads: the statements behind a claim.
 #pragma once
 
+#include <map>
+#include <string>
+#include <vector>
+
 #include "../ports.hpp"
 #include "spi.hpp"
 
@@ -44,7 +48,10 @@ class SqlClaimSource : public ClaimSource {
   void runs(std::span<const Claimed> heads, Micros now, int limit, Batch& batch) override;
   void named(std::span<const Uuid> ids, Batch& batch, std::vector<int>& crashes) override;
   bool is_pending(const Uuid& id) override;
+  void again(std::span<const Uuid> ids, Micros now, Batch& batch) override;
+  bool is_due(std::string_view channel_name, Micros now) override;
   bool take_place(std::string_view channel_name, int most) override;
+  void release_place(std::string_view channel_name) override;
 
   // Claims pass over what cannot be delivered, and draw fairly from no channel: while a dump is restored payloads may
   // still come, and nobody should bury.
@@ -75,6 +82,7 @@ class SqlClaimSource : public ClaimSource {
   std::vector<ClaimedRow> rows_;
   std::vector<std::string> names_;  // of the current claim
   bool undeliverable_left_ = false;
+  std::map<std::string, int, std::less<>> places_;  // that were taken last, by channel name
 };
 
 }  // namespace mq

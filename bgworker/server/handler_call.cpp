@@ -8,6 +8,7 @@
 #include "fence.hpp"
 #include "identity.hpp"
 #include "inflight.hpp"
+#include "long_call.hpp"
 #include "settings.h"
 #include "shared.hpp"
 #include "signature.hpp"
@@ -365,10 +366,11 @@ LeasedCall FmgrCaller::leased_call(const Handler& handler, std::span<const Claim
   return call;
 }
 
-void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> messages) {
+void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> messages, bool yields) {
   FmgrInfo* function = functions_.at(handler.slot).info;
   if (function == nullptr) throw called_in_the_wrong_mode(handler);
   CallScope running(messages, call_context_);
+  const long_call::Call long_call(yields);
   try {
     // Before the argument is made: a payload may have to be fetched from a TOAST table.
     fence::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
@@ -386,13 +388,18 @@ void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> me
           fcinfo->args[0].value = argument;
           fcinfo->args[0].isnull = null;
           if (!(function->fn_strict && null)) (void)FunctionCallInvoke(fcinfo);
+          if (!HandlerTimeout::is_over()) long_call::Call::returned();
           PopActiveSnapshot();
           CommandCounterIncrement();
           CHECK_FOR_INTERRUPTS();
         },
         fence::Texts::kKept);
     timeout.check();
+    // It has caught the cancel, and may not have done what it should.
+    if (long_call::Call::was_stopped()) throw Error("57014", "handler was stopped");
   } catch (Error& error) {
+    if (!HandlerTimeout::is_over() && long_call::Call::was_stopped())
+      throw Yielded{long_call::Call::waited_for_lock() && shared::others_wait_for_locks()};
     if (!HandlerTimeout::explain(error, handler.timeout)) note_cancel(error);
     throw;
   }

@@ -29,7 +29,7 @@ class FmgrCaller : public HandlerCaller {
   // Reads mq_handlers: the handlers that run as `role`. A channel whose handler cannot be called is parked.
   void load(Oid role, Registry& registry);
 
-  void call(const Handler& handler, std::span<const Claimed* const> messages) override;
+  void call(const Handler& handler, std::span<const Claimed* const> messages, bool yields) override;
   std::vector<Wish> wishes() override;
   // The call of a leased handler, for its session. The messages are those of the current claim.
   LeasedCall leased_call(const Handler& handler, std::span<const Claimed* const> messages);

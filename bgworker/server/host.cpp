@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "../channel_key.hpp"
 #include "enabled.hpp"
 #include "extension.hpp"
 #include "fence.hpp"
@@ -38,14 +39,14 @@ Host::Next ServerHost::next(const Registry& registry, bool leased) {
 
 bool ServerHost::expire() {
   transaction_.begin();
-  const bool expired = works() && bury_expired(source_, clock_.now());
+  const bool expired = works() && bury_expired(transaction_, source_, clock_.now());
   transaction_.commit();
   return expired;
 }
 
 bool ServerHost::sweep() {
   transaction_.begin();
-  const bool ready = works() && mq::sweep(source_, clock_.now());
+  const bool ready = works() && mq::sweep(transaction_, source_, clock_.now());
   transaction_.commit();
   return ready;
 }
@@ -68,6 +69,19 @@ int ServerHost::batch_size() {
 
 Micros ServerHost::poll_interval() {
   return Micros{mq_poll_interval} * 1000;
+}
+
+void ServerHost::put_off(const Uuid& message, std::string_view channel_name, const Error& why, Micros until) {
+  shared::note_unsettled(message, channel_name, why.message, until);
+}
+
+std::optional<Host::Limits> ServerHost::limits(std::string_view channel_name) {
+  if (!shared::any_limits()) return std::nullopt;
+  return shared::limits_of(channel_key(channel_name, {}));
+}
+
+void ServerHost::conflict(std::string_view channel_name, Micros batch_began, int messages) {
+  shared::note_conflict(channel_key(channel_name, {}), batch_began, messages);
 }
 
 void ServerHost::read_registry(Registry& registry) {

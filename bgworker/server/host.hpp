@@ -23,6 +23,9 @@ class ServerHost : public Host {
   void casualties_settled(const std::vector<int>& numbers) override;
   int batch_size() override;
   Micros poll_interval() override;
+  void put_off(const Uuid& message, std::string_view channel_name, const Error& why, Micros until) override;
+  std::optional<Limits> limits(std::string_view channel_name) override;
+  void conflict(std::string_view channel_name, Micros batch_began, int messages) override;
 
  protected:
   void read_registry(Registry& registry);

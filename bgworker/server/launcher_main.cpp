@@ -14,8 +14,10 @@
 #include <vector>
 
 #include "../pool.hpp"
+#include "../trouble.hpp"
 #include "entries.h"
 #include "fence.hpp"
+#include "host.hpp"
 #include "settings.h"
 #include "shared.hpp"
 
@@ -104,25 +106,9 @@ class Launcher {
  public:
   void run() {
     shared::launcher_attach();
-    Micros looked_at = 0;
     for (;;) {
-      const Micros now = GetCurrentTimestamp();
-      std::vector<shared::DatabaseState> databases = shared::databases();
-      const bool announced = std::any_of(databases.begin(), databases.end(), [](const auto& d) { return d.look; });
-      if (shared::take_look_around() || announced || looked_at == 0 || now - looked_at >= kLookAround ||
-          now < looked_at) {
-        shared::forget_databases_but(served_databases());
-        databases = shared::databases();
-        looked_at = now;
-      }
-      check_starting();
-      Micros wait = kLookAround;
-      out_of_slots_ = false;
-      for (const shared::DatabaseState& database : databases)
-        if (!database.closed) wait = std::min(wait, serve(database, now));
-      shared::set_out_of_slots(out_of_slots_);
-      if (!starting_.empty()) wait = std::min<Micros>(wait, kSecond);
-
+      Micros wait = trouble_.left(clock_.steady());
+      if (wait == 0) wait = try_round();
       const long milliseconds = static_cast<long>(wait / 1000);
       fence::call([&] {
         (void)WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, milliseconds, PG_WAIT_EXTENSION);
@@ -133,11 +119,47 @@ class Launcher {
           ProcessConfigFile(PGC_SIGHUP);
         }
       });
-      if (settings_changed()) looked_at = 0;
+      if (settings_changed()) looked_at_ = 0;
     }
   }
 
  private:
+  // How long to wait after it. Trouble is waited out here: a launcher that ends is started again each second.
+  Micros try_round() {
+    try {
+      const Micros wait = round();
+      trouble_.succeeded();
+      return wait;
+    } catch (const Error& error) {
+      fence::call([] { AbortCurrentTransaction(); });
+      if (const std::optional<std::string> line = log_.line(error, clock_.steady())) {
+        const char* text = line->c_str();
+        fence::call([&] { ereport(LOG, (errmsg_internal("mq launcher: %s", text))); });
+      }
+      trouble_.failed(clock_.steady());
+      return trouble_.left(clock_.steady());
+    }
+  }
+
+  Micros round() {
+    const Micros now = GetCurrentTimestamp();
+    std::vector<shared::DatabaseState> databases = shared::databases();
+    const bool announced = std::any_of(databases.begin(), databases.end(), [](const auto& d) { return d.look; });
+    if (shared::take_look_around() || announced || looked_at_ == 0 || now - looked_at_ >= kLookAround ||
+        now < looked_at_) {
+      shared::forget_databases_but(served_databases());
+      databases = shared::databases();
+      looked_at_ = now;
+    }
+    check_starting();
+    Micros wait = kLookAround;
+    out_of_slots_ = false;
+    for (const shared::DatabaseState& database : databases)
+      if (!database.closed) wait = std::min(wait, serve(database, now));
+    shared::set_out_of_slots(out_of_slots_);
+    return starting_.empty() ? wait : std::min<Micros>(wait, kSecond);
+  }
+
   bool settings_changed() {
     if (databases_setting_ == mq_databases) return false;
     databases_setting_ = mq_databases;
@@ -201,6 +223,10 @@ class Launcher {
     starting_ = still;
   }
 
+  Micros looked_at_ = 0;  // at pg_database
+  ServerClock clock_;
+  Backoff trouble_;
+  TroubleLog log_;
   std::vector<Starting> starting_;
   bool out_of_slots_ = false;  // in this round
   std::string databases_setting_ = mq_databases;

@@ -1,14 +1,19 @@
 #include "lease_store.hpp"
 
 #include <csignal>
+#include <cstdio>
+#include <cstring>
 #include <string>
 #include <utility>
+
+#include <fmt/core.h>
 
 #include "../channel_key.hpp"
 #include "../pq_session.hpp"
 #include "enabled.hpp"
 #include "extension.hpp"
 #include "fence.hpp"
+#include "host.hpp"
 #include "inflight.hpp"
 #include "marks.hpp"
 #include "sequences.hpp"
@@ -21,6 +26,8 @@ extern "C" {
 #include "mb/pg_wchar.h"
 #include "postmaster/postmaster.h"
 #include "storage/fd.h"
+#include "storage/proc.h"
+#include "utils/pidfile.h"
 }
 
 namespace mq {
@@ -57,13 +64,82 @@ std::string socket_host() {
   return directories.empty() ? "localhost" : directories;
 }
 
+constexpr int kShare = 4;  // one in so many connections
+
+int spared() {
+#if PG_VERSION_NUM >= 160000
+  return SuperuserReservedConnections + ReservedConnections + MaxConnections / kShare;
+#else
+  return ReservedBackends + MaxConnections / kShare;
+#endif
+}
+
+bool are_free(int connections) {
+  return fence::call([&] {
+#if PG_VERSION_NUM >= 160000
+    int found = 0;
+    return HaveNFreeProcs(connections, &found);
+#else
+    return HaveNFreeProcs(connections);
+#endif
+  });
+}
+
+// The line of the postmaster's lock file that says so, in the data directory. A smart shutdown tells nobody else.
+bool server_is_stopping() {
+  std::FILE* file = std::fopen("postmaster.pid", "re");
+  if (file == nullptr) return false;
+  char line[MAXPGPATH];
+  bool stopping = false;
+  for (int i = 1; std::fgets(line, sizeof line, file) != nullptr; ++i)
+    if (i == LOCK_FILE_LINE_PM_STATUS)
+      stopping = std::strncmp(line, PM_STATUS_STOPPING, std::strlen(PM_STATUS_STOPPING)) == 0;
+  std::fclose(file);
+  return stopping;
+}
+
 }  // namespace
+
+bool SqlLeaseStore::is_stopping() {
+  const TimestampTz now = GetCurrentTimestamp();
+  if (!stopping_ && (now - looked_at_ >= kSecond || now < looked_at_)) {
+    looked_at_ = now;
+    stopping_ = server_is_stopping();
+  }
+  return stopping_;
+}
+
+void SqlLeaseStore::note_connecting(int sessions) {
+  shared::note_connecting(sessions);
+}
+
+void SqlLeaseStore::put_off(const Uuid& message, std::string_view channel_name, const Error& why, Micros until) {
+  shared::note_unsettled(message, channel_name, why.message, until);
+}
+
+void SqlLeaseStore::log(const char* what, const Error& error) {
+  const std::optional<std::string> line = log_.line(error, ServerClock().steady());
+  if (!line) return;
+  const char* text = line->c_str();
+  fence::call([&] { ereport(LOG, (errmsg_internal("%s: %s", what, text))); });
+}
+
+void SqlLeaseStore::warn(const Error& error) {
+  log("mq worker", error);
+}
 
 int SqlLeaseStore::most_sessions() {
   return mq_leased_sessions;
 }
 
-std::unique_ptr<HandlerSession> SqlLeaseStore::open() {
+// Others must be able to log in, whatever the role of the handlers is: of the server's connections those that are
+// reserved stay free, and a share of the rest.
+std::unique_ptr<HandlerSession> SqlLeaseStore::open(int connecting) {
+  const int free = spared() + connecting + shared::connecting() + 1;
+  if (!are_free(free))
+    throw Error("53300",
+                fmt::format("no room for another session: of max_connections = {} the last {} are left to others",
+                            MaxConnections, spared()));
   SessionParameters parameters;
   const char* database = fence::call([] { return get_database_name(MyDatabaseId); });
   const char* role = fence::call([] { return GetUserNameFromId(GetSessionUserId(), false); });
@@ -93,10 +169,8 @@ void SqlLeaseStore::terminate(int backend) {
 }
 
 void SqlLeaseStore::note_connection(const std::optional<Error>& refusal) {
-  const bool news = shared::note_connection(refusal ? refusal->message : std::string());
-  if (!refusal || !news) return;
-  const char* text = refusal->message.c_str();
-  fence::call([&] { ereport(LOG, (errmsg("mq: no connection for leased handlers: %s", text))); });
+  shared::note_connection(refusal ? refusal->message : std::string());
+  if (refusal) log("mq: no connection for leased handlers", *refusal);
 }
 
 int SqlLeaseStore::running_on(std::string_view channel_name) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../leased.hpp"
+#include "../trouble.hpp"
 #include "claim_source.hpp"
 #include "handler_call.hpp"
 
@@ -12,7 +13,11 @@ class SqlLeaseStore : public LeaseStore {
   SqlLeaseStore(SqlClaimSource& source, FmgrCaller& caller) : source_(source), caller_(caller) {}
 
   int most_sessions() override;
-  std::unique_ptr<HandlerSession> open() override;
+  std::unique_ptr<HandlerSession> open(int connecting) override;
+  bool is_stopping() override;
+  void note_connecting(int sessions) override;
+  void put_off(const Uuid& message, std::string_view channel_name, const Error& why, Micros until) override;
+  void warn(const Error& error) override;
   bool is_ours(int backend) override;
   void cancel(int backend) override;
   void terminate(int backend) override;
@@ -31,6 +36,11 @@ class SqlLeaseStore : public LeaseStore {
   LeasedCall call_of(const Handler& handler, const std::vector<const Claimed*>& messages) override;
 
  private:
+  void log(const char* what, const Error& error);
+
+  TroubleLog log_;
+  bool stopping_ = false;
+  TimestampTz looked_at_ = 0;  // whether the server is stopping
   SqlClaimSource& source_;
   FmgrCaller& caller_;
 };

@@ -106,7 +106,7 @@ void LocalSession::run_function(const LeasedCall& call) {
   error_ ? transaction_.rollback_to_savepoint() : transaction_.release_savepoint();
 }
 
-std::unique_ptr<HandlerSession> LocalLeaseStore::open() {
+std::unique_ptr<HandlerSession> LocalLeaseStore::open(int) {
   if (!may_become(GetUserId(), GetSessionUserId()))
     throw Error("42501", "leased handlers cannot run on behalf of another session user",
                 "In mode \"leased\" a handler runs with the rights of the session.",

@@ -47,7 +47,10 @@ class LocalLeaseStore : public SqlLeaseStore {
   LocalLeaseStore& operator=(const LocalLeaseStore&) = delete;
 
   int most_sessions() override { return 1; }
-  std::unique_ptr<HandlerSession> open() override;
+  std::unique_ptr<HandlerSession> open(int connecting) override;
+  bool is_stopping() override { return false; }
+  void note_connecting(int) override {}
+  bool is_background() override { return false; }
   bool is_ours(int) override { return true; }
   void note_connection(const std::optional<Error>&) override {}
   int enter(const Entry& entry) override;

@@ -110,9 +110,22 @@ void lock_appends(const std::vector<std::int64_t>& channel_keys) {
   lock_partitions(partitions, first);
 }
 
-bool try_worker_place(std::int64_t name_key, int number) {
+namespace {
+
+LOCKTAG place_tag(std::int64_t name_key, int number) {
   const auto key = static_cast<std::uint32_t>(name_key ^ (name_key >> 32));
-  const LOCKTAG tag = tag_of(key, static_cast<std::uint32_t>(number), kPlace);
+  return tag_of(key, static_cast<std::uint32_t>(number), kPlace);
+}
+
+}  // namespace
+
+void release_worker_place(std::int64_t name_key, int number) {
+  const LOCKTAG tag = place_tag(name_key, number);
+  fence::call([&] { (void)LockRelease(&tag, ExclusiveLock, false); });
+}
+
+bool try_worker_place(std::int64_t name_key, int number) {
+  const LOCKTAG tag = place_tag(name_key, number);
   return fence::call([&] { return LockAcquire(&tag, ExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL; });
 }
 

@@ -20,6 +20,7 @@ void lock_appends(const std::vector<std::int64_t>& channel_keys);
 
 // The `number`th place for a worker on a channel name. Does not wait.
 bool try_worker_place(std::int64_t name_key, int number);
+void release_worker_place(std::int64_t name_key, int number);
 
 // One registration of a channel name's handlers at a time. Waits.
 void lock_registration(std::int64_t name_key);

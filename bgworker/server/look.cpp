@@ -76,6 +76,16 @@ extern "C" Datum mq_server_mode_entry(FunctionCallInfo) {
   });
 }
 
+extern "C" Datum mq_unsettled_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    mq::ResultSet result(fcinfo);
+    for (const mq::shared::UnsettledMessage& message : mq::shared::unsettled())
+      result.add({mq::uuid_datum(message.message), mq::text_datum(message.channel_name), mq::text_datum(message.error),
+                  TimestampTzGetDatum(message.until), Int32GetDatum(message.times)});
+    return Datum{0};
+  });
+}
+
 extern "C" Datum mq_service_state_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
     mq::ResultSet result(fcinfo);

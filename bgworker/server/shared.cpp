@@ -363,7 +363,19 @@ void note_returned() {
 void note_idle() {
   if (my_seat < 0) return;
   mine().in_call = false;
+  mine().sits = false;
   mine().names_held = 0;
+}
+
+TimestampTz call_began() {
+  return my_seat >= 0 ? mine().since : 0;
+}
+
+// Of the launcher nothing but its latch is touched: if it has gone, some other process wakes once for nothing.
+void note_sits() {
+  if (my_seat < 0 || mine().sits) return;
+  mine().sits = true;
+  wake_launcher();
 }
 
 void note_handled(std::uint64_t messages) {

@@ -81,6 +81,10 @@ void note_call(std::string_view channel_name, const Uuid& message);
 void note_returned();
 void note_idle();
 void note_handled(std::uint64_t messages);
+TimestampTz call_began();  // the last one
+// It has had its batch for long: until note_idle others of its pool should be there for what else is due. For a signal
+// handler.
+void note_sits();
 void note_batch(const Batch& messages);  // that the worker holds until note_idle
 
 // Leased calls of this worker or, by mq_run, this session. A call that has been entered is alive until it is left, or
@@ -115,8 +119,27 @@ struct HandledHere {
 };
 std::optional<HandledHere> handled_here();
 void set_handled_here(const std::optional<HandledHere>& call);  // for a call in this very process
-// How opening a session went; empty: well. True: it has changed.
-bool note_connection(const std::string& refusal);
+// How opening a session went; empty: well.
+void note_connection(const std::string& refusal);
+void note_connecting(int sessions);  // that this worker is opening
+int connecting();                    // that the other workers of the server are opening
+
+// Limits of a channel name after its handlers have conflicted (throttle.hpp). Cheap where there are none.
+bool any_limits();  // of any database
+std::optional<Host::Limits> limits_of(std::int64_t name_key);
+void note_conflict(std::int64_t name_key, Micros batch_began, int messages);
+bool others_wait_for_locks();  // another worker of the database
+
+// Messages that could not be settled, for mq_health(): the last ones.
+void note_unsettled(const Uuid& message, std::string_view channel_name, std::string_view error, Micros until);
+struct UnsettledMessage {
+  Uuid message;
+  std::string channel_name;
+  std::string error;
+  TimestampTz until;
+  int times;
+};
+std::vector<UnsettledMessage> unsettled();  // of this database, put off until a moment to come or just past
 struct Refusal {
   Oid role;
   std::string text;

@@ -59,11 +59,15 @@ std::vector<PoolState> pools() {
   Guard guard(LW_SHARED);
   for (const Pool& pool : state->pools) {
     if (pool.database == InvalidOid) continue;
-    const auto workers = std::count_if(state->seats, state->seats + kSeats, [&](const Seat& seat) {
-      return seat.database == pool.database && seat.role == pool.role && !seat.renew;
-    });
-    result.push_back(
-        {pool.database, pool.role, static_cast<int>(workers), pool.backlog, pool.last_start, pool.failed_starts});
+    int workers = 0;
+    int sitting = 0;
+    for (const Seat& seat : state->seats) {
+      if (seat.database != pool.database || seat.role != pool.role || seat.renew) continue;
+      ++workers;
+      if (seat.sits) ++sitting;
+    }
+    result.push_back({pool.database, pool.role, workers, pool.backlog, workers > 0 && sitting == workers,
+                      pool.last_start, pool.failed_starts});
   }
   return result;
 }

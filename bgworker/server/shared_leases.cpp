@@ -157,16 +157,23 @@ void abandon_leases() {
   }
 }
 
-bool note_connection(const std::string& refusal) {
-  if (my_seat < 0) return false;
+void note_connecting(int sessions) {
+  if (my_seat >= 0) state->seats[my_seat].connecting = sessions;
+}
+
+int connecting() {
+  int result = 0;
+  Guard guard(LW_SHARED);
+  for (const Seat& seat : state->seats)
+    if (seat.database != InvalidOid && &seat != &state->seats[std::max(my_seat, 0)]) result += seat.connecting;
+  return result;
+}
+
+void note_connection(const std::string& refusal) {
+  if (my_seat < 0) return;
   Guard guard(LW_EXCLUSIVE);
   Pool* pool = find_pool(state->seats[my_seat].database, state->seats[my_seat].role);
-  if (pool == nullptr) return false;
-  const std::string cut = refusal.substr(
-      0, static_cast<std::size_t>(pg_mbcliplen(refusal.data(), static_cast<int>(refusal.size()), kRefusalBytes - 1)));
-  if (cut == pool->refusal) return false;
-  memcpy(pool->refusal, cut.c_str(), cut.size() + 1);
-  return true;
+  if (pool != nullptr) copy_cut(pool->refusal, kRefusalBytes, refusal);
 }
 
 std::vector<Refusal> refusals() {

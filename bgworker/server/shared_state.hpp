@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../mark_set.hpp"
+#include "../throttle.hpp"
 #include "inflight.hpp"
 #include "shared.hpp"
 
@@ -29,6 +30,8 @@ constexpr std::size_t kRefusalBytes = 256;
 constexpr std::uint32_t kAudiences = 256;
 constexpr Micros kClosedFor = 20 * kSecond;  // DROP DATABASE itself waits for 5, and the hook before it
 constexpr Micros kLostFor = 3600 * kSecond;  // whoever was to charge it is gone
+constexpr int kThrottles = 256;
+constexpr int kUnsettled = 64;
 
 struct Database {
   Oid id;  // InvalidOid: free
@@ -70,6 +73,8 @@ struct Seat {
   bool waiting;
   bool served;
   bool in_call;
+  bool sits;                         // has had its batch for long
+  int connecting;                    // sessions for leased handlers that are being opened
   char channel_name[kChannelBytes];  // cut to fit
   Uuid message;
   TimestampTz since;
@@ -90,6 +95,23 @@ struct Lease {
   std::int64_t name_key;
   bool block_on_dead;
   TimestampTz since;
+};
+
+// A channel name whose handlers have conflicted.
+struct Throttled {
+  Oid database;  // InvalidOid: free
+  std::int64_t name_key;
+  Throttle limits;
+};
+
+// A message that cannot be settled, and is put off for now.
+struct Unsettled {
+  Oid database;  // InvalidOid: free
+  Uuid message;
+  TimestampTz until;
+  int times;
+  char channel_name[kChannelBytes];  // cut to fit, like the error
+  char error[kRefusalBytes];
 };
 
 struct Lost {
@@ -117,15 +139,19 @@ struct State {
   MarkSet name_marks[kMarkSets];
   MarkSet channel_marks[kMarkSets];
   Lease leases[kLeases];
+  Throttled throttled[kThrottles];
+  int throttles;  // of them in use
+  Unsettled unsettled[kUnsettled];
 };
 static_assert(kMarkSets % kMarkLocks == 0);
 
 extern State* state;  // set by mq_shared_startup in the postmaster, inherited
 extern int my_seat;   // set by take_seat; -1 where there is none
 
-void abandon_leases();                                 // of this worker, which ends; under the lock
-void add_lost(const inflight::Mark& mark, Loss loss);  // under the lock
-void forget_lost(const std::vector<Oid>& existing);    // of databases that are gone, or long ago; under the lock
+void copy_cut(char* to, std::size_t size, std::string_view text);  // at a character
+void abandon_leases();                                             // of this worker, which ends; under the lock
+void add_lost(const inflight::Mark& mark, Loss loss);              // under the lock
+void forget_lost(const std::vector<Oid>& existing);  // of databases that are gone, or long ago; under the lock
 
 class Guard {
  public:

@@ -1,5 +1,6 @@
 #include "sweep.hpp"
 
+#include <algorithm>
 #include <vector>
 
 #include "../claim.hpp"
@@ -8,6 +9,7 @@
 #include "link.hpp"
 #include "settings.h"
 #include "settle.hpp"
+#include "shared.hpp"
 #include "skip_scan.hpp"
 #include "tally.hpp"
 
@@ -17,18 +19,51 @@ namespace {
 
 constexpr std::size_t kStep = 500;  // rows that a step looks at, of each kind
 
-bool bury(const Batch& batch, Micros now) {
+constexpr std::size_t kSingles = 20;         // messages that are settled each for itself in one transaction
+constexpr Micros kPutOffFor = 60 * kSecond;  // a message that cannot be settled
+
+void settle_under_savepoint(Transaction& transaction, const Settlement& settlement) {
+  transaction.set_savepoint();
+  try {
+    SqlSettler().settle(settlement);
+  } catch (const Error&) {
+    transaction.rollback_to_savepoint();
+    throw;
+  }
+  transaction.release_savepoint();
+}
+
+// One that cannot be buried must not stop the others: it is put off.
+void bury_single(Transaction& transaction, const Claimed& message, Micros now) {
+  const Batch batch{message};
+  Settlement settlement;
+  dispose(batch, now, settlement);
+  try {
+    settle_under_savepoint(transaction, settlement);
+  } catch (const Error& error) {
+    Settlement later;
+    later.snoozes.push_back({&message, now + kPutOffFor});
+    settle_under_savepoint(transaction, later);
+    shared::note_unsettled(message.id, message.channel_name, error.message, now + kPutOffFor);
+  }
+}
+
+bool bury(Transaction& transaction, const Batch& batch, Micros now) {
   if (batch.empty()) return false;
   Settlement settlement;
   dispose(batch, now, settlement);
-  SqlSettler().settle(settlement);
+  try {
+    settle_under_savepoint(transaction, settlement);
+  } catch (const Error&) {
+    for (std::size_t i = 0; i < std::min(kSingles, batch.size()); ++i) bury_single(transaction, batch[i], now);
+  }
   return true;
 }
 
-bool bury_spent(SqlClaimSource& source, Micros now) {
+bool bury_spent(Transaction& transaction, SqlClaimSource& source, Micros now) {
   Batch batch;
   source.spent(now, static_cast<int>(kStep), batch);
-  return bury(batch, now);
+  return bury(transaction, batch, now);
 }
 
 // A message that blocks its channel has a dead letter; if somebody deleted that, the channel goes on.
@@ -150,17 +185,17 @@ bool follow_clock(const std::vector<std::string>& channel_names, Micros now) {
   return !due.empty();
 }
 
-bool bury_expired(SqlClaimSource& source, Micros now) {
+bool bury_expired(Transaction& transaction, SqlClaimSource& source, Micros now) {
   const OwnerScope scope;
   Batch batch;
   source.expired(now, static_cast<int>(kStep), batch);
-  return bury(batch, now);
+  return bury(transaction, batch, now);
 }
 
-bool sweep(SqlClaimSource& source, Micros now) {
+bool sweep(Transaction& transaction, SqlClaimSource& source, Micros now) {
   const OwnerScope scope;
-  bool ready = bury_expired(source, now);
-  ready = bury_spent(source, now) || ready;
+  bool ready = bury_expired(transaction, source, now);
+  ready = bury_spent(transaction, source, now) || ready;
   ready = unblock() || ready;
   ready = repair_heads() || ready;
   ready = follow_clock(source.channel_names(), now) || ready;

@@ -18,10 +18,10 @@ bool follow_clock(const std::vector<std::string>& channel_names, Micros now);
 // Expired messages, two-phase ones that nobody committed, last attempts whose lease ran out, retention, orphan
 // payloads, and the repair. Within the current transaction and SPI connection, as all here. True: a channel may have
 // become ready by it, or there is more to do.
-bool sweep(SqlClaimSource& source, Micros now);
+bool sweep(Transaction& transaction, SqlClaimSource& source, Micros now);
 
 // A step of the first of these alone.
-bool bury_expired(SqlClaimSource& source, Micros now);
+bool bury_expired(Transaction& transaction, SqlClaimSource& source, Micros now);
 
 // People delete from mq_msgs by hand. The first message of each ordered channel must be its head: looks at the
 // next few hundred channels, after those of the call before, and puts right what it finds.

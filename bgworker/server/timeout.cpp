@@ -74,6 +74,10 @@ bool HandlerTimeout::overran() {
   return overran_limit;
 }
 
+bool HandlerTimeout::is_over() {
+  return timed_out;
+}
+
 bool HandlerTimeout::explain(Error& error, Micros limit) {
   if (!timed_out || error.sqlstate != "57014") return false;
   error.message = fmt::format("handler timed out after {} ms", limit / 1000);

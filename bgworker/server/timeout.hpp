@@ -20,6 +20,8 @@ class HandlerTimeout {
   // For a worker: the second limit ends it. Whether that is what it ends of.
   static void may_end_process();
   static bool overran();
+  // Whether the limit of the last call has passed.
+  static bool is_over();
   // Whether it was the limit that cancelled; if so, the error says so.
   static bool explain(Error& error, Micros limit);
 

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "../trouble.hpp"
 #include "../worker.hpp"
 #include "enabled.hpp"
 #include "entries.h"
@@ -24,6 +25,7 @@
 #include "inflight.hpp"
 #include "lease_store.hpp"
 #include "ledger.hpp"
+#include "long_call.hpp"
 #include "pending.hpp"
 #include "session.hpp"
 #include "settings.h"
@@ -89,10 +91,20 @@ class WorkerHost : public ServerHost {
     // Not beyond the moment when there may be reason to leave.
     if (contended) most = std::min(most, kTurn);
     if (shared::is_extra()) most = std::min(most, kExtraLingers);
+    if (most > 0) long_call::disarm();
     if (most > 0 && !shared::must_leave() && shared::begin_wait(seen_)) {
       wait_for_events(most);
       shared::end_wait();
     }
+    after_wait();
+    return !shared::must_leave();
+  }
+
+  bool pause(Micros most) override {
+    fence::call([&] { (void)pgstat_report_stat(true); });
+    long_call::disarm();
+    if (shared::must_leave()) return false;
+    wait_for_events(most);
     after_wait();
     return !shared::must_leave();
   }
@@ -113,6 +125,7 @@ class WorkerHost : public ServerHost {
   bool wait_to_leave(Micros most) override {
     fence::call([] { (void)pgstat_report_stat(true); });
     if (shared::is_closed()) return false;
+    long_call::disarm();
     wait_for_events(most);
     after_wait();
     return !shared::is_closed();
@@ -127,9 +140,13 @@ class WorkerHost : public ServerHost {
     pgstat_report_activity(activity.empty() ? STATE_IDLE : STATE_RUNNING, text.c_str());
   }
 
-  void holds(const Batch& messages) override { shared::note_batch(messages); }
+  void holds(const Batch& messages) override {
+    shared::note_batch(messages);
+    long_call::begin_batch(messages.size() > 1);
+  }
 
   void handled(std::size_t messages) override {
+    long_call::end_batch();
     shared::note_idle();
     shared::note_handled(messages);
   }
@@ -139,9 +156,10 @@ class WorkerHost : public ServerHost {
   std::vector<Casualty> casualties() override { return working_ ? ServerHost::casualties() : std::vector<Casualty>(); }
 
   void warn(const Error& error) override {
-    const char* text = error.message.c_str();
-    const char* state = error.sqlstate.c_str();
-    fence::call([&] { ereport(LOG, (errmsg_internal("mq worker: %s (SQLSTATE %s)", text, state))); });
+    const std::optional<std::string> line = log_.line(error, clock_.steady());
+    if (!line) return;
+    const char* text = line->c_str();
+    fence::call([&] { ereport(LOG, (errmsg_internal("mq worker: %s", text))); });
   }
 
  private:
@@ -210,6 +228,7 @@ class WorkerHost : public ServerHost {
     return roles;
   }
 
+  TroubleLog log_;
   std::vector<Socket> sockets_;  // that end a wait
   std::uint64_t seen_ = 0;       // wake-ups of the database when the batch began
   std::uint64_t announced_ = 0;  // announcements for the database that have been heeded

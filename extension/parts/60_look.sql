@@ -78,6 +78,10 @@ CREATE FUNCTION mq_connection_refusals(OUT role oid, OUT error text)
   RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_connection_refusals';
 COMMENT ON FUNCTION mq_connection_refusals() IS 'Why the last connection for leased handlers of a role was refused, where it was; for mq_health().';
 
+CREATE FUNCTION mq_unsettled(OUT message_id uuid, OUT channel_name text, OUT error text, OUT until timestamptz, OUT times integer)
+  RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_unsettled';
+COMMENT ON FUNCTION mq_unsettled() IS 'The last messages that a worker could not settle (remove, put off or move to mq_dead), why, until when they are put off, and how often; for mq_health().';
+
 CREATE VIEW mq_horizon AS
   SELECT h.kind, h.name, h.pid, h.xmin, age(h.xmin) AS xids, h.since, clock_timestamp() - h.since AS held_for, h.detail
     FROM mq_horizon_holders() AS h

@@ -51,6 +51,10 @@ CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text
                      FROM mq_leased_calls() AS l) AS c
              JOIN limits l ON l.channel_name = c.channel_name
             WHERE c.since + l.most + interval '2 seconds' < clock_timestamp()),
+         -- Workers that have been in one call for long.
+         sitting AS (
+           SELECT w.channel_name, w.since FROM mq_worker_seats() AS w
+            WHERE w.database = current_database() AND w.state = 'handling' AND w.since < clock_timestamp() - interval '1 second'),
          uncommitted AS (
            SELECT pg_catalog.count(*) AS messages, min(u.attempt_at) AS until
              FROM (SELECT m.attempt_at FROM mq_msgs m WHERE m.commit_interval IS NOT NULL AND m.attempt_at > now()
@@ -106,6 +110,26 @@ CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text
              ': ' || s.failed_starts::text || ' times in a row it ended before it could serve; see the server''s log' END
       FROM s
     UNION ALL
+    SELECT 'workers free', NOT b.none,
+           CASE WHEN b.none THEN
+             pg_catalog.format('messages are due, and each of the mq.max_workers = %s workers sits in a call: %s; raise mq.max_workers, register long handlers with mode => ''leased'', or give them a smaller max_workers',
+                               current_setting('mq.max_workers'),
+                               mq_some(pg_catalog.array_agg(pg_catalog.format('%s since %s', y.channel_name, date_trunc('second', y.since)) ORDER BY y.since))) END
+      FROM (SELECT CASE WHEN pg_catalog.count(*) >= current_setting('mq.max_workers')::int AND pg_catalog.count(*) > 0
+                        THEN EXISTS (SELECT FROM mq_channel_stats() AS c
+                                      WHERE c.ready > 0 AND NOT c.paused AND EXISTS (SELECT FROM mq_handlers h WHERE h.channel_name = c.channel_name))
+                        ELSE false END AS none
+              FROM sitting) b
+      LEFT JOIN sitting y ON b.none
+     GROUP BY b.none
+    UNION ALL
+    SELECT 'messages settled', pg_catalog.count(u.message_id) = 0,
+           'these are handled, but the result cannot be written, so they are put off and tried again: ' ||
+           mq_some(pg_catalog.array_agg(pg_catalog.format('%s of %s: %s', u.message_id, u.channel_name, u.error) ORDER BY u.until)) ||
+           '; mend what the error names, or mq_delete them'
+      FROM mq_unsettled() AS u
+     WHERE u.until > clock_timestamp() - interval '1 minute' AND EXISTS (SELECT FROM mq_msgs m WHERE m.id = u.message_id)
+    UNION ALL
     SELECT 'handlers registered', EXISTS (SELECT FROM mq_handlers),
            CASE WHEN NOT EXISTS (SELECT FROM mq_handlers) THEN 'none: mq_register_handler one; until then messages are only for consumers outside the server' END
     UNION ALL
@@ -139,7 +163,7 @@ CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text
                           AND (r.rolcanlogin OR current_setting('server_version_num')::int >= 170000))
     UNION ALL
     SELECT 'leased connections', pg_catalog.count(r.error) = 0, mq_some(pg_catalog.array_agg(pg_catalog.format('as %s: %s', r.role::pg_catalog.regrole, r.error))) ||
-           '; nothing is charged meanwhile: see Troubleshooting in the README for pg_hba.conf and mq.leased_conninfo'
+           '; nothing is charged meanwhile: raise max_connections or lower mq.leased_sessions where there is no room, and see Troubleshooting in the README for pg_hba.conf and mq.leased_conninfo'
       FROM mq_connection_refusals() r
     UNION ALL
     SELECT 'channels not blocked', pg_catalog.count(m.id) = 0, 'blocked by a dead message: ' || mq_some(pg_catalog.array_agg(DISTINCT m.channel_name)) || '; mq_redrive sends it again, mq_delete goes on without it'

@@ -58,6 +58,11 @@ COMMENT ON FUNCTION mq_enabled_state() IS 'Whether messages are handled in this 
 -- replace 61_why.sql
 REVOKE ALL ON FUNCTION mq_some(text[]), mq_leased_calls(), mq_service(), mq_server_mode(), mq_reason(uuid), mq_why(uuid) FROM PUBLIC;
 
+CREATE FUNCTION mq_unsettled(OUT message_id uuid, OUT channel_name text, OUT error text, OUT until timestamptz, OUT times integer)
+  RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_unsettled';
+COMMENT ON FUNCTION mq_unsettled() IS 'The last messages that a worker could not settle (remove, put off or move to mq_dead), why, until when they are put off, and how often; for mq_health().';
+REVOKE ALL ON FUNCTION mq_unsettled() FROM PUBLIC;
+
 -- replace 62_health.sql
 -- replace 80_grants.sql
 

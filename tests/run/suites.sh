@@ -53,12 +53,12 @@ suite_fence() {
 regress_passed='^(test .* \.\.\. ok |ok [0-9]+ )'
 regress_failed='^(test .* \.\.\. FAILED|not ok [0-9]+ )'
 
-# regress SUITE RUNNER INPUTDIR DATABASE: the tests of NAMES, against a new server.
+# regress SUITE RUNNER INPUTDIR DATABASE [SETTING...]: the tests of NAMES, against a new server.
 regress() {
   local suite=$1 runner=$2 input=$3 log=$WORK/log/$1.out out=$WORK/$1 rc=0
   user_dir "$out"
   : >"$log"
-  if server_start "$suite-server" 'fsync = off'; then
+  if server_start "$suite-server" 'fsync = off' "${@:5}"; then
     logged "$log" as_user env -C "$out" "$PGXS_SRC/test/$runner" --host="$WORK/socket" \
       --port="$PG_PORT" --user=postgres --bindir="$PG_BIN" --inputdir="$input" \
       --outputdir="$out" --dbname="$4" "${NAMES[@]}" || rc=$?
@@ -77,7 +77,7 @@ suite_regress() {
 
 suite_isolation() {
   names .spec "$WORK"/src/tests/isolation/specs/*.spec
-  regress isolation isolation/pg_isolation_regress "$WORK/src/tests/isolation" isolation_regression
+  regress isolation isolation/pg_isolation_regress "$WORK/src/tests/isolation" isolation_regression 'mq.max_workers = 0'
 }
 
 suite_tap() {

@@ -158,7 +158,7 @@ void FakeSession::lose(const Error& error) {
 
 // --- FakeLeaseStore ---
 
-std::unique_ptr<HandlerSession> FakeLeaseStore::open() {
+std::unique_ptr<HandlerSession> FakeLeaseStore::open(int) {
   if (!room) return nullptr;
   EXPECT_LT(backends_.sessions.size(), 1000U);
   return std::make_unique<FakeSession>(backends_);

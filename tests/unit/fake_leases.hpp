@@ -90,10 +90,11 @@ class FakeLeaseStore final : public LeaseStore {
   FakeLeaseStore& operator=(const FakeLeaseStore&) = delete;
 
   int most_sessions() override { return sessions; }
-  std::unique_ptr<HandlerSession> open() override;
+  std::unique_ptr<HandlerSession> open(int connecting) override;
   bool is_ours(int backend) override;
   void cancel(int backend) override;
   void terminate(int backend) override;
+  void warn(const Error& error) override { session_.host.warn(error); }
   void note_connection(const std::optional<Error>& refusal) override { connections.push_back(refusal); }
   int running_on(std::string_view channel_name) override;
   int due(std::string_view channel_name, Micros now, int limit) override;

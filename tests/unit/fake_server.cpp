@@ -201,13 +201,16 @@ void FakeQueue::append(const Row& found, Batch& batch) {
   batch.push_back(message);
 }
 
+void FakeQueue::fail_if_told() {
+  if (claim_errors.empty()) return;
+  const Error error = claim_errors.front();
+  claim_errors.pop_front();
+  throw error;
+}
+
 void FakeQueue::oldest(std::string_view channel_name, Micros now, std::optional<Position> after, int limit,
                        Batch& batch) {
-  if (!claim_errors.empty()) {
-    const Error error = claim_errors.front();
-    claim_errors.pop_front();
-    throw error;
-  }
+  fail_if_told();
   EXPECT_GT(limit, 0);
   ++scans;
   for (const Row* row : due_heads(channel_name, now)) {
@@ -218,6 +221,7 @@ void FakeQueue::oldest(std::string_view channel_name, Micros now, std::optional<
 }
 
 void FakeQueue::fair(std::string_view channel_name, Micros now, std::int64_t start, int limit, Batch& batch) {
+  fail_if_told();
   EXPECT_GT(limit, 0);
   ++draws;
   std::map<std::int64_t, const Row*> firsts;
@@ -253,9 +257,27 @@ void FakeQueue::named(std::span<const Uuid> ids, Batch& batch, std::vector<int>&
   }
 }
 
+void FakeQueue::again(std::span<const Uuid> ids, Micros now, Batch& batch) {
+  if (on_again) on_again();
+  for (const Uuid& id : ids) {
+    const Row* row = table_.find(id);
+    if (row == nullptr || row->attempt_at > now || row->blocks || !table_.is_head(*row)) continue;
+    if (!table_.is_locked_by_another(*row, transaction_)) append(*row, batch);
+  }
+}
+
+bool FakeQueue::is_due(std::string_view channel_name, Micros now) {
+  return std::any_of(table_.rows.begin(), table_.rows.end(), [&](const auto& entry) {
+    const Row& row = entry.second;
+    return row.channel_name == channel_name && row.attempt_at <= now && !row.blocks && table_.is_head(row);
+  });
+}
+
 bool FakeQueue::take_place(std::string_view channel_name, int most) {
-  const auto taken = places_taken.find(channel_name);
-  return taken == places_taken.end() || taken->second < most;
+  const auto found = places_taken.find(channel_name);
+  if (found != places_taken.end() && found->second >= most) return false;
+  taken.emplace_back(channel_name);
+  return true;
 }
 
 void FakeQueue::settle(const Settlement& settlement) {
@@ -264,12 +286,17 @@ void FakeQueue::settle(const Settlement& settlement) {
     settle_errors.pop_front();
     throw error;
   }
+  const auto refuse = [&](const Claimed* message) {
+    if (unsettleable.contains(message->id)) throw Error("23514", "a check constraint is violated");
+  };
+  for (const Claimed* message : settlement.removed) refuse(message);
+  for (const Burial& burial : settlement.burials) refuse(burial.message);
   transaction_.settle(settlement);
 }
 
 // --- FakeHandlers ---
 
-void FakeHandlers::call(const Handler& handler, std::span<const Claimed* const> messages) {
+void FakeHandlers::call(const Handler& handler, std::span<const Claimed* const> messages, bool yields) {
   EXPECT_TRUE(transaction_.has_savepoint()) << "a handler is called outside a savepoint";
   EXPECT_FALSE(messages.empty());
   EXPECT_TRUE(handler.shape == Shape::kBatch || messages.size() == 1) << "several messages for a handler of one";
@@ -293,6 +320,10 @@ void FakeHandlers::call(const Handler& handler, std::span<const Claimed* const> 
     EXPECT_LE(row->attempt_at, clock_.time) << "place " << row->place << " is not due";
     EXPECT_GT(row->expires_at, started) << "place " << row->place << " has expired";
     const Script& script = row->script;
+    if (yields && clock_.time + script.cost - started > patience) {
+      clock_.time = started + patience;
+      throw Yielded{in_conflict};
+    }
     clock_.time += script.cost;
     const bool snoozes = table_.snoozes[row->id] < script.snoozes;
     const bool discards = !snoozes && script.discards;

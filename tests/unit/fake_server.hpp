@@ -235,7 +235,10 @@ class FakeQueue final : public ClaimSource, public Settler {
   void runs(std::span<const Claimed> heads, Micros now, int limit, Batch& batch) override;
   void named(std::span<const Uuid> ids, Batch& batch, std::vector<int>& crashes) override;
   bool is_pending(const Uuid& id) override { return table_.find(id) != nullptr; }
+  void again(std::span<const Uuid> ids, Micros now, Batch& batch) override;
+  bool is_due(std::string_view channel_name, Micros now) override;
   bool take_place(std::string_view channel_name, int most) override;
+  void release_place(std::string_view channel_name) override { released.emplace_back(channel_name); }
   void settle(const Settlement& settlement) override;
   void append(const Row& row, Batch& batch);
 
@@ -245,8 +248,13 @@ class FakeQueue final : public ClaimSource, public Settler {
   std::deque<Error> claim_errors;                        // the next claims fail with these
   std::deque<Error> settle_errors;                       // the next settlements fail with these
   std::map<std::string, int, std::less<>> places_taken;  // by other workers
+  std::vector<std::string> taken;                        // places, by channel name
+  std::vector<std::string> released;
+  std::function<void()> on_again;  // run before messages are claimed again
+  std::set<Uuid> unsettleable;     // what a settlement of these fails with is 23514
 
  private:
+  void fail_if_told();
   std::vector<const Row*> due_heads(std::string_view channel_name, Micros now) const;
 
   Table& table_;
@@ -258,7 +266,7 @@ class FakeHandlers final : public HandlerCaller {
   FakeHandlers(Table& table, FakeTransaction& transaction, FakeClock& clock)
       : table_(table), transaction_(transaction), clock_(clock) {}
 
-  void call(const Handler& handler, std::span<const Claimed* const> messages) override;
+  void call(const Handler& handler, std::span<const Claimed* const> messages, bool yields) override;
   std::vector<Wish> wishes() override { return std::exchange(wishes_, {}); }
   bool hurry() override { return static_cast<int>(calls.size()) >= hurry_after; }
 
@@ -266,6 +274,8 @@ class FakeHandlers final : public HandlerCaller {
 
   std::vector<std::vector<Uuid>> calls;
   std::vector<std::string> functions;  // that were called
+  Micros patience = kNever;            // a call that lasts longer while others wait behind it is stopped
+  bool in_conflict = false;            // what it waits for then
   int hurry_after = kAlways;           // calls
   std::function<void()> during;        // run inside each call
 
@@ -304,6 +314,16 @@ class FakeHost final : public Host {
   void report(std::string_view activity) override { reports.emplace_back(activity); }
   void handled(std::size_t messages) override { told_handled += messages; }
   void warn(const Error& error) override { warnings.push_back(error); }
+  bool pause(Micros most) override {
+    pauses.push_back(most);
+    return wait(most);
+  }
+  void put_off(const Uuid& message, std::string_view, const Error&, Micros) override { ++delays[message]; }
+  std::optional<Limits> limits(std::string_view channel_name) override {
+    const auto found = limited.find(channel_name);
+    return found == limited.end() ? std::nullopt : std::optional(found->second);
+  }
+  void conflict(std::string_view channel_name, Micros, int) override { conflicts.emplace_back(channel_name); }
   Micros poll_interval() override { return 5 * kSecond; }
   int batch_size() override { return batch_limit; }
 
@@ -332,6 +352,10 @@ class FakeHost final : public Host {
   std::vector<bool> backlogs;
   std::vector<std::string> reports;
   std::vector<Error> warnings;
+  std::vector<Micros> pauses;
+  std::map<Uuid, int> delays;  // of messages that could not be settled
+  std::map<std::string, Limits, std::less<>> limited;
+  std::vector<std::string> conflicts;
   std::size_t told_handled = 0;
 
  private:

@@ -14,7 +14,7 @@ constexpr DatabaseId kOther = 16'385;
 constexpr Micros kNow = 1000 * kSecond;
 
 PoolState pool(RoleId role, int workers = 0, bool backlog = false, Micros last_start = 0) {
-  return {kDatabase, role, workers, backlog, last_start, 0};
+  return {kDatabase, role, workers, backlog, false, last_start, 0};
 }
 
 TEST(Pool, WithoutAWorkerGetsOne) {
@@ -27,6 +27,15 @@ TEST(Pool, WithABacklogGetsMoreUpToTheLimit) {
   EXPECT_EQ(pool_to_start({pool(10, 1, true)}, kDatabase, 2, kNow), 0U);
   EXPECT_EQ(pool_to_start({pool(10, 2, true)}, kDatabase, 2, kNow), std::nullopt);
   EXPECT_EQ(pool_to_start({pool(10)}, kDatabase, 0, kNow), std::nullopt);
+}
+
+TEST(Pool, WhoseWorkersAllSitInLongBatchesGetsAnother) {
+  PoolState sitting = pool(10, 2);
+  sitting.sits = true;
+  EXPECT_EQ(pool_to_start({sitting}, kDatabase, 3, kNow), 0U);
+  EXPECT_EQ(pool_to_start({sitting}, kDatabase, 2, kNow), std::nullopt);
+  sitting.role = kCaretaker;
+  EXPECT_EQ(pool_to_start({sitting}, kDatabase, 3, kNow), std::nullopt);
 }
 
 TEST(Pool, CaretakerNeedsNoSecond) {

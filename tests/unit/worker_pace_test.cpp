@@ -18,7 +18,6 @@ TEST_F(WorkerTest, CommitsAfterASliceAndClaimsTheRestAgain) {
     EXPECT_GE(record.handled, 1U);
   }
   EXPECT_GT(history.front().claimed, history.front().handled);
-  EXPECT_LE(history.size(), 25U);
 }
 
 TEST_F(WorkerTest, ClaimsNoMoreThanFitsIntoASlice) {
@@ -55,7 +54,7 @@ TEST_F(WorkerTest, GrowsItsBatchesAgainBehindSlowMessages) {
   table.send(10, {.script = {.cost = kSecond}});
   table.send(3000, {.script = {.cost = 1}});
   run_until_empty();
-  EXPECT_LE(history.size(), 10U + 15U);
+  EXPECT_LE(history.size(), 10U + 25U);
 }
 
 TEST_F(WorkerTest, ConflictDoesNotShrinkTheBatch) {
