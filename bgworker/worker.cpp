@@ -202,7 +202,9 @@ bool Worker::charge(const std::vector<Casualty>& casualties, std::vector<int>& s
   ports_.source.begin({});
   if (!ids.empty()) ports_.source.named(ids, messages, crashes);
   Settlement settlement;
+  std::unordered_set<Uuid, UuidHash> charged;
   for (const Casualty* casualty : single) {
+    if (!charged.insert(casualty->message).second) continue;  // one attempt at a time
     const auto found = std::find_if(messages.begin(), messages.end(),
                                     [&](const Claimed& message) { return message.id == casualty->message; });
     if (found != messages.end()) {
@@ -277,6 +279,12 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
   }
   Taken taken = claim(limit, only);
   Claim& claim = taken.claim;
+  // Asked after the claim, which may have what another worker has just ended with: that is charged first.
+  if (learns_ && ports_.host.any_casualty() && ports_.clock.steady() >= charge_again_at_) {
+    ports_.transaction.rollback();
+    result.claimed = 1;
+    return result;
+  }
   // Asked after the claim, which may have seen what was sent after the settings were changed.
   if (ports_.host.should_renew()) {
     ports_.transaction.rollback();

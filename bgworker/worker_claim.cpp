@@ -45,6 +45,10 @@ Worker::Taken Worker::claim(int limit, const std::vector<std::string_view>* only
     taken.claim = claim_mixed(offers.mixed, std::min(limit, pace_));
     return taken;
   }
+  // What a claim begins with is due even if no channel has anything that is seen to be.
+  std::vector<std::string_view> names;
+  for (const Offer& offer : offers.apart) names.push_back(offer.source.channel_name);
+  ports_.source.begin(names);
   std::set<int, std::greater<>> priorities;
   for (const auto* all : {&offers.mixed, &offers.apart})
     for (const Offer& offer : *all) priorities.insert(offer.source.priority);

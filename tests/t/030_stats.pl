@@ -9,7 +9,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(usleep);
 
-my $node = mq_node('stats', 'mq.poll_interval' => '1s', restart_after_crash => 'on');
+my $node = mq_node('stats', 'mq.poll_interval' => '1s', 'mq.max_workers' => 1, restart_after_crash => 'on');
 my $db = 'postgres';
 my $workers = "SELECT count(*) FROM ($MqTest::WORKERS) w";
 
@@ -51,6 +51,8 @@ holds($node, $db, 'SELECT count(*) FROM effects', 2, 'each had its effects once'
 within(10, $node, $db, pending('slow'), '0|0|0|0', 'nothing is running');
 within(10, $node, $db, "SELECT state, channel_name IS NULL, message_id IS NULL, pid <> $worker FROM mq_workers", 'waiting|t|t|t',
 	'mq_workers has the new one, which waits');
+
+set_and_reload($node, 'mq.max_workers' => 2);
 
 # --- totals after every kind of end, under load ------------------------------------------------
 

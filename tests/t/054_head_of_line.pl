@@ -78,9 +78,9 @@ for my $handler ('wait_for_lock(mq_message)', 'wait_stubbornly(mq_message)', 'wa
 	      SELECT mq_send('slow', '{"lock": 1}', 'blocked', ordered => true);
 	      SELECT mq_send('slow', '{"n": 2}', 'behind', ordered => true), mq_send('fast', '{}', 'fast') FROM generate_series(1, 5)});
 	sql(q{BEGIN; SELECT mq_resume('slow'), mq_resume('fast'); COMMIT});
-	# What a batch handler was given with it goes with it.
-	my $easy = $handler =~ /\[\]/ ? 0 : 5;
-	within(20, $node, $db, q{SELECT count(*) FILTER (WHERE name = 'fast'), count(*) FILTER (WHERE name = 'easy') FROM handled}, "10|$easy",
+	# What a batch handler was given in one call with it may wait with it.
+	my $easy = $handler =~ /\[\]/ ? qr/^10\|/ : '10|5';
+	within(20, $node, $db, q{SELECT count(*) FILTER (WHERE name = 'fast'), count(*) FILTER (WHERE name = 'easy') FROM handled}, $easy,
 		"$handler: what was claimed with it and before it is handled");
 	within(20, $node, $db, $waiting, 1, "$handler: while it waits");
 	holds($node, $db, q{SELECT count(*) FROM handled WHERE name = 'behind'}, 0, "$handler: what is behind it in its order is not");
