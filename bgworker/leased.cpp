@@ -161,6 +161,7 @@ bool LeasedHandlers::try_to_settle(Run& run, Micros now) {
 // It is tried again after a while. A call that has failed has nothing to lose: in the end its messages are given back
 // uncharged, and come again later.
 void LeasedHandlers::unsettled(Run& run, const Error& error, Micros now) {
+  if (ports_.settler.was_held(error)) return;
   ports_.store.warn(error);
   run.trouble.failed(now);
   run.settle_at = now + run.trouble.left(now);

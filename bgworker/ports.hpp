@@ -117,6 +117,9 @@ class Settler {
  public:
   virtual ~Settler() = default;
   virtual void settle(const Settlement& settlement) = 0;
+  // Whether the error was that others hold rows that were to be removed: the next claim leaves those alone, and nobody
+  // is to blame.
+  virtual bool was_held(const Error& /* error */) { return false; }
 };
 
 // What a handler said about a message that it was called with, if it said anything.

@@ -438,6 +438,13 @@ void Worker::note_outcomes(const Claim& claim, const Dispatcher& dispatcher, Mic
 // The batch's transaction cannot be settled. If it is a message that makes it so, the others must not suffer for it.
 Worker::BatchResult Worker::unsettled(const std::vector<Owned>& messages, const Error& error, bool alone) {
   if (!learns_) throw error;  // the caller of mq_run will see
+  if (ports_.settler.was_held(error)) {
+    ports_.transaction.rollback();
+    ports_.host.handled(0);
+    BatchResult again;
+    again.claimed = messages.size();
+    return again;
+  }
   ++unsettled_;
   if (!alone && is_trouble(error) && unsettled_ == 1) throw error;
   ports_.transaction.rollback();

@@ -27,7 +27,7 @@ namespace {
 
 #define TABLES "$S.mq_msgs m LEFT JOIN $S.mq_payloads p ON p.id = m.id"
 #define WITH_PAYLOAD "$S.mq_msgs m JOIN $S.mq_payloads p ON p.id = m.id"
-#define LOCKED "FOR NO KEY UPDATE OF m SKIP LOCKED"
+#define LOCKED "FOR $L OF m SKIP LOCKED"
 
 std::uint64_t location_of(Datum tid) {
   const auto* pointer = reinterpret_cast<ItemPointer>(DatumGetPointer(tid));

@@ -1,6 +1,7 @@
 // Consuming from outside the server: mq_poll, mq_delete, mq_keep_alive, mq_checkpoint, mq_commit, mq_clear.
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <unordered_set>
 #include <vector>
@@ -17,6 +18,7 @@
 #include "host.hpp"
 #include "ledger.hpp"
 #include "result_set.hpp"
+#include "row_locks.hpp"
 #include "settle.hpp"
 #include "shared.hpp"
 #include "spi.hpp"
@@ -100,6 +102,18 @@ Param wait_time(SqlClaimSource& source, const std::vector<std::string>& names, M
   return interval_datum(*earliest > now ? std::min(*earliest - now, kLongestWait) : kShortWait);
 }
 
+// What others hold so that it cannot be removed now is left to whoever comes later. True: there was some.
+bool leave_held(Batch& leftovers) {
+  static Statement lock("SELECT m.id FROM $S.mq_msgs m WHERE m.id = ANY ($1) FOR UPDATE SKIP LOCKED", {UUIDARRAYOID});
+  if (leftovers.empty()) return false;
+  std::vector<Uuid> ids;
+  for (const Claimed& message : leftovers) ids.push_back(message.id);
+  const Rows rows = lock.run({uuid_array(ids)});
+  std::unordered_set<Uuid, UuidHash> free;
+  for (std::size_t i = 0; i < rows.size(); ++i) free.insert(uuid_of(rows.get(i, 1)));
+  return std::erase_if(leftovers, [&](const Claimed& message) { return !free.contains(message.id); }) > 0;
+}
+
 void poll(const Value& channel_names, int batch_size, ResultSet& result) {
   ServerClock clock;
   SqlClaimSource source;
@@ -110,6 +124,7 @@ void poll(const Value& channel_names, int batch_size, ResultSet& result) {
   const SpiConnection spi;
   bool left_alone = !enabled::here();
   std::vector<std::string> names;
+  std::optional<row_locks::Removal> avoiding;  // a claim that found nothing but what others hold is made again without
   for (bool repaired = left_alone;;) {
     if (left_alone) source.leave_undeliverable();
     names = channel_names.null ? source.channel_names() : names_of(channel_names, "channel_names");
@@ -125,7 +140,12 @@ void poll(const Value& channel_names, int batch_size, ResultSet& result) {
       left_alone = repaired = true;
       continue;
     }
+    if (leave_held(claim.leftovers) && claim.messages.empty() && claim.leftovers.empty() && !avoiding) {
+      avoiding.emplace(true);
+      continue;
+    }
     if (!claim.leftovers.empty()) {
+      const row_locks::Removal removal(true);
       Settlement settlement;
       dispose(claim.leftovers, clock.now(), settlement);
       SqlSettler().settle(settlement);

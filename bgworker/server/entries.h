@@ -44,6 +44,7 @@ MQ_ENTRY(mq_service_state);
 MQ_ENTRY(mq_channel_stats);
 MQ_ENTRY(mq_reset_stats);
 MQ_ENTRY(mq_leased_calls);
+MQ_ENTRY(mq_row_holders);
 MQ_ENTRY(mq_server_mode);
 MQ_ENTRY(mq_connection_refusals);
 MQ_ENTRY(mq_unsettled);

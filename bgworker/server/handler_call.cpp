@@ -144,6 +144,10 @@ bool is_of_the_call(const Uuid& message) {
                                                 [&](const Claimed* mine) { return mine->id == message; });
 }
 
+bool is_in_handler() {
+  return current_call != nullptr;
+}
+
 void refuse_in_handler(const char* function) {
   if (current_call != nullptr) throw Error("55000", fmt::format("{} must not be called by a handler", function));
 }

@@ -65,6 +65,7 @@ class FmgrCaller : public HandlerCaller {
 // Throws 55000 inside of a handler: its messages are locked by its own transaction, and what claims would take
 // them again.
 void refuse_in_handler(const char* function);
+bool is_in_handler();  // a transactional handler runs in this process
 
 // Whether the transactional handler that runs in this process was called with the message.
 bool is_of_the_call(const Uuid& message);

@@ -1,6 +1,7 @@
 #include "session.hpp"
 
 #include "fence.hpp"
+#include "row_locks.hpp"
 
 extern "C" {
 #include "utils/snapmgr.h"
@@ -41,6 +42,7 @@ void WorkerSession::begin() {
     XactReadOnly = false;
     XactDeferrable = false;
   });
+  row_locks::transaction_begins(GetCurrentTimestamp());
   open_ = true;
   spi_.emplace();
 }

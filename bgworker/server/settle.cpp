@@ -11,6 +11,7 @@
 #include "kept.hpp"
 #include "ledger.hpp"
 #include "link.hpp"
+#include "row_locks.hpp"
 #include "sequences.hpp"
 #include "spi.hpp"
 #include "tally.hpp"
@@ -152,6 +153,16 @@ void add_blocking(const std::vector<Burial>& burials, std::set<Uuid>& blocking) 
   for (std::size_t i = 0; i < rows.size(); ++i) blocking.insert(uuid_of(rows.get(i, 1)));
 }
 
+// Those that are held are left to the sweep where that is asked for.
+void remove_payloads(Datum ids) {
+  static Statement all("DELETE FROM $S.mq_payloads p WHERE p.id = ANY ($1)", {UUIDARRAYOID});
+  static Statement free(
+      "DELETE FROM $S.mq_payloads p WHERE p.ctid = ANY (ARRAY("
+      "  SELECT l.ctid FROM $S.mq_payloads l WHERE l.id = ANY ($1) FOR UPDATE SKIP LOCKED))",
+      {UUIDARRAYOID});
+  (row_locks::Removal::skips() ? free : all).run({ids});
+}
+
 // A blocked message leaves its row behind, without payload and never due: its ordered channel waits for it.
 void bury(const std::vector<Burial>& burials, std::vector<Uuid>& removed) {
   // The last failure is found by the message and then sorted, not looked for from the end of all.
@@ -173,10 +184,9 @@ void bury(const std::vector<Burial>& burials, std::vector<Uuid>& removed) {
       "                       ORDER BY l.failure_no + 0 DESC LIMIT 1) f ON true",
       {UUIDARRAYOID, INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID});
   static Statement block(
-      "WITH b AS (UPDATE $S.mq_msgs m SET attempt_at = NULL, attempts = 0, attempt = m.attempt + d.charged,"
+      "UPDATE $S.mq_msgs m SET attempt_at = NULL, attempts = 0, attempt = m.attempt + d.charged,"
       "             lease = NULL, dedup_key = NULL, expires_at = NULL"
-      "             FROM unnest($1, $2) AS d (id, charged) WHERE m.id = d.id)"
-      " DELETE FROM $S.mq_payloads p WHERE p.id = ANY ($1)",
+      "             FROM unnest($1, $2) AS d (id, charged) WHERE m.id = d.id",
       {UUIDARRAYOID, INT4ARRAYOID});
   ArrayParam ids(UUIDOID), charged(INT4OID), reasons(TEXTOID), blocked(UUIDOID), blocked_charged(INT4OID);
   ErrorColumns errors;
@@ -207,7 +217,11 @@ void bury(const std::vector<Burial>& burials, std::vector<Uuid>& removed) {
   } else {
     ledger::changed_by_hand(Extension::dead());  // a handler has removed its message
   }
-  if (blocks) block.run({blocked.datum(), blocked_charged.datum()});
+  if (!blocks) return;
+  row_locks::Removal::run([&] {
+    block.run({blocked.datum(), blocked_charged.datum()});
+    remove_payloads(blocked.datum());
+  });
 }
 
 }  // namespace
@@ -255,12 +269,13 @@ Datum tid_datum(std::uint64_t location) {
 
 Rows remove_rows(const std::vector<Uuid>& ids) {
   static Statement messages("DELETE FROM $S.mq_msgs m WHERE m.id = ANY ($1)" REMOVED, {UUIDARRAYOID});
-  static Statement payloads("DELETE FROM $S.mq_payloads p WHERE p.id = ANY ($1)", {UUIDARRAYOID});
   ArrayParam array(UUIDOID, ids.size());
   for (const Uuid& id : ids) array.add(uuid_datum(id));
-  const Rows removed = messages.run({array.datum()});
-  payloads.run({array.datum()});
-  return removed;
+  return row_locks::Removal::run([&] {
+    const Rows removed = messages.run({array.datum()});
+    remove_payloads(array.datum());
+    return removed;
+  });
 }
 
 // Payloads are not locked. Where somebody has moved one by hand since the claim, another message's may stand by now:
@@ -293,8 +308,11 @@ void remove_claimed(const std::vector<const Claimed*>& messages) {
     payload_locations.add(tid_datum(message->payload_location));
     ++with_payload;
   }
-  const Rows removed = (any_ordered ? ordered : unordered).run({locations.datum()});
-  const Rows gone = payloads.run({payload_locations.datum()});
+  const bool skips = row_locks::Removal::skips();
+  const auto [removed, gone] = row_locks::Removal::run([&] {
+    const Rows of_messages = (any_ordered ? ordered : unordered).run({locations.datum()});
+    return std::pair(of_messages, skips ? Rows() : payloads.run({payload_locations.datum()}));
+  });
   const std::size_t payloads_removed = gone.size();
   check_payloads(messages, gone);
   if (any_ordered) link_behind(removed);
@@ -302,7 +320,7 @@ void remove_claimed(const std::vector<const Claimed*>& messages) {
     ledger::RowChanges changes(Extension::msgs());
     for (const Claimed* message : messages) changes.add(message->channel_name, -1);
   }
-  if (removed.size() == messages.size() && payloads_removed == with_payload) return;
+  if (removed.size() == messages.size() && (!skips && payloads_removed == with_payload)) return;
   std::vector<Uuid> ids;
   ids.reserve(messages.size());
   for (const Claimed* message : messages) ids.push_back(message->id);
@@ -374,6 +392,7 @@ void clear_messages(const Param& channel_names) {
 
 void SqlSettler::settle(const Settlement& settlement) {
   const OwnerScope scope;
+  const row_locks::Removal removal;
   std::vector<Uuid> buried;
   if (!settlement.failures.empty()) record(settlement.failures);
   if (!settlement.retries.empty()) retry(settlement.retries);
@@ -382,6 +401,10 @@ void SqlSettler::settle(const Settlement& settlement) {
   remove_messages(buried);
   remove_claimed(settlement.removed);
   tally::append(tally::of(settlement));
+}
+
+bool SqlSettler::was_held(const Error& error) {
+  return row_locks::was_held(error);
 }
 
 }  // namespace mq

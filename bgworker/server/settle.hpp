@@ -14,11 +14,12 @@ class SqlSettler : public Settler {
   // What was handled and what failed, and where that leaves each ordered channel, within the current
   // transaction. Needs an SPI connection.
   void settle(const Settlement& settlement) override;
+  bool was_held(const Error& error) override;
 };
 
 // Deletes messages and their payloads; the first message that is left in each ordered channel whose head went
-// becomes head. Waits only for somebody who holds one of these rows. `consumed`: those that are leased were handled
-// by who calls, and count as that.
+// becomes head. Waits only for somebody who holds one of these rows, a worker not even for that (row_locks).
+// `consumed`: those that are leased were handled by who calls, and count as that.
 void remove_messages(const std::vector<Uuid>& ids, bool consumed = false);
 
 // Deletes every message of the named channels; a null Param: of all.

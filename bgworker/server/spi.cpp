@@ -6,6 +6,7 @@
 
 #include "extension.hpp"
 #include "fence.hpp"
+#include "row_locks.hpp"
 
 extern "C" {
 #include "utils/array.h"
@@ -58,13 +59,17 @@ bool Statement::take_start() {
 
 void Statement::prepare() {
   const Extension& extension = Extension::get();
-  if (plan_ != nullptr && generation_ == extension.generation()) return;
+  if (plan_ != nullptr && generation_ == extension.generation() && (!locks_ || avoiding_ == row_locks::avoiding()))
+    return;
   if (plan_ != nullptr) {
     SPIPlanPtr old = plan_;
     plan_ = nullptr;
     fence::call([&] { SPI_freeplan(old); });
   }
   std::string text(text_);
+  avoiding_ = row_locks::avoiding();
+  if (const std::size_t at = text.find("$L"); at != std::string::npos)
+    text.replace(at, 2, avoiding_ ? "UPDATE" : "NO KEY UPDATE");
   const std::string& schema = extension.quoted_schema();
   for (std::size_t at = text.find("$S"); at != std::string::npos; at = text.find("$S", at + schema.size()))
     text.replace(at, 2, schema);

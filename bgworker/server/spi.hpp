@@ -71,11 +71,15 @@ class Rows {
   std::uint64_t count_ = 0;
 };
 
-// `$S` in the text stands for the extension's schema, quoted. One static Statement per text; it owns its plan
-// for the life of the process, and drops it when the extension has moved to another schema.
+// `$S` in the text stands for the extension's schema, quoted; `$L` for the strength of a claim's row locks (row_locks).
+// One static Statement per text; it owns its plan for the life of the process, and drops it when the extension has
+// moved to another schema.
 class Statement {
  public:
-  Statement(const char* text, std::initializer_list<Oid> types) : text_(text), count_(static_cast<int>(types.size())) {
+  Statement(const char* text, std::initializer_list<Oid> types)
+      : text_(text),
+        locks_(std::string_view(text).find("$L") != std::string_view::npos),
+        count_(static_cast<int>(types.size())) {
     std::copy(types.begin(), types.end(), types_.begin());
   }
 
@@ -94,10 +98,12 @@ class Statement {
   static constexpr std::size_t kMostParams = 24;
 
   const char* text_;
+  bool locks_;  // it has $L
   std::array<Oid, kMostParams> types_{};
   int count_;
   SPIPlanPtr plan_ = nullptr;
   std::uint64_t generation_ = 0;
+  bool avoiding_ = false;  // as the plan was made
 };
 
 // Views into a text or bytea datum that is neither compressed nor out of line; others are detoasted (and live

@@ -7,6 +7,7 @@
 #include "extension.hpp"
 #include "ledger.hpp"
 #include "link.hpp"
+#include "row_locks.hpp"
 #include "settings.h"
 #include "settle.hpp"
 #include "shared.hpp"
@@ -54,7 +55,8 @@ bool bury(Transaction& transaction, const Batch& batch, Micros now) {
   dispose(batch, now, settlement);
   try {
     settle_under_savepoint(transaction, settlement);
-  } catch (const Error&) {
+  } catch (const Error& error) {
+    if (row_locks::was_held(error)) return true;  // the next step leaves alone what others hold
     for (std::size_t i = 0; i < std::min(kSingles, batch.size()); ++i) bury_single(transaction, batch[i], now);
   }
   return true;
@@ -83,8 +85,11 @@ bool unblock() {
 void remove_orphan_payloads() {
   static Uuid from;  // where the step before ended
   static Statement remove(
-      "DELETE FROM $S.mq_payloads o WHERE o.id = ANY ($1)"
-      "   AND NOT EXISTS (SELECT 1 FROM $S.mq_msgs m WHERE m.id = o.id)",
+      "DELETE FROM $S.mq_payloads o WHERE o.ctid = ANY (ARRAY("
+      "  SELECT p.ctid FROM $S.mq_payloads p WHERE p.id = ANY ($1)"
+      "     AND NOT EXISTS (SELECT 1 FROM $S.mq_msgs m WHERE m.id = p.id AND (m.attempts > 0 OR m.attempt_at IS NOT "
+      "NULL))"
+      "   FOR UPDATE SKIP LOCKED))",
       {UUIDARRAYOID});
   ArrayParam ids(UUIDOID);
   for (const Uuid& id : payloads(from, kStep)) ids.add(uuid_datum(id));
@@ -94,14 +99,14 @@ void remove_orphan_payloads() {
 // True: there is more of it.
 bool forget_old() {
   static Statement dead(
-      "DELETE FROM $S.mq_dead WHERE dead_no IN (SELECT d.dead_no FROM $S.mq_dead d"
+      "DELETE FROM $S.mq_dead WHERE ctid = ANY (ARRAY(SELECT d.ctid FROM $S.mq_dead d"
       "   WHERE d.died_at < pg_catalog.clock_timestamp() - $1"
       "     AND NOT EXISTS (SELECT 1 FROM $S.mq_msgs m WHERE m.id = d.id AND m.attempt_at IS NULL)"
-      "   ORDER BY d.died_at LIMIT $2) RETURNING channel_name",
+      "   ORDER BY d.died_at LIMIT $2 FOR UPDATE SKIP LOCKED)) RETURNING channel_name",
       {INTERVALOID, INT8OID});
   static Statement failures(
-      "DELETE FROM $S.mq_failures WHERE failure_no IN (SELECT f.failure_no FROM $S.mq_failures f"
-      "   WHERE f.failed_at < pg_catalog.clock_timestamp() - $1 ORDER BY f.failed_at LIMIT $2)",
+      "DELETE FROM $S.mq_failures WHERE ctid = ANY (ARRAY(SELECT f.ctid FROM $S.mq_failures f"
+      "   WHERE f.failed_at < pg_catalog.clock_timestamp() - $1 ORDER BY f.failed_at LIMIT $2 FOR UPDATE SKIP LOCKED))",
       {INTERVALOID, INT8OID});
   const auto keep = [](int minutes) { return interval_datum(Micros{minutes} * 60 * kSecond); };
   bool more = false;
@@ -196,7 +201,10 @@ bool sweep(Transaction& transaction, SqlClaimSource& source, Micros now) {
   const OwnerScope scope;
   bool ready = bury_expired(transaction, source, now);
   ready = bury_spent(transaction, source, now) || ready;
-  ready = unblock() || ready;
+  {
+    const row_locks::Removal removal;
+    ready = unblock() || ready;
+  }
   ready = repair_heads() || ready;
   ready = follow_clock(source.channel_names(), now) || ready;
   remove_orphan_payloads();

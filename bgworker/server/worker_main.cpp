@@ -27,6 +27,7 @@
 #include "ledger.hpp"
 #include "long_call.hpp"
 #include "pending.hpp"
+#include "row_locks.hpp"
 #include "session.hpp"
 #include "settings.h"
 #include "settle.hpp"
@@ -259,6 +260,7 @@ void run(int seat) {
   if (!OidIsValid(mine.database)) return;
   fence::call([] { before_shmem_exit(leave_seat, 0); });
   shared::open_marks();
+  row_locks::never_wait();
   HandlerTimeout::may_end_process();
   fence::call([&] {
     BackgroundWorkerUnblockSignals();

@@ -7,6 +7,10 @@ CREATE FUNCTION mq_some(texts text[]) RETURNS text
             FROM pg_catalog.unnest(texts) WITH ORDINALITY AS t (text, n));
 COMMENT ON FUNCTION mq_some(text[]) IS 'The first ten of the texts, and how many more there are; for mq_health().';
 
+CREATE FUNCTION mq_row_holders(OUT pid integer, OUT channel_name text, OUT messages bigint)
+  RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_row_holders';
+COMMENT ON FUNCTION mq_row_holders() IS 'Which transactions have locked messages that are due, by the process id (0: a prepared transaction); of each channel the 100 oldest are looked at. For mq_health().';
+
 CREATE FUNCTION mq_leased_calls(OUT pid integer, OUT role oid, OUT lease bigint, OUT since timestamptz)
   RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_leased_calls';
 COMMENT ON FUNCTION mq_leased_calls() IS 'The leased calls of this database that run, out of shared memory: the session, its role, the lease of its message; for mq_health() and mq_why().';

@@ -222,6 +222,32 @@ CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text
            '; it loops or waits without a look at interrupts; only the end of that process ends it, and kill -9 restarts the server'
       FROM overrunning o
     UNION ALL
+    SELECT 'messages not locked', pg_catalog.count(h.who) = 0,
+           'due messages wait for the end of a transaction that has locked their rows: ' || mq_some(pg_catalog.array_agg(h.who ORDER BY h.who)) ||
+           '; the others are handled meanwhile; end it, for instance with pg_terminate_backend'
+      FROM (SELECT pg_catalog.format('%s of %s by %s', h.messages, h.channel_name,
+                     CASE WHEN h.pid = 0 THEN 'a prepared transaction'
+                          ELSE pg_catalog.format('process %s (%s) since %s', h.pid, COALESCE(nullif(a.application_name, ''), 'no application name'),
+                                                 date_trunc('second', a.xact_start)) END) AS who
+              FROM mq_row_holders() AS h LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = h.pid
+             -- Those who handle them have them locked, too.
+             WHERE h.pid = 0 OR (a.xact_start < clock_timestamp() - interval '2 seconds' AND a.backend_type IS DISTINCT FROM 'mq worker')) AS h
+    UNION ALL
+    SELECT 'workers do not wait for locks', pg_catalog.count(w.who) = 0,
+           'a worker, or a session of a leased handler, waits for a lock: ' || mq_some(pg_catalog.array_agg(w.who ORDER BY w.who)) ||
+           '; it goes on when the transaction of the other ends'
+      FROM (SELECT pg_catalog.format('process %s, %s, for %s on %s, behind %s', l.pid,
+                     CASE WHEN c.handles THEN 'in its handler' ELSE 'which looks after the queue' END, l.mode,
+                     COALESCE(pg_catalog.quote_ident((SELECT r.relname FROM pg_catalog.pg_class r WHERE r.oid = l.relation)), l.locktype),
+                     (SELECT string_agg(CASE WHEN b.pid = 0 THEN 'a prepared transaction'
+                                             ELSE pg_catalog.format('process %s (%s)', b.pid, COALESCE(nullif(a.application_name, ''), 'no application name')) END, ', ')
+                        FROM (SELECT DISTINCT u.pid FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids(l.pid)) AS u (pid)) AS b
+                        LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid)) AS who
+              FROM (SELECT s.pid, s.state = 'handling' AS handles FROM mq_worker_seats() AS s WHERE s.database = current_database()
+                    UNION ALL SELECT k.pid, true FROM mq_leased_calls() AS k) AS c
+              JOIN pg_catalog.pg_locks l ON l.pid = c.pid
+             WHERE NOT l.granted AND l.waitstart < clock_timestamp() - interval '1 second') AS w
+    UNION ALL
     -- These two are as they should be, and say why nothing is handled all the same.
     SELECT 'uncommitted messages', true,
            CASE WHEN u.messages > 0 THEN

@@ -1,0 +1,104 @@
+// Who has locked messages that are due. A row says that only in its header; pg_locks does not know of row locks.
+
+#include <algorithm>
+#include <map>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "entries.h"
+#include "extension.hpp"
+#include "fence.hpp"
+#include "result_set.hpp"
+#include "spi.hpp"
+
+extern "C" {
+#include "access/heapam.h"
+#include "access/multixact.h"
+#include "access/subtrans.h"
+#include "access/table.h"
+#include "access/transam.h"
+#include "storage/bufmgr.h"
+#include "storage/procarray.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+}
+
+namespace mq {
+
+namespace {
+
+#define HEAD "(m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')"
+
+constexpr int kLooked = 100;  // messages of a channel
+constexpr int kMostLockers = 16;
+
+struct Lockers {
+  int pids[kMostLockers];
+  int count;
+};
+
+// The processes whose transactions have locked the row, or have changed it and not ended.
+Lockers lockers_of(Oid table, Datum location) {
+  return fence::call([&] {
+    Lockers lockers{};
+    const auto add = [&](TransactionId xid) {
+      if (!TransactionIdIsInProgress(xid) || lockers.count == kMostLockers) return;
+      lockers.pids[lockers.count++] = BackendXidGetPid(SubTransGetTopmostTransaction(xid));
+    };
+    Relation relation = table_open(table, AccessShareLock);
+    HeapTupleData tuple;
+    Buffer buffer = InvalidBuffer;
+    tuple.t_self = *reinterpret_cast<ItemPointer>(DatumGetPointer(location));
+    TransactionId raw = InvalidTransactionId;
+    uint16 bits = HEAP_XMAX_INVALID;
+    if (heap_fetch(relation, SnapshotAny, &tuple, &buffer, false)) {
+      raw = HeapTupleHeaderGetRawXmax(tuple.t_data);
+      bits = tuple.t_data->t_infomask;
+      ReleaseBuffer(buffer);
+    }
+    if ((bits & HEAP_XMAX_INVALID) == 0 && (bits & HEAP_XMAX_IS_MULTI) != 0) {
+      MultiXactMember* members = nullptr;
+      const int count = GetMultiXactIdMembers(raw, &members, false, HEAP_XMAX_IS_LOCKED_ONLY(bits));
+      for (int i = 0; i < count; ++i) add(members[i].xid);
+    } else if ((bits & HEAP_XMAX_INVALID) == 0 && TransactionIdIsNormal(raw)) {
+      add(raw);
+    }
+    table_close(relation, AccessShareLock);
+    return lockers;
+  });
+}
+
+}  // namespace
+
+}  // namespace mq
+
+extern "C" Datum mq_row_holders_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    static mq::Statement due(
+        "WITH RECURSIVE n (name) AS ("
+        "  SELECT (SELECT m.channel_name FROM $S.mq_msgs m WHERE " HEAD
+        " ORDER BY m.channel_name LIMIT 1)"
+        "  UNION ALL SELECT (SELECT m.channel_name FROM $S.mq_msgs m WHERE m.channel_name > n.name AND " HEAD
+        "                     ORDER BY m.channel_name LIMIT 1) FROM n WHERE n.name IS NOT NULL)"
+        " SELECT d.ctid, n.name FROM n CROSS JOIN LATERAL (SELECT m.ctid FROM $S.mq_msgs m"
+        "   WHERE m.channel_name = n.name AND m.attempt_at <= pg_catalog.clock_timestamp() AND " HEAD
+        "   ORDER BY m.attempt_at, m.place LIMIT $1) AS d",
+        {INT8OID});
+    mq::ResultSet result(fcinfo);
+    const mq::OwnerScope scope;
+    const mq::SpiConnection spi;
+    const Oid table = mq::Extension::msgs();
+    const mq::Rows rows = due.run({Int64GetDatum(mq::kLooked)});
+    std::map<std::pair<int, std::string>, std::int64_t> held;
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      const mq::Lockers lockers = mq::lockers_of(table, rows.get(i, 1));
+      const std::set<int> pids(lockers.pids, lockers.pids + lockers.count);
+      for (const int pid : pids) ++held[{pid, std::string(mq::text_view(rows.get(i, 2)))}];
+    }
+    for (const auto& [key, messages] : held)
+      result.add({Int32GetDatum(key.first), mq::text_datum(key.second), Int64GetDatum(messages)});
+    return Datum{0};
+  });
+}

@@ -1,0 +1,72 @@
+#include "row_locks.hpp"
+
+#include "handler_call.hpp"
+#include "postgres.hpp"
+
+extern "C" {
+#include "storage/proc.h"
+}
+
+namespace mq::row_locks {
+
+namespace {
+
+constexpr const char* kHeld = "rows of messages that were to be removed are locked by other sessions";
+
+bool in_worker = false;   // set by never_wait()
+bool avoids = false;      // in this transaction; set by transaction_begins()
+bool removing = false;    // set by Removal
+bool found_held = false;  // since the transaction began
+Micros avoid_until = 0;
+
+}  // namespace
+
+void never_wait() {
+  in_worker = true;
+}
+
+void transaction_begins(Micros now) {
+  if (found_held) avoid_until = now + kAvoidFor;
+  found_held = false;
+  avoids = in_worker && now < avoid_until && now >= avoid_until - kAvoidFor;
+}
+
+bool avoiding() {
+  return avoids;
+}
+
+Removal::Removal(bool avoid) : before_(removing), avoided_before_(avoids) {
+  removing = in_worker && !is_in_handler();
+  avoids = avoids || avoid;
+}
+
+Removal::~Removal() {
+  removing = before_;
+  avoids = avoided_before_;
+}
+
+bool Removal::skips() {
+  return avoids && (removing || !in_worker);
+}
+
+Removal::Limit::Limit() : before_(LockTimeout) {
+  if (!removing || avoids || (before_ > 0 && before_ < kMostWait)) return;
+  LockTimeout = kMostWait;
+  set_ = true;
+}
+
+Removal::Limit::~Limit() {
+  LockTimeout = before_;
+}
+
+Error Removal::Limit::explain(const Error& error) const {
+  if (!set_ || error.sqlstate != "55P03") return error;
+  found_held = true;
+  return {"55P03", kHeld};
+}
+
+bool was_held(const Error& error) {
+  return found_held && error.sqlstate == "55P03" && error.message == kHeld;
+}
+
+}  // namespace mq::row_locks
