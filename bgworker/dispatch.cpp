@@ -87,7 +87,6 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
     for (std::size_t k = i; k < end; ++k) batch.push_back(&messages_[k]);
     const Micros started = now_;
     try {
-      if (handlers_[i] == nullptr) throw no_handler(messages_[i]);
       caller_.call(*handlers_[i], batch, batch.size() < messages_.size());
       note_wishes(i, end);
     } catch (const Yielded& yielded) {
@@ -132,7 +131,7 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
 
 std::size_t Dispatcher::call_end(std::size_t first, std::size_t last, std::size_t most) const {
   std::size_t end = first + 1;
-  if (handlers_[first] == nullptr || handlers_[first]->shape != Shape::kBatch) return end;
+  if (handlers_[first]->shape != Shape::kBatch) return end;
   while (end < last && end - first < most && handlers_[end] == handlers_[first] && !skipped(end) && !expired(end))
     ++end;
   return end;

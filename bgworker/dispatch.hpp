@@ -45,7 +45,7 @@ class Dispatcher {
   Dispatcher(Transaction& transaction, HandlerCaller& caller, Clock& clock, DispatchLimits limits)
       : transaction_(transaction), caller_(caller), clock_(clock), limits_(limits) {}
 
-  // `handlers[i]` takes `messages[i]`; nullptr: no handler matches its name, which fails the attempt.
+  // `handlers[i]` takes `messages[i]`.
   void run(std::span<const Claimed> messages, std::span<const Handler* const> handlers);
 
   const std::vector<Outcome>& outcomes() const { return outcomes_; }

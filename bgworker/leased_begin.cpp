@@ -28,7 +28,7 @@ std::vector<Source> LeasedHandlers::sources(const Registry& registry, const Scop
   return sources;
 }
 
-// One call a message, but what a batch handler gets together. What no handler matches has failed.
+// One call a message, but what a batch handler gets together. What no handler takes waits for one.
 std::vector<LeasedHandlers::Call> LeasedHandlers::calls_of(const Registry& registry, const Batch& messages,
                                                            Settlement& settlement) {
   std::vector<Call> calls;
@@ -37,7 +37,7 @@ std::vector<LeasedHandlers::Call> LeasedHandlers::calls_of(const Registry& regis
     const Channel* channel = registry.find(message.channel_name);
     const Handler* handler = channel != nullptr ? channel->find(message.name) : nullptr;
     if (handler == nullptr) {
-      settle_failure({&message, no_handler(message)}, nullptr, ports_.clock.now(), ports_.clock.dice(), settlement);
+      settlement.unhandled.push_back(&message);
       continue;
     }
     const bool alone = handler->shape != Shape::kBatch || single_.contains(message.id);
@@ -79,10 +79,12 @@ bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& t
   std::vector<Uuid> undeliverable;
   std::optional<Error> trouble;
   std::size_t left = 0;
+  bool settled = false;
   try {
     Settlement settlement;
     dispose(claim.leftovers, now, settlement);
     const std::vector<Call> calls = calls_of(registry, claim.messages, settlement);
+    settled = !claim.leftovers.empty() || !settlement.unhandled.empty();
     try {
       ports_.settler.settle(settlement);
     } catch (const Error& error) {
@@ -139,7 +141,7 @@ bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& t
     run->session->run(statements[i]);
   }
   turn.more_is_due = alone_ == 0 && (claim.more_is_due || left > 0) && runs_.size() >= most_sessions();
-  return !begun.empty() || !claim.leftovers.empty();
+  return !begun.empty() || settled;
 }
 
 // What cannot be settled must not stop the others: it comes again after a while.

@@ -50,11 +50,6 @@ bool keeps_failure(int attempt) {
   return attempt <= kFirst || (attempt & (attempt - 1)) == 0;
 }
 
-Error no_handler(const Claimed& message) {
-  return {"42883",
-          fmt::format("no handler of channel \"{}\" matches message name \"{}\"", message.channel_name, message.name)};
-}
-
 bool may_come_of_company(const Error& error) {
   const std::string_view state(error.sqlstate);
   for (const std::string_view kind : {"23", "25", "40", "54", "55"})

@@ -16,9 +16,6 @@ bool keeps_failure(int attempt);
 
 inline constexpr int kMostConflicts = 10;  // 40001 and 40P01 in a row before an attempt is charged
 
-// What fails the attempt of a message that no handler matches.
-Error no_handler(const Claimed& message);
-
 // Whether calls in one transaction may have caused it for each other: what is unique by now() or the transaction's id,
 // objects that end with the transaction, and the like.
 bool may_come_of_company(const Error& error);

@@ -111,6 +111,8 @@ struct Settlement {
   std::vector<Snooze> snoozes;
   std::vector<Burial> burials;
   std::vector<Failure> failures;  // attempts to be recorded
+  // No handler takes their name: they wait, uncharged, until one is registered that does.
+  std::vector<const Claimed*> unhandled;
 };
 
 class Settler {
@@ -183,6 +185,9 @@ class Host {
   virtual Next next(const Registry& registry, bool leased) = 0;
   // Buries messages that have expired, a bounded number. True: there were some.
   virtual bool expire() = 0;
+  // Makes messages due that waited for a handler which is registered by now: a bounded step. True: there were some, or
+  // there is more to look at.
+  virtual bool wake_unhandled() { return false; }
   // One bounded step of the sweep: expiry, retention, repair. True: something may have become due by it, or there
   // is more to do.
   virtual bool sweep() = 0;

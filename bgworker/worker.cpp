@@ -86,6 +86,7 @@ void Worker::run() {
         next_expiry = std::min(next_expiry, now + kBusyLook);
       }
       part(sweep_trouble_, most, [&] {
+        again = ports_.host.wake_unhandled() || again;
         if (now >= next_expiry) {
           const bool expired = ports_.host.expire();
           next_expiry = expired ? now : now + kBusyLook;
@@ -262,7 +263,7 @@ std::int64_t Worker::run_until_empty(std::optional<std::int64_t> most, const std
       // The caller was cancelled in it: the call has ended, and is settled before the wait says so.
       if (ports_.leased->busy() && ports_.caller.hurry()) ports_.leased->turn(registry_, {.drain = true});
     }
-    if (!again && !ports_.host.sweep()) break;
+    if (!again && !ports_.host.wake_unhandled() && !ports_.host.sweep()) break;
     if (!ports_.host.wait(0)) break;
   }
   return handled;
@@ -301,7 +302,8 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
   // Before the handlers run, which may take their time.
   ports_.host.backlog(claim.more_is_due);
   if (taken.how != Taken::kAlone) set_apart_lonely(claim.messages);
-  const std::vector<const Handler*> handlers = resolve(claim.messages);
+  Batch unhandled;
+  const std::vector<const Handler*> handlers = resolve(claim.messages, unhandled);
   if (!claim.messages.empty())
     ports_.host.report(fmt::format("{}: {} messages", claim.messages.front().channel_name, claim.messages.size()));
   ports_.host.holds(claim.messages);
@@ -313,6 +315,7 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
 
   Settlement settlement;
   dispose(claim.leftovers, now, settlement);
+  for (const Claimed& message : unhandled) settlement.unhandled.push_back(&message);
   std::size_t ran = 0;
   bool ended_early = false;  // for another reason than its slice
   for (std::size_t i = 0; i < claim.messages.size(); ++i) {
@@ -495,17 +498,28 @@ void Worker::charge_at_commit(const Uuid& id, int attempts, const Error& error, 
   ports_.transaction.commit();
 }
 
-// Takes out what is more than a handler wants in one transaction, and all behind it of the same channel name.
-std::vector<const Handler*> Worker::resolve(Batch& messages) const {
+// Takes out what is more than a handler wants in one transaction, and all behind it of the same channel name; and
+// what no handler takes, with all behind it in its ordered channel. Heads of that kind are `unhandled`; what stands
+// behind a head is looked at when it has become one.
+std::vector<const Handler*> Worker::resolve(Batch& messages, Batch& unhandled) const {
   std::vector<const Handler*> handlers;
   std::unordered_map<const Handler*, int> counts;
   std::optional<std::string_view> full;  // a channel name whose messages wait for the next batch; they stand together
+  bool cut = false;                      // the ordered channel that the loop is in, behind a message of it
   std::size_t kept = 0;
-  for (const Claimed& message : messages) {
-    if (full == message.channel_name) continue;
+  for (std::size_t i = 0; i < messages.size(); ++i) {
+    const Claimed& message = messages[i];
+    const bool head = !message.ordered || i == 0 || !same_channel(messages[i - 1], message);
+    cut = cut && !head;
+    if (cut || full == message.channel_name) continue;
     const Channel* channel = registry_.find(message.channel_name);
     const Handler* handler = channel != nullptr ? channel->find(message.name) : nullptr;
-    if (handler != nullptr && ++counts[handler] > handler->batch_size) {
+    if (handler == nullptr) {
+      if (head) unhandled.push_back(message);
+      cut = message.ordered;
+      continue;
+    }
+    if (++counts[handler] > handler->batch_size) {
       full = message.channel_name;
       continue;
     }

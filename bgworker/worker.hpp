@@ -95,7 +95,7 @@ class Worker {
   BatchResult unsettled(const std::vector<Owned>& messages, const Error& error, bool alone);
   void put_off(const Owned& message, const Error& error);
   void charge_at_commit(const Uuid& id, int attempts, const Error& error, Micros duration);
-  std::vector<const Handler*> resolve(Batch& messages) const;
+  std::vector<const Handler*> resolve(Batch& messages, Batch& unhandled) const;
   void adapt(std::size_t ran, Micros took, bool cut);
   bool conflict_again(const Uuid& id);
 

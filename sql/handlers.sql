@@ -219,7 +219,7 @@ DROP FUNCTION handle_batch(mq_message[]);
 DROP TABLE batches;
 SELECT mq_unregister_handler('batch');
 
--- An exact name wins over the handler for every name; without that, a name that nobody takes fails its attempt.
+-- An exact name wins over the handler for every name; without that, a name that no handler takes waits (unhandled.sql).
 CREATE FUNCTION handle_job(payload jsonb) RETURNS void LANGUAGE sql AS $$ INSERT INTO handled (what) VALUES ('job ' || payload::text) $$;
 SELECT mq_register_handler('names', 'handle_job(jsonb)', 'job');
 SELECT mq_register_handler('names', 'handle(jsonb)');

@@ -58,11 +58,12 @@ SELECT attempt, sqlstate, error, detail, hint, context ~ 'take' AS context FROM 
 SELECT mq_clear_all();
 TRUNCATE handled, mq_dead, mq_failures;
 
--- A time limit; the last attempt; a message that no handler matches.
+-- A time limit; the last attempt. What no handler takes waits (unhandled.sql).
 SELECT mq_register_handler('names', 'take(mq_message)', 'known', mode => 'leased');
 SELECT count(mq_send('work', '{"do": "sleep"}', retries => 0)), count(mq_send('names', '{}', 'unknown', retries => 0));
 CALL mq_run();
 SELECT channel_name, reason, sqlstate, error FROM mq_dead ORDER BY channel_name;
+SELECT mq_clear('{names}');
 TRUNCATE handled, mq_dead, mq_failures;
 
 -- Order, max_messages, and the channels that are named.

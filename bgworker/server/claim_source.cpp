@@ -208,7 +208,8 @@ void SqlClaimSource::spent(Micros now, int limit, Batch& batch) {
 
 void SqlClaimSource::expired(Micros now, int limit, Batch& batch) {
   static Statement select("SELECT " COLUMNS " FROM " TABLES
-                          " WHERE m.expires_at <= $1 AND m.commit_interval IS NULL AND m.attempt_at <= $1"
+                          " WHERE m.expires_at <= $1 AND m.commit_interval IS NULL"
+                          "   AND (m.attempt_at <= $1 OR m.attempt_at = 'infinity')"
                           " ORDER BY m.expires_at LIMIT $2 " LOCKED,
                           {TIMESTAMPTZOID, INT8OID});
   rows_.clear();
@@ -222,7 +223,7 @@ std::optional<Micros> SqlClaimSource::next_expiry(Micros now) {
       "SELECT LEAST("
       "  (SELECT m.expires_at FROM $S.mq_msgs m WHERE m.expires_at > $1 AND m.commit_interval IS NULL"
       "    ORDER BY m.expires_at LIMIT 1),"
-      "  (SELECT min(GREATEST(h.attempt_at, h.expires_at)) FROM ("
+      "  (SELECT min(GREATEST(nullif(h.attempt_at, 'infinity'), h.expires_at)) FROM ("
       "     SELECT m.attempt_at, m.expires_at FROM $S.mq_msgs m"
       "      WHERE m.expires_at <= $1 AND m.commit_interval IS NULL AND m.attempt_at IS NOT NULL"
       "      ORDER BY m.expires_at LIMIT $2) AS h))",
@@ -315,7 +316,8 @@ std::optional<Micros> SqlClaimSource::next_due(std::string_view channel_name) {
   const Rows rows =
       next.run({text_datum(channel_name), TimestampTzGetDatum(from.attempt_at), Int64GetDatum(from.place)});
   if (rows.empty()) return std::nullopt;
-  return DatumGetTimestampTz(rows.get(0, 1));
+  const Micros due = DatumGetTimestampTz(rows.get(0, 1));
+  return due == kNever ? std::nullopt : std::optional(due);
 }
 
 }  // namespace mq

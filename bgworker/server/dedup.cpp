@@ -23,7 +23,7 @@ struct Holder {
 
 std::optional<Holder> find_holder(const DedupKey& wanted) {
   static Statement find(
-      "SELECT m.id, m.commit_interval IS NOT NULL, m.attempt_at <= t.now"
+      "SELECT m.id, m.commit_interval IS NOT NULL, (m.attempt_at <= t.now OR m.attempt_at = 'infinity')"
       "         AND (m.commit_interval IS NOT NULL OR COALESCE(m.expires_at <= t.now, false))"
       "  FROM $S.mq_msgs m CROSS JOIN pg_catalog.clock_timestamp() AS t (now)"
       " WHERE m.channel_key = $1 AND m.dedup_key = $2 AND m.channel_name = $3 AND m.channel_args = $4",
@@ -67,7 +67,8 @@ bool settle_spent(const Uuid& id) {
   // While a dump is restored the payload may still come.
   if (!message.uncommitted && !message.has_payload && !enabled::here_at_last()) return false;
   const Micros now = GetCurrentTimestamp();
-  if (message.attempt_at > now || (!message.uncommitted && message.expires_at > now)) return true;  // it has changed
+  const bool later = message.attempt_at > now && message.attempt_at != kNever;
+  if (later || (!message.uncommitted && message.expires_at > now)) return true;  // it has changed
   Settlement settlement;
   dispose(batch, now, settlement);
   SqlSettler().settle(settlement);

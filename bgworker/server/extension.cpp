@@ -39,9 +39,11 @@ Oid handlers_relation = InvalidOid;
 Oid paused_relation = InvalidOid;
 Oid enabled_relation = InvalidOid;
 std::uint64_t registry_changes = 1;
+std::uint64_t handlers_changes = 1;  // of them
 
 void relation_changed(Datum, Oid relation) {
   if (relation == InvalidOid || relation == msgs_relation) stale = true;
+  if (relation == InvalidOid || relation == handlers_relation) ++handlers_changes;
   if (relation == InvalidOid || relation == handlers_relation || relation == paused_relation ||
       relation == enabled_relation)
     ++registry_changes;
@@ -165,6 +167,10 @@ const Extension& Extension::get() {
 
 std::uint64_t Extension::registry_generation() {
   return registry_changes;
+}
+
+std::uint64_t Extension::handlers_generation() {
+  return handlers_changes;
 }
 
 void Extension::look_again() {

@@ -36,6 +36,8 @@ class Extension {
   std::uint64_t generation() const { return generation_; }
   // Grows whenever a handler, a paused channel or anything else that the registry is read from changed.
   static std::uint64_t registry_generation();
+  // Grows whenever a handler was registered or unregistered.
+  static std::uint64_t handlers_generation();
   // Looks it up again at the next use. Callbacks do that too, but only once the invalidation has been sent, which
   // a commit does after it has woken others.
   static void look_again();

@@ -44,6 +44,23 @@ bool ServerHost::expire() {
   return expired;
 }
 
+bool ServerHost::wake_unhandled() {
+  if (!unhandled_.goes_on()) return false;
+  bool woken = false;
+  try {
+    transaction_.begin();
+    if (Extension::hold()) {
+      const OwnerScope scope;
+      woken = unhandled_.step(clock_.now());
+    }
+    transaction_.commit();
+  } catch (...) {
+    unhandled_.forget();
+    throw;
+  }
+  return woken || unhandled_.goes_on();
+}
+
 bool ServerHost::sweep() {
   transaction_.begin();
   const bool ready = works() && mq::sweep(transaction_, source_, clock_.now());
@@ -87,6 +104,7 @@ void ServerHost::conflict(std::string_view channel_name, Micros batch_began, int
 void ServerHost::read_registry(Registry& registry) {
   registry_generation_ = Extension::registry_generation();
   caller_.load(role_, registry);
+  unhandled_.read(registry);
 }
 
 Micros ServerClock::now() {

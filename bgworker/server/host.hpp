@@ -6,6 +6,7 @@
 #include "../ports.hpp"
 #include "claim_source.hpp"
 #include "handler_call.hpp"
+#include "unhandled.hpp"
 
 namespace mq {
 
@@ -17,6 +18,7 @@ class ServerHost : public Host {
 
   Next next(const Registry& registry, bool leased) override;
   bool expire() override;
+  bool wake_unhandled() override;
   bool sweep() override;
   bool any_casualty() override;
   std::vector<Casualty> casualties() override;
@@ -38,6 +40,7 @@ class ServerHost : public Host {
   Clock& clock_;
   const Oid role_;
   std::uint64_t registry_generation_ = 0;
+  UnhandledScan unhandled_;
 };
 
 class ServerClock : public Clock {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "../check.hpp"
@@ -31,9 +32,24 @@ namespace mq {
 
 namespace {
 
+// What the calls of this session have looked through already. In a transaction block, whose end nobody here knows, each
+// call looks for itself.
+UnhandledScan& scan_of_session() {
+  static auto* scan = new UnhandledScan();  // a pointer, so that nothing is destroyed at exit
+  return *scan;
+}
+
 class CallHost : public ServerHost {
  public:
-  using ServerHost::ServerHost;
+  CallHost(CallSession& transaction, SqlClaimSource& source, FmgrCaller& caller, Clock& clock, bool atomic)
+      : ServerHost(transaction, source, caller, clock, GetUserId()), atomic_(atomic) {
+    if (!atomic_) std::swap(unhandled_, scan_of_session());
+  }
+  ~CallHost() override {
+    if (!atomic_) std::swap(unhandled_, scan_of_session());
+  }
+  CallHost(const CallHost&) = delete;
+  CallHost& operator=(const CallHost&) = delete;
 
   bool refresh(Registry& registry) override {
     if (!enabled::here()) throw enabled::refusal();
@@ -59,6 +75,9 @@ class CallHost : public ServerHost {
   void backlog(bool) override {}
   void report(std::string_view) override {}
   void warn(const Error& error) override { throw error; }
+
+ private:
+  const bool atomic_;
 };
 
 bool is_atomic(FunctionCallInfo fcinfo) {
@@ -117,7 +136,7 @@ Datum run(FunctionCallInfo fcinfo) {
   FmgrCaller caller(source);
   caller.stop_when_cancelled();
   SqlSettler settler;
-  CallHost host(transaction, source, caller, clock, GetUserId());
+  CallHost host(transaction, source, caller, clock, atomic);
   LocalLeaseStore store(source, caller, transaction);
   LeasedHandlers leased({clock, transaction, source, settler, store});
   // A lease has to be committed before its handler runs.

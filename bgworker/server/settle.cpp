@@ -133,6 +133,15 @@ void snooze(const std::vector<Snooze>& snoozes) {
   update.run({ids.datum(), times.datum(), back.datum()});
 }
 
+// Where no claim looks; see unhandled.hpp.
+void put_aside(const std::vector<const Claimed*>& messages) {
+  static Statement update("UPDATE $S.mq_msgs m SET attempt_at = 'infinity', lease = NULL WHERE m.id = ANY ($1)",
+                          {UUIDARRAYOID});
+  ArrayParam ids(UUIDOID, messages.size());
+  for (const Claimed* message : messages) ids.add(uuid_datum(message->id));
+  update.run({ids.datum()});
+}
+
 // Messages whose burial is to be followed as their handlers were registered: those whose channels wait.
 void add_blocking(const std::vector<Burial>& burials, std::set<Uuid>& blocking) {
   static Statement select(
@@ -396,6 +405,7 @@ void SqlSettler::settle(const Settlement& settlement) {
   std::vector<Uuid> buried;
   if (!settlement.failures.empty()) record(settlement.failures);
   if (!settlement.retries.empty()) retry(settlement.retries);
+  if (!settlement.unhandled.empty()) put_aside(settlement.unhandled);
   if (!settlement.snoozes.empty()) snooze(settlement.snoozes);
   if (!settlement.burials.empty()) bury(settlement.burials, buried);
   remove_messages(buried);

@@ -117,6 +117,19 @@ class Names {
     return false;
   }
 
+  // Whether it has an entry at infinity; the scan stands on the name behind it then.
+  bool pass_to_infinity(Datum name) {
+    descend(name, {kGreatest, kLeast});
+    there_ = scan_.next();
+    Position position{};
+    const bool found = there_ && is(name) && position_of(scan_, 2, position);
+    if (there_ && is(name)) {
+      descend(name, {kGreatest, kGreatest});
+      there_ = scan_.next();
+    }
+    return found;
+  }
+
   void close() { scan_.close(); }
 
  private:
@@ -168,6 +181,26 @@ std::vector<std::string> names_with_heads() {
     const std::string_view text = text_view(name);
     const Position mark = marks::start(text);
     if (fence::call([&] { return scan.pass(name, mark); })) names.emplace_back(text);
+  }
+  fence::call([&] { scan.close(); });
+  return names;
+}
+
+std::vector<std::string> names_with_unhandled(std::string& from, std::size_t most) {
+  const Extension& extension = Extension::get();
+  const Oid table = extension.relation("mq_msgs");
+  const Oid index = extension.relation("mq_msgs_due");
+  const Datum least = text_datum(from);
+  std::vector<std::string> names;
+  Names scan;
+  fence::call([&] { scan.open(table, index, least); });
+  from.clear();
+  for (std::size_t seen = 0; const Datum name = fence::call([&] { return scan.name(); }); ++seen) {
+    if (seen == most) {
+      from = text_view(name);
+      break;
+    }
+    if (fence::call([&] { return scan.pass_to_infinity(name); })) names.emplace_back(text_view(name));
   }
   fence::call([&] { scan.close(); });
   return names;

@@ -17,6 +17,10 @@ std::vector<std::int64_t> fair_keys(std::string_view channel_name, Position mark
 // Names of all channels with a head that is not below the name's mark.
 std::vector<std::string> names_with_heads();
 
+// Of `most` channel names from `from` on, those with an entry of a message that was put aside (unhandled.hpp), dead or
+// alive. `from` is moved on behind them, and to the beginning at the end.
+std::vector<std::string> names_with_unhandled(std::string& from, std::size_t most);
+
 // The first message of each ordered channel, of those from `from` on, `most` at most and fewer if that takes too
 // many steps. `from` is moved on behind them, and to the beginning at the end.
 struct ChainPlace {

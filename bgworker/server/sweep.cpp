@@ -13,6 +13,7 @@
 #include "shared.hpp"
 #include "skip_scan.hpp"
 #include "tally.hpp"
+#include "unhandled.hpp"
 
 namespace mq {
 
@@ -207,6 +208,7 @@ bool sweep(Transaction& transaction, SqlClaimSource& source, Micros now) {
   }
   ready = repair_heads() || ready;
   ready = follow_clock(source.channel_names(), now) || ready;
+  ready = wake_unhandled(now) || ready;
   remove_orphan_payloads();
   ready = forget_old() || ready;
   tally::fold();

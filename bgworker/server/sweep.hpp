@@ -16,8 +16,8 @@ namespace mq {
 bool follow_clock(const std::vector<std::string>& channel_names, Micros now);
 
 // Expired messages, two-phase ones that nobody committed, last attempts whose lease ran out, retention, orphan
-// payloads, and the repair. Within the current transaction and SPI connection, as all here. True: a channel may have
-// become ready by it, or there is more to do.
+// payloads, messages that a handler takes by now, and the repair. Within the current transaction and SPI connection, as
+// all here. True: a channel may have become ready by it, or there is more to do.
 bool sweep(Transaction& transaction, SqlClaimSource& source, Micros now);
 
 // A step of the first of these alone.

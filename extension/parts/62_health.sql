@@ -55,6 +55,18 @@ CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text
          sitting AS (
            SELECT w.channel_name, w.since FROM mq_worker_seats() AS w
             WHERE w.database = current_database() AND w.state = 'handling' AND w.since < clock_timestamp() - interval '1 second'),
+         -- Message names that no handler of their channel takes, though it has some; of the first that wait of each channel.
+         unnamed AS (
+           SELECT DISTINCT n.name AS channel_name, p.name
+             FROM n
+            CROSS JOIN LATERAL (
+                    SELECT m.id FROM mq_msgs m
+                     WHERE m.channel_name = n.name AND m.attempt_at = 'infinity'
+                       AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')
+                     ORDER BY m.attempt_at, m.place LIMIT 1000) AS a
+             JOIN mq_payloads p ON p.id = a.id
+            WHERE EXISTS (SELECT FROM mq_handlers h WHERE h.channel_name = n.name)
+              AND NOT EXISTS (SELECT FROM mq_handlers h WHERE h.channel_name = n.name AND (h.message_name IS NULL OR h.message_name = p.name))),
          uncommitted AS (
            SELECT pg_catalog.count(*) AS messages, min(u.attempt_at) AS until
              FROM (SELECT m.attempt_at FROM mq_msgs m WHERE m.commit_interval IS NOT NULL AND m.attempt_at > now()
@@ -135,6 +147,12 @@ CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text
     UNION ALL
     SELECT 'channels handled', pg_catalog.count(u.name) = 0, 'due messages, but no handler, in: ' || mq_some(pg_catalog.array_agg(u.name ORDER BY u.name)) || '; mq_register_handler, or a consumer outside the server, takes them'
       FROM unhandled u
+    UNION ALL
+    SELECT 'message names handled', pg_catalog.count(u.name) = 0,
+           'messages wait since no handler of their channel takes their name: ' ||
+           mq_some(pg_catalog.array_agg(pg_catalog.format('%s "%s"', u.channel_name, u.name) ORDER BY u.channel_name, u.name)) ||
+           '; mq_register_handler one for the name, or for all names'
+      FROM unnamed u
     UNION ALL
     SELECT 'channels not paused', pg_catalog.count(p.channel_name) = 0, 'paused: ' || mq_some(pg_catalog.array_agg(p.channel_name ORDER BY p.channel_name)) || '; mq_resume lets a channel go on'
       FROM mq_paused p

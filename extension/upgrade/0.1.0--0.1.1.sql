@@ -66,6 +66,12 @@ REVOKE ALL ON FUNCTION mq_unsettled() FROM PUBLIC;
 -- replace 62_health.sql
 -- replace 80_grants.sql
 
+COMMENT ON TABLE mq_failures IS 'Failed attempts, with the error as the server reported it (each text cut to 8 kB) and how long the handler had run: of a message the first five, those at powers of two, and the last one.';
+
+COMMENT ON COLUMN mq_msgs.attempt_at IS 'When the message is due next; while an outside consumer works on it, when its lease runs out. infinity: no handler of its channel takes its name, and it waits for one. NULL: a dead message that blocks its ordered channel.';
+COMMENT ON COLUMN mq_msgs.expires_at IS 'Not NULL: dead by then if nobody has handled it. attempt_at is not beyond it, but for a lease, while commit_interval is not NULL, and while it waits for a handler.';
+COMMENT ON COLUMN mq_stats.scheduled IS 'Messages that could not: they are due later, wait for their retry, for mq_commit or for a handler of their name, or are behind such a one, or one that runs or blocks, in their ordered channel.';
+
 -- A database in use.
 SELECT mq_enable();
 SELECT mq_announce();

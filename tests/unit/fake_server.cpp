@@ -145,6 +145,8 @@ void FakeTransaction::settle(const Settlement& settlement) {
       if (wished) ++table_.snoozes[id];
     });
   }
+  for (const Claimed* message : settlement.unhandled)
+    changes_.emplace_back([this, id = take(*message)] { table_.find(id)->attempt_at = kNever; });
   for (const Burial& burial : settlement.burials) {
     const Uuid id = take(*burial.message);
     if (burial.charged && burial.reason == "discarded" && burial.message->lease == 0) settled_effects_.insert(id);
@@ -379,11 +381,22 @@ bool FakeHost::expire() {
   ++expire_steps;
   std::vector<Uuid> expired;
   for (const auto& [place, row] : table_.rows)
-    if (row.expires_at <= clock_.time && row.attempt_at <= clock_.time && !row.uncommitted && !row.blocks &&
-        !table_.locks.contains(row.id) && !table_.lease_is_alive(row.lease))
+    if (row.expires_at <= clock_.time && (row.attempt_at <= clock_.time || row.attempt_at == kNever) &&
+        !row.uncommitted && !row.blocks && !table_.locks.contains(row.id) && !table_.lease_is_alive(row.lease))
       expired.push_back(row.id);
   for (const Uuid& id : expired) table_.bury(id, "expired", "", false, table_.blocks_as_registered(*table_.find(id)));
   return !expired.empty();
+}
+
+bool FakeHost::wake_unhandled() {
+  bool woken = false;
+  for (auto& [place, row] : table_.rows) {
+    const Channel* channel = seen_ != nullptr ? seen_->find(row.channel_name) : nullptr;
+    if (row.attempt_at != kNever || channel == nullptr || channel->find(row.name) == nullptr) continue;
+    row.attempt_at = clock_.time;
+    woken = true;
+  }
+  return woken;
 }
 
 bool FakeHost::sweep() {

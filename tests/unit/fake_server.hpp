@@ -305,6 +305,7 @@ class FakeHost final : public Host {
     return {table_.next_due(registry, leased), table_.next_expiry()};
   }
   bool expire() override;
+  bool wake_unhandled() override;
   bool sweep() override;
   bool wait(Micros most) override;
   void watch(std::vector<Socket> sockets) override { watched = std::move(sockets); }

@@ -75,7 +75,7 @@ std::optional<Micros> Table::next_due(const Registry& registry, bool leased) con
   for (const auto& [place, row] : rows) {
     const Channel* channel = registry.find(row.channel_name);
     if (channel == nullptr || !channel->parked.empty() || row.blocks || !is_head(row)) continue;
-    if (channel->leased() && !leased) continue;
+    if ((channel->leased() && !leased) || row.attempt_at == kNever) continue;
     if (!earliest || row.attempt_at < *earliest) earliest = row.attempt_at;
   }
   return earliest;
@@ -85,7 +85,7 @@ std::optional<Micros> Table::next_expiry() const {
   std::optional<Micros> earliest;
   for (const auto& [place, row] : rows) {
     if (row.expires_at == kNever || row.uncommitted || row.blocks) continue;
-    const Micros moment = std::max(row.expires_at, row.attempt_at);
+    const Micros moment = row.attempt_at == kNever ? row.expires_at : std::max(row.expires_at, row.attempt_at);
     if (!earliest || moment < *earliest) earliest = moment;
   }
   return earliest;

@@ -329,13 +329,15 @@ TEST_F(LeasedTest, DeadMessageBlocksItsChannelIfItsHandlerSaysSo) {
   EXPECT_EQ(calls_of(sent[1]), 0);
 }
 
-TEST_F(LeasedTest, MessageThatNoHandlerMatchesFails) {
+TEST_F(LeasedTest, MessageThatNoHandlerTakesWaitsUncharged) {
   Handler& handler = add_leased();
   handler.message_name = "x";
-  const Uuid id = send({.name = "y", .retries = 1});
+  const Uuid id = send({.name = "y", .retries = 0});
   run();
-  EXPECT_EQ(table.failed(id), 2);
-  EXPECT_EQ(table.died(id), 1);
+  EXPECT_EQ(table.failed(id), 0);
+  ASSERT_NE(table.find(id), nullptr);
+  EXPECT_EQ(table.find(id)->attempt_at, kNever);
+  EXPECT_EQ(table.find(id)->attempts, 0);
   EXPECT_TRUE(backends.calls.empty());
 }
 

@@ -101,6 +101,9 @@ class Simulation : public testing::TestWithParam<std::uint64_t> {
     session.caller.hurry_after = kAlways;
     session.host.wants_end = nullptr;
     Worker(session.ports()).run();
+    // What no handler takes has waited for one.
+    for (Session* one : {&session, &rival}) one->host.add_handler("mixed", Shape::kJson, "nobody's");
+    Worker(session.ports()).run();
   }
 
   bool is_blocked(const Message& message) const {

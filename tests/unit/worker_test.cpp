@@ -55,22 +55,51 @@ TEST_F(WorkerTest, LeavesChannelsWithoutHandlerAndParkedOnes) {
   EXPECT_TRUE(table.failures.empty());
 }
 
+TEST_F(WorkerTest, MessageThatNoHandlerTakesWaitsUnchargedAtNoCostToOthers) {
+  add_handler("c", Shape::kJson, "known");
+  const std::vector<Uuid> unknown = table.send(1000, {.name = "unknown"});
+  const std::vector<Uuid> known = table.send(10, {.name = "known"});
+  EXPECT_EQ(run_until_empty(), 10);
+  expect_handled(known);
+  EXPECT_EQ(table.rows.size(), 1000U);
+  for (const auto& [place, row] : table.rows) EXPECT_EQ(row.attempts, 0);
+  EXPECT_TRUE(table.failures.empty());
+
+  const int claims = session.queue.claims;
+  table.send({.name = "known"});
+  EXPECT_EQ(run_until_empty(), 1);
+  EXPECT_EQ(session.queue.claims, claims + 1) << "claims that find none but those that wait";
+
+  add_handler("c", Shape::kJson, "unknown");
+  EXPECT_EQ(run_until_empty(), 1000);
+  expect_handled(unknown);
+}
+
+TEST_F(WorkerTest, OrderedMessageThatNoHandlerTakesHoldsUpItsChannelAndNoOther) {
+  add_handler("o", Shape::kJson, "known");
+  const auto send = [&](const char* args, const char* name) {
+    return table.send({.channel_name = "o", .channel_args = args, .name = name, .ordered = true});
+  };
+  const std::vector<Uuid> before = {send("a", "known"), send("a", "known"), send("b", "known")};
+  const std::vector<Uuid> unknown = {send("a", "unknown"), send("c", "unknown")};
+  const std::vector<Uuid> behind = {send("a", "known"), send("c", "known")};
+  EXPECT_EQ(run_until_empty(), 3);
+  expect_handled(before);
+  for (const Uuid& id : unknown) EXPECT_EQ(table.find(id)->attempt_at, kNever);
+  for (const Uuid& id : behind) EXPECT_LT(table.find(id)->attempt_at, kNever);
+
+  add_handler("o");
+  EXPECT_EQ(run_until_empty(), 4);
+  expect_handled(unknown);
+  expect_handled(behind);
+}
+
 TEST_F(WorkerTest, CallsTheHandlerOfTheName) {
   add_handler("c").function = "any";
   add_handler("c", Shape::kJson, "paid").function = "exact";
   for (const char* name : {"paid", "sent", "paid"}) table.send({.name = name});
   run_until_empty();
   EXPECT_EQ(caller.functions, (std::vector<std::string>{"exact", "any", "exact"}));
-}
-
-TEST_F(WorkerTest, NameThatNoHandlerTakesFailsItsAttempts) {
-  add_handler("c", Shape::kJson, "paid");
-  const Uuid id = table.send({.name = "sent", .retries = 1});
-  worker.run();
-  EXPECT_EQ(table.failed(id), 2);
-  ASSERT_EQ(table.dead.size(), 1U);
-  EXPECT_EQ(table.dead[0].sqlstate, "42883");
-  EXPECT_TRUE(caller.calls.empty());
 }
 
 // --- Failure ---
