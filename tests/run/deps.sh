@@ -101,7 +101,7 @@ as root (or set PG_CONFIG to use another PostgreSQL) and try again."
   # In a session of its own, so that neither Ctrl-C nor the end of this run leaves a package
   # half installed.
   local pid rc=0 stop=0
-  trap 'stop=1; echo "Stopping as soon as apt has come to its end."' INT TERM HUP
+  trap 'stop=1; echo "Stopping as soon as apt, if it runs, has come to its end."' INT TERM HUP
   "${as_root[@]}" setsid --wait bash "$HERE/tests/run/apt-install.sh" "$@" &
   pid=$!
   while :; do

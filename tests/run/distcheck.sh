@@ -19,7 +19,9 @@ dist_steps() {
   server_tree dist/tree
   user_dir "$dist"
   dist_files >"$WORK/dist.before"
-  dist_check 'pgxn install works' dist_pgxn install "$archive"
+  echo 'building it once more, as pgxn install does'
+  dist_check 'pgxn install works' counted "$WORK/log/dist-install.out" ' -c -o ' \
+    "$(find "$HERE/bgworker" -name '*.c' -o -name '*.cpp' | wc -l)" dist_pgxn install "$archive"
   dist_check 'the script of each version and upgrade is installed' dist_scripts "$version"
   dist_check 'CREATE EXTENSION works' dist_create "$version"
   dist_check 'pgxn uninstall works' dist_pgxn uninstall "$archive"
@@ -29,7 +31,7 @@ dist_steps() {
 }
 
 dist_pgxn() {
-  as_user env -C "$WORK/dist" MAKEFLAGS="-s -j$(nproc)" \
+  as_user env -C "$WORK/dist" MAKEFLAGS="-j$(nproc)" \
     pgxn "$1" --nosudo --pg_config "$PG_BIN/pg_config" "$2"
 }
 
@@ -76,6 +78,7 @@ for name, provided in meta["provides"].items():
     assert provided["version"] == version, f"META.json: version of {name}"
     for key in ("file", "docfile"):
         assert key not in provided or prefix + provided[key] in names, f"the archive lacks {provided[key]}"
+assert f"pgxn install ./mq-{version}.zip" in readme, "README.md names another archive"
 outside = [n for n in names if not n.startswith(prefix)]
 assert not outside, f"outside of {prefix}: {outside}"
 EOF

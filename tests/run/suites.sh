@@ -34,7 +34,8 @@ suite_unit() {
     return
   fi
   install -m 755 "$SOURCE/build/unit/mq_unit" "$WORK/mq_unit"
-  logged "$log" as_user env -C "$WORK/tmp" "$WORK/mq_unit" \
+  # A line for each group of tests, not for each of hundreds that passed.
+  HIDE='^\[ RUN|^\[       OK|^\[---[^(]*$|^$' logged "$log" as_user env -C "$WORK/tmp" "$WORK/mq_unit" \
     ${TESTS:+"--gtest_filter=${TESTS// /:}"} || rc=$?
   ran=$(count '^\[ RUN      \]' "$log")
   passed=$(count '^\[       OK \].* ms\)$' "$log")

@@ -64,22 +64,25 @@ as_user() {
 # counted LOG PATTERN TOTAL FUNCTION...: keeps the output of the function in LOG and shows, while it runs, how many lines of it
 # have the pattern. Its errors are shown at the end.
 counted() {
-  local log=$1 pattern=$2 total=$3 pid rc=0 begun=$SECONDS
+  local log=$1 pattern=$2 total=$3 pid rc=0 begun=$SECONDS outer
   shift 3
+  outer=$(cat "$WORK/runner" 2>/dev/null) || true
+  : >"$log"
   "$@" >"$log" 2>"$log.err" </dev/null &
   pid=$!
-  echo "$pid" >"$WORK/runner"
+  echo "$outer $pid" >"$WORK/runner"
   while kill -0 "$pid" 2>/dev/null; do
     progress "compiling $(count "$pattern" "$log") of $total, $((SECONDS - begun)) s"
     sleep 0.5
   done
   wait "$pid" || rc=$?
-  : >"$WORK/runner"
+  echo "$outer" >"$WORK/runner"
   if [ "$total" -eq 0 ]; then
     progress_end 'nothing to compile'
   else
     progress_end "compiled $(count "$pattern" "$log") files, $((SECONDS - begun)) s"
   fi
+  [ "$rc" -eq 0 ] || grep -vE -- "$pattern" "$log" || true
   cat "$log.err"
   return "$rc"
 }
@@ -87,14 +90,14 @@ counted() {
 count() { grep -cE -- "$1" "$2" || true; }
 
 # logged LOG FUNCTION...: shows the output of the function (job, as_user, or one that calls
-# them) as it comes, and keeps it in LOG.
+# them) as it comes, and keeps it in LOG. Lines that have the pattern $HIDE, if it is set, are only kept.
 logged() {
   local log=$1 pid rc=0
   shift
   : >"$log"
   "$@" >"$log" 2>&1 </dev/null &
   pid=$!
-  tail -s 0.1 -n +1 -f --pid="$pid" "$log" &
+  tail -s 0.1 -n +1 -f --pid="$pid" "$log" | grep --line-buffered -vE -- "${HIDE:-^\b$}" &
   echo "$pid $!" >"$WORK/runner"
   wait "$pid" || rc=$?
   wait $! || true

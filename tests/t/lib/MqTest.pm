@@ -23,6 +23,9 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time usleep);
 
+# The superuser has this name whoever runs the tests.
+$ENV{PGUSER} = 'postgres';
+
 our @EXPORT = qw(mq_node set_and_reload within holds value_within pids log_is_clean handled_table original_schema messages_in_every_state all_states_end);
 
 # Pids of the workers of a database; of the launcher; of all there is.
@@ -43,7 +46,7 @@ sub mq_node {
 		log_line_prefix => '%m [%p] %b %q%d ',
 		deadlock_timeout => '200ms',
 		%settings);
-	$node->init(extra => [ '--locale=C', '--encoding=UTF8' ]);
+	$node->init(extra => [ "--username=$ENV{PGUSER}", '--locale=C', '--encoding=UTF8' ]);
 	$node->append_conf('postgresql.conf', join '', map { "$_ = '$all{$_}'\n" } sort keys %all);
 	$node->start;
 	return $node;
