@@ -6,7 +6,21 @@ namespace mq {
 
 Micros restart_wait(int failed_starts) {
   if (failed_starts <= 0) return 0;
-  return failed_starts >= 4 ? 5 * kSecond : kSecond << (failed_starts - 1);
+  return std::min(300 * kSecond, kSecond << std::min(failed_starts - 1, 9));
+}
+
+namespace {
+
+bool rests(const PoolState& pool, Micros now) {
+  return now >= pool.last_start && now - pool.last_start < restart_wait(pool.failed_starts);
+}
+
+}  // namespace
+
+bool comes_first(const PoolState& a, const PoolState& b, Micros now) {
+  if (a.workers != b.workers) return a.workers < b.workers;
+  if ((a.due > now) != (b.due > now)) return a.due <= now;
+  return a.last_start < b.last_start;
 }
 
 std::optional<std::size_t> pool_to_start(const std::vector<PoolState>& pools, DatabaseId database, int most_workers,
@@ -18,26 +32,37 @@ std::optional<std::size_t> pool_to_start(const std::vector<PoolState>& pools, Da
     if (pool.database != database) continue;
     running += pool.workers;
     const bool wanted = pool.workers == 0 || ((pool.backlog || pool.sits) && pool.role != kCaretaker);
-    const bool rests = now >= pool.last_start && now - pool.last_start < restart_wait(pool.failed_starts);
-    if (!wanted || rests) continue;
-    if (!best || pool.workers < pools[*best].workers ||
-        (pool.workers == pools[*best].workers && pool.last_start < pools[*best].last_start))
-      best = i;
+    if (!wanted || rests(pool, now)) continue;
+    if (!best || comes_first(pool, pools[*best], now)) best = i;
   }
   return running < most_workers ? best : std::nullopt;
 }
 
-bool contended(const std::vector<PoolState>& pools, DatabaseId database, int most_workers) {
+bool contended(const std::vector<PoolState>& pools, DatabaseId database, int most_workers, Micros now) {
   int in_database = 0;
   int running = 0;
   bool waits = false;
   for (const PoolState& pool : pools) {
-    if (pool.database != database) continue;
+    if (pool.database != database || (pool.workers == 0 && rests(pool, now))) continue;
     ++in_database;
     running += pool.workers;
     waits = waits || pool.workers == 0;
   }
   return in_database > most_workers || (waits && running >= most_workers);
+}
+
+Waiting waiting(const std::vector<PoolState>& pools, DatabaseId database, int most_workers, Micros now) {
+  Waiting result;
+  int running = 0;
+  for (const PoolState& pool : pools) {
+    if (pool.database != database) continue;
+    running += pool.workers;
+    if (pool.workers > 0 || rests(pool, now)) continue;
+    ++result.pools;
+    if (pool.due <= now) ++result.busy;
+  }
+  const int room = std::max(0, most_workers - running);
+  return {std::min(result.pools, room), std::min(result.busy, room)};
 }
 
 }  // namespace mq

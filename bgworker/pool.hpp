@@ -27,17 +27,29 @@ struct PoolState {
   bool sits = false;     // each of its workers has had its batch for long
   Micros last_start = 0;
   int failed_starts = 0;  // in a row: a worker that ended before it could serve
+  Micros due = 0;         // where a worker gave up its slot: when there is something to do next, as far as it knew
 };
 
-// A pool whose workers keep failing is tried again after 1, 2, 4, then every 5 seconds.
+// A pool whose workers keep failing is tried again after 1, 2, 4 seconds and so on, at last every 5 minutes.
 Micros restart_wait(int failed_starts);
+
+// Whether a worker should rather be started for `a` than for `b`: first those with fewest workers, of those without one
+// first those that have something to do, then the one that waited longest.
+bool comes_first(const PoolState& a, const PoolState& b, Micros now);
 
 // The pool of `database` to start a worker for now, as an index into `pools`; none: all is as it should be.
 std::optional<std::size_t> pool_to_start(const std::vector<PoolState>& pools, DatabaseId database, int most_workers,
                                          Micros now);
 
 // More pools than workers, or one that waits for a place that a second worker of another took: who has had a turn
-// should make room.
-bool contended(const std::vector<PoolState>& pools, DatabaseId database, int most_workers);
+// should make room. For a pool whose workers fail nobody makes room.
+bool contended(const std::vector<PoolState>& pools, DatabaseId database, int most_workers, Micros now);
+
+// Pools of the database that have no worker, though one could start; and those of them that have something to do.
+struct Waiting {
+  int pools = 0;
+  int busy = 0;
+};
+Waiting waiting(const std::vector<PoolState>& pools, DatabaseId database, int most_workers, Micros now);
 
 }  // namespace mq

@@ -34,6 +34,7 @@
 PG_MODULE_MAGIC;
 
 char *mq_databases = NULL;
+int mq_max_databases = 1000;
 int mq_max_workers = 2;
 int mq_poll_interval = 5000;
 int mq_handler_timeout = 300000;
@@ -85,6 +86,13 @@ define_settings(void)
 							   "A list of names with commas between, or * for each that has the extension.",
 							   &mq_databases, "*", PGC_SIGHUP, GUC_LIST_INPUT,
 							   NULL, NULL, NULL);
+	DefineCustomIntVariable("mq.max_databases",
+							"Most databases with the extension that are served.",
+							"Each takes room in shared memory.",
+							&mq_max_databases, 1000, 1, 100000,
+							/* Who loads the library later may not define one of the postmaster, and has no use for it. */
+							process_shared_preload_libraries_in_progress ? PGC_POSTMASTER : PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
 	DefineCustomIntVariable("mq.max_workers",
 							"Most workers for one database.",
 							"One rests when there is nothing to do; more start under backlog.",
@@ -404,6 +412,7 @@ EXPORT(mq_row_holders)
 EXPORT(mq_server_mode)
 EXPORT(mq_connection_refusals)
 EXPORT(mq_unsettled)
+EXPORT(mq_obstacles)
 EXPORT(mq_grant)
 EXPORT(mq_revoke)
 EXPORT(mq_enable)

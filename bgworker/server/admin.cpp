@@ -7,6 +7,7 @@
 #include "../channel_key.hpp"
 #include "../check.hpp"
 #include "arguments.hpp"
+#include "connects.hpp"
 #include "enabled.hpp"
 #include "entries.h"
 #include "extension.hpp"
@@ -114,6 +115,7 @@ void register_handler(FunctionCallInfo fcinfo) {
   if (!may_connect(run_as, leased))
     throw Error("22023", fmt::format("invalid run_as: \"{}\"", run_as_name),
                 "run_as must be a role with LOGIN: workers connect as it.");
+  check_may_connect(MyDatabaseId, run_as);
   const std::string signature = fence::call([&] { return format_procedure_qualified(function); });
   check_handler_rights(function, run_as, leased);
 

@@ -48,6 +48,7 @@ MQ_ENTRY(mq_row_holders);
 MQ_ENTRY(mq_server_mode);
 MQ_ENTRY(mq_connection_refusals);
 MQ_ENTRY(mq_unsettled);
+MQ_ENTRY(mq_obstacles);
 MQ_ENTRY(mq_grant);
 MQ_ENTRY(mq_revoke);
 MQ_ENTRY(mq_enable);

@@ -10,11 +10,15 @@
 // postmaster starts another.
 
 #include <algorithm>
+#include <optional>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../pool.hpp"
 #include "../trouble.hpp"
+#include "connects.hpp"
 #include "entries.h"
 #include "fence.hpp"
 #include "host.hpp"
@@ -33,8 +37,10 @@ extern "C" {
 #include "storage/latch.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
+#include "utils/inval.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/varlena.h"
 #include "utils/wait_event.h"
 }
@@ -45,6 +51,8 @@ namespace {
 
 constexpr Micros kLookAround = 10 * kSecond;  // between two readings of pg_database
 constexpr Micros kOutOfSlots = kSecond;       // before the postmaster is asked again
+
+enum class Start { kStarted, kNoSlot, kNoSeat };
 
 struct Starting {
   int seat;
@@ -68,38 +76,55 @@ bool is_served(const char* name) {
   });
 }
 
-// Databases that one can connect to, and that mq.databases names.
+struct Found {
+  Oid id;
+  NameData name;
+};
+
+// Databases that one can connect to, and that mq.databases names. One that a DROP left half done is invalid, which
+// newer servers tell by its connection limit.
 std::vector<Oid> served_databases() {
-  struct Found {
-    Oid id;
-    NameData name;
+  constexpr int kInvalid = -2;
+  struct List {
+    Found* found;
+    int count;
   };
-  constexpr int kMost = 256;
-  Found* found = fence::call([] { return static_cast<Found*>(palloc(sizeof(Found) * kMost)); });
-  const int count = fence::call([&] {
-    int n = 0;
+  const List list = fence::call([] {
+    int room = 64;
+    List l{static_cast<Found*>(palloc(sizeof(Found) * static_cast<Size>(room))), 0};
     StartTransactionCommand();
     (void)GetTransactionSnapshot();
     Relation catalog = table_open(DatabaseRelationId, AccessShareLock);
     TableScanDesc scan = table_beginscan_catalog(catalog, 0, nullptr);
     HeapTuple tuple = nullptr;
-    while (n < kMost && HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection))) {
+    while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection))) {
       const auto* form = (Form_pg_database)GETSTRUCT(tuple);
-      if (!form->datallowconn || form->datistemplate) continue;
-      found[n].id = form->oid;
-      found[n].name = form->datname;
-      ++n;
+      if (!form->datallowconn || form->datistemplate || form->datconnlimit == kInvalid) continue;
+      if (l.count == room) {
+        room *= 2;
+        l.found = static_cast<Found*>(repalloc(l.found, sizeof(Found) * static_cast<Size>(room)));
+      }
+      l.found[l.count].id = form->oid;
+      l.found[l.count].name = form->datname;
+      ++l.count;
     }
     table_endscan(scan);
     table_close(catalog, AccessShareLock);
     CommitTransactionCommand();
-    return n;
+    return l;
   });
   std::vector<Oid> databases;
-  for (int i = 0; i < count; ++i)
-    if (is_served(NameStr(found[i].name))) databases.push_back(found[i].id);
-  pfree(found);
+  for (int i = 0; i < list.count; ++i)
+    if (is_served(NameStr(list.found[i].name))) databases.push_back(list.found[i].id);
+  pfree(list.found);
   return databases;
+}
+
+// A role or a database has changed since it was asked.
+bool catalogs_changed = false;
+
+void catalog_changed(Datum, int, uint32) {
+  catalogs_changed = true;
 }
 
 class Launcher {
@@ -147,16 +172,12 @@ class Launcher {
     const bool announced = std::any_of(databases.begin(), databases.end(), [](const auto& d) { return d.look; });
     if (shared::take_look_around() || announced || looked_at_ == 0 || now - looked_at_ >= kLookAround ||
         now < looked_at_) {
-      shared::forget_databases_but(served_databases());
+      look_around();
       databases = shared::databases();
       looked_at_ = now;
     }
     check_starting();
-    Micros wait = kLookAround;
-    out_of_slots_ = false;
-    for (const shared::DatabaseState& database : databases)
-      if (!database.closed) wait = std::min(wait, serve(database, now));
-    shared::set_out_of_slots(out_of_slots_);
+    const Micros wait = serve(databases, now);
     return starting_.empty() ? wait : std::min<Micros>(wait, kSecond);
   }
 
@@ -166,24 +187,102 @@ class Launcher {
     return true;
   }
 
-  // Starts what is missing in a database. Returns how long nothing more can be done for it.
-  Micros serve(const shared::DatabaseState& database, Micros now) {
-    // Somebody has to look. Where workers are, they look themselves.
-    if (!database.known || (database.look && !database.installed)) shared::want_caretaker(database.database);
-    const std::vector<PoolState> pools = shared::pools();
-    shared::set_contended(database.database, contended(pools, database.database, mq_max_workers));
-    const auto next = pool_to_start(pools, database.database, mq_max_workers, now);
-    if (next) return start(database.database, pools[*next].role) ? Micros{0} : kOutOfSlots;
+  // Of the databases without the extension only we know: they take no room in shared memory until something is
+  // announced there.
+  void look_around() {
+    const std::vector<Oid> served = served_databases();
+    if (shared::take_no_room()) without_extension_.clear();
+    for (const Oid database : shared::forget_without_extension()) without_extension_.insert(database);
+    std::erase_if(without_extension_,
+                  [&](Oid id) { return std::find(served.begin(), served.end(), id) == served.end(); });
+    const int beyond = shared::keep_databases(served, without_extension_);
+    if (beyond > beyond_)
+      fence::call([&] {
+        ereport(LOG,
+                (errmsg("mq.max_databases = %d leaves out %d databases", mq_max_databases, beyond),
+                 errhint("Raise mq.max_databases and restart the server, or name in mq.databases those to serve.")));
+      });
+    beyond_ = beyond;
+  }
+
+  // Starts what is missing: of all databases first what needs it most. Returns how long nothing more can be done.
+  Micros serve(const std::vector<shared::DatabaseState>& databases, Micros now) {
+    std::vector<Oid> open;
+    for (const shared::DatabaseState& database : databases) {
+      if (database.closed) continue;
+      open.push_back(database.database);
+      // Somebody has to look. Where workers are, they look themselves.
+      if (!database.known || (database.look && !database.installed)) shared::want_caretaker(database.database);
+    }
+    look_at_failing(now);
+    std::vector<PoolState> pools = shared::pools();
+    for (const Oid database : open) shared::set_contended(database, contended(pools, database, mq_max_workers, now));
+
+    std::vector<std::optional<std::size_t>> next;
+    for (const Oid database : open) next.push_back(pool_to_start(pools, database, mq_max_workers, now));
+    Start last = Start::kStarted;
+    while (last == Start::kStarted) {
+      std::optional<std::size_t> best;
+      for (std::size_t i = 0; i < open.size(); ++i)
+        if (next[i] && (!best || comes_first(pools[*next[i]], pools[*next[*best]], now))) best = i;
+      if (!best) break;
+      PoolState& pool = pools[*next[*best]];
+      last = start(pool.database, pool.role);
+      if (last != Start::kStarted) break;
+      ++pool.workers;
+      pool.sits = false;
+      pool.last_start = now;
+      next[*best] = pool_to_start(pools, open[*best], mq_max_workers, now);
+    }
+    note_slots(pools, open, last, now);
+    if (last != Start::kStarted) return kOutOfSlots;
     // A pool that rests after a failed start needs another look soon.
     const bool rests = std::any_of(pools.begin(), pools.end(), [&](const PoolState& pool) {
-      return pool.database == database.database && pool.workers == 0;
+      return pool.workers == 0 && std::find(open.begin(), open.end(), pool.database) != open.end();
     });
     return rests ? kSecond : kLookAround;
   }
 
-  bool start(Oid database, Oid role) {
+  // Where there are not slots for all, those that have something to do get those of others, which have had their turn.
+  void note_slots(const std::vector<PoolState>& pools, const std::vector<Oid>& open, Start last, Micros now) {
+    Waiting sum;
+    if (last != Start::kStarted)
+      for (const Oid database : open) {
+        const Waiting w = waiting(pools, database, mq_max_workers, now);
+        sum.pools += w.pools;
+        sum.busy += w.busy;
+      }
+    shared::set_slots({last == Start::kNoSlot, last == Start::kNoSeat, sum.pools, false}, sum.busy);
+    if (sum.pools <= waiting_logged_) return;
+    waiting_logged_ = sum.pools;
+    const int most = last == Start::kNoSlot ? max_worker_processes : shared::most_workers();
+    const char* what = last == Start::kNoSlot ? "max_worker_processes" : "the limit of workers";
+    fence::call([&] {
+      ereport(LOG, (errmsg("mq: %s = %d leaves %d databases or roles without a worker: they take turns", what, most,
+                           sum.pools),
+                    last == Start::kNoSlot
+                        ? errhint("Raise max_worker_processes to at least %d and restart the server.", most + sum.pools)
+                        : 0));
+    });
+  }
+
+  // What keeps a role from connecting goes away by a GRANT, say, or when another session ends. Then its pool does not
+  // wait for its next turn, which may be minutes away.
+  void look_at_failing(Micros now) {
+    std::vector<PoolState> failing = shared::pools();
+    std::erase_if(failing, [](const PoolState& pool) { return pool.failed_starts == 0 || pool.workers > 0; });
+    if (failing.empty() || now - failing_looked_at_ < kSecond) return;
+    failing_looked_at_ = now;
+    fence::call([] { StartTransactionCommand(); });
+    if (std::exchange(catalogs_changed, false)) shared::retry_failed_starts();
+    for (const PoolState& pool : failing)
+      shared::set_obstructed(pool.database, pool.role, !connect_obstacle(pool.database, pool.role).empty());
+    fence::call([] { CommitTransactionCommand(); });
+  }
+
+  Start start(Oid database, Oid role) {
     const int seat = shared::reserve_seat(database, role);
-    if (seat < 0) return false;
+    if (seat < 0) return Start::kNoSeat;
     BackgroundWorkerHandle* handle = fence::call([&] {
       BackgroundWorker worker;
       memset(&worker, 0, sizeof worker);
@@ -200,12 +299,11 @@ class Launcher {
       return RegisterDynamicBackgroundWorker(&worker, &h) ? h : nullptr;
     });
     if (handle == nullptr) {
-      out_of_slots_ = true;  // no fault of the pool's
       shared::release_seat(seat);
-      return false;
+      return Start::kNoSlot;
     }
     starting_.push_back({seat, handle});
-    return true;
+    return Start::kStarted;
   }
 
   // A worker that ended before it took its seat leaves the seat to us.
@@ -228,7 +326,10 @@ class Launcher {
   Backoff trouble_;
   TroubleLog log_;
   std::vector<Starting> starting_;
-  bool out_of_slots_ = false;  // in this round
+  std::set<Oid> without_extension_;
+  int beyond_ = 0;          // databases, when it looked around last
+  int waiting_logged_ = 0;  // pools without a slot, the most that were logged
+  Micros failing_looked_at_ = 0;
   std::string databases_setting_ = mq_databases;
 };
 
@@ -242,6 +343,9 @@ extern "C" void mq_launcher_run(void) {
       before_shmem_exit([](int, Datum) { mq::shared::launcher_detach(); }, 0);
       BackgroundWorkerUnblockSignals();
       BackgroundWorkerInitializeConnection(nullptr, nullptr, 0);
+      CacheRegisterSyscacheCallback(DATABASEOID, mq::catalog_changed, 0);
+      CacheRegisterSyscacheCallback(AUTHOID, mq::catalog_changed, 0);
+      CacheRegisterSyscacheCallback(AUTHMEMROLEMEM, mq::catalog_changed, 0);
     });
     mq::Launcher().run();
   });

@@ -1,8 +1,14 @@
 // Looking: what only the processes know, for the views mq_workers and mq_health().
 
+#include <fmt/core.h>
+
+#include <string>
+
 #include "arguments.hpp"
+#include "connects.hpp"
 #include "entries.h"
 #include "result_set.hpp"
+#include "settings.h"
 #include "shared.hpp"
 #include "spi.hpp"
 
@@ -94,6 +100,54 @@ extern "C" Datum mq_service_state_entry(FunctionCallInfo fcinfo) {
                 BoolGetDatum(state.out_of_slots),
                 state.failed_starts > 0 ? mq::Param(ObjectIdGetDatum(state.failing_role)) : mq::Param(),
                 Int32GetDatum(state.failed_starts)});
+    return Datum{0};
+  });
+}
+
+namespace {
+
+std::string slots_obstacle(const mq::shared::SlotState& slots) {
+  if (slots.out_of_slots && slots.waiting > 0)
+    return fmt::format(
+        "max_worker_processes = {} are in use: databases and roles take turns, {} have no worker now; "
+        "raise it to at least {} and restart the server",
+        max_worker_processes, slots.waiting, max_worker_processes + slots.waiting);
+  if (slots.out_of_slots)
+    return fmt::format(
+        "max_worker_processes = {} are in use: more workers would help with the backlog; raise it and restart the "
+        "server",
+        max_worker_processes);
+  if (slots.out_of_seats)
+    return fmt::format("{} workers run, more are not possible: lower mq.max_workers, or name fewer mq.databases",
+                       mq::shared::most_workers());
+  if (slots.pools_beyond)
+    return "handlers run as more roles than there is room for: raise mq.max_databases and restart the server";
+  return {};
+}
+
+}  // namespace
+
+extern "C" Datum mq_obstacles_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    mq::ResultSet result(fcinfo);
+    const auto add = [&](const char* check, const std::string& detail) {
+      if (!detail.empty()) result.add({mq::text_datum(check), mq::text_datum(detail)});
+    };
+    const mq::shared::ServiceState state = mq::shared::service();
+    if (state.beyond)
+      add("database served", fmt::format("mq.max_databases = {} others are served: raise it and restart the server, or "
+                                         "name in mq.databases those to serve",
+                                         mq_max_databases));
+    add("worker slots", slots_obstacle(state.slots));
+    for (const mq::shared::FailingPool& pool : mq::shared::failing_pools()) {
+      const std::string obstacle = mq::connect_obstacle(MyDatabaseId, pool.role);
+      const char* name = mq::fence::call([&] { return GetUserNameFromId(pool.role, true); });
+      const std::string role = !OidIsValid(pool.role) ? "the bootstrap superuser"
+                               : name != nullptr      ? name
+                                                      : fmt::format("role {}", pool.role);
+      add("workers start", fmt::format("as {}: {} times in a row a worker ended before it could serve; {}", role,
+                                       pool.failed_starts, obstacle.empty() ? "see the server's log" : obstacle));
+    }
     return Datum{0};
   });
 }

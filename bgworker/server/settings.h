@@ -13,6 +13,7 @@ extern "C" {
 enum { MQ_NOTIFY_OFF, MQ_NOTIFY_ON, MQ_NOTIFY_AUTO };
 
 extern char* mq_databases;       /* mq.databases: "*", or names with commas between */
+extern int mq_max_databases;     /* mq.max_databases: that there is room for in shared memory */
 extern int mq_max_workers;       /* mq.max_workers: most workers of one database */
 extern int mq_poll_interval;     /* mq.poll_interval: ms */
 extern int mq_handler_timeout;   /* mq.handler_timeout: ms; 0 is none */

@@ -1,6 +1,7 @@
 #include "shared.hpp"
 
 #include <algorithm>
+#include <array>
 
 #include "../channel_key.hpp"
 #include "entries.h"
@@ -62,6 +63,8 @@ void announce_database(Oid database) {
     d->closed_until = 0;
     ++d->announcements;
     ++d->wakes;
+  } else {
+    state->no_room = state->look_around = true;
   }
   wake_all_of(database);
   wake_launcher();
@@ -83,7 +86,10 @@ void wake_workers(Oid database) {
     woken[count++] = seat.role;
     SetLatch(&seat.worker->procLatch);
   }
-  if (d->contended || !served) wake_launcher();
+  if (state->short_of_slots)  // whoever gave up its slot did not know of this
+    for (Pool& pool : state->pools)
+      if (pool.database == database) pool.due = 0;
+  if (d->contended || !served || state->short_of_slots) wake_launcher();
 }
 
 void add_listener() {
@@ -268,6 +274,25 @@ bool must_leave() {
   return before >= mq_max_workers;
 }
 
+// Without the lock: asked for each batch.
+bool slots_are_wanted() {
+  return *const_cast<volatile int*>(&state->slots_wanted) > 0;
+}
+
+bool give_up_slot(TimestampTz due, std::uint64_t seen) {
+  if (!slots_are_wanted()) return false;
+  Guard guard(LW_EXCLUSIVE);
+  // A worker that waits for its leased calls would only block the slot.
+  const bool leasing = std::any_of(state->leases, state->leases + kLeases,
+                                   [](const Lease& lease) { return lease.token != 0 && lease.seat == my_seat; });
+  if (state->slots_wanted <= 0 || leasing || mine().gives_up) return false;
+  --state->slots_wanted;
+  mine().gives_up = true;
+  const Database* d = find_database(mine().database);
+  if (Pool* pool = find_pool(mine().database, mine().role)) pool->due = d != nullptr && d->wakes == seen ? due : 0;
+  return true;
+}
+
 bool is_contended() {
   Guard guard(LW_SHARED);
   const Database* d = find_database(mine().database);
@@ -401,14 +426,14 @@ void note_batch(const Batch& messages) {
 std::map<std::int64_t, std::int64_t> held_by_workers() {
   std::map<std::int64_t, std::int64_t> result;
   if (!available()) return result;
-  Held held[kSeats][kNamesHeld];
+  std::vector<std::array<Held, kNamesHeld>> held(kSeats);
   int names[kSeats];
   {
     Guard guard(LW_SHARED);
     for (int i = 0; i < kSeats; ++i) {
       const Seat& seat = state->seats[i];
       names[i] = seat.database == MyDatabaseId && seat.worker != nullptr ? seat.names_held : 0;
-      std::copy(seat.held, seat.held + names[i], held[i]);
+      std::copy(seat.held, seat.held + names[i], held[i].begin());
     }
   }
   for (int i = 0; i < kSeats; ++i)
@@ -431,7 +456,12 @@ std::vector<WorkerState> workers() {
 ServiceState service() {
   if (!available()) return {};
   Guard guard(LW_SHARED);
-  ServiceState result{state->launcher != nullptr, find_database(MyDatabaseId) != nullptr, state->out_of_slots, 0, 0};
+  ServiceState result{};
+  result.launcher = state->launcher != nullptr;
+  result.served = find_database(MyDatabaseId) != nullptr;
+  result.slots = state->slots;
+  result.out_of_slots = result.slots.out_of_slots || result.slots.out_of_seats;
+  result.beyond = !result.served && state->databases_beyond > 0;
   for (const Pool& pool : state->pools)
     if (pool.database == MyDatabaseId && pool.failed_starts > result.failed_starts) {
       result.failing_role = pool.role;
@@ -440,10 +470,36 @@ ServiceState service() {
   return result;
 }
 
+std::vector<FailingPool> failing_pools() {
+  std::vector<FailingPool> result;
+  if (!available()) return result;
+  result.reserve(state->pools.size());
+  Guard guard(LW_SHARED);
+  for (const Pool& pool : state->pools)
+    if (pool.database == MyDatabaseId && pool.failed_starts > 0) result.push_back({pool.role, pool.failed_starts});
+  return result;
+}
+
 }  // namespace mq::shared
 
+namespace {
+
+struct Layout {
+  Size databases, pools, end;
+};
+
+Layout layout() {
+  Layout at{};
+  at.databases = MAXALIGN(sizeof(mq::shared::State));
+  at.pools = at.databases + MAXALIGN(sizeof(mq::shared::Database) * static_cast<Size>(mq_max_databases));
+  at.end = at.pools + MAXALIGN(sizeof(mq::shared::Pool) * static_cast<Size>(mq_max_databases + mq::shared::kMorePools));
+  return at;
+}
+
+}  // namespace
+
 extern "C" Size mq_shared_size(void) {
-  return MAXALIGN(sizeof(mq::shared::State));
+  return layout().end;
 }
 
 extern "C" int mq_shared_locks(void) {
@@ -457,7 +513,11 @@ extern "C" void mq_shared_startup(void) {
   LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
   state = static_cast<mq::shared::State*>(ShmemInitStruct("mq", mq_shared_size(), &found));
   if (!found) {
-    memset(static_cast<void*>(state), 0, sizeof *state);
+    memset(static_cast<void*>(state), 0, mq_shared_size());
+    char* base = reinterpret_cast<char*>(state);
+    const auto databases = static_cast<std::size_t>(mq_max_databases);
+    state->databases = {reinterpret_cast<mq::shared::Database*>(base + layout().databases), databases};
+    state->pools = {reinterpret_cast<mq::shared::Pool*>(base + layout().pools), databases + mq::shared::kMorePools};
     LWLockPadded* locks = GetNamedLWLockTranche("mq");
     state->lock = &locks->lock;
     state->mark_locks = locks + 1;

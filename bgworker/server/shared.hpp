@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -64,6 +65,10 @@ void end_wait();
 bool must_leave();    // database closed or not served, pool gone, too many workers, or one that should renew
 bool should_renew();  // see renew_workers; cheap
 bool is_closed();     // somebody wants the database for himself
+// There are not slots for all workers, this one has nothing to do before `due`, unless something was sent since `seen`,
+// and its slot is wanted: it should leave.
+bool give_up_slot(TimestampTz due, std::uint64_t seen);
+bool slots_are_wanted();
 bool is_contended();  // other pools of the database wait for a place
 bool is_extra();      // another worker of the pool is waiting for work as well
 void started_well();  // it can serve: its pool's count of failed starts begins anew
@@ -161,14 +166,28 @@ struct WorkerState {
 std::vector<WorkerState> workers();
 // Messages of this database in the workers' batches, by the key of the channel's name.
 std::map<std::int64_t, std::int64_t> held_by_workers();
+// Room for workers in the server, as the launcher found it.
+struct SlotState {
+  bool out_of_slots;  // max_worker_processes are in use
+  bool out_of_seats;  // ours are
+  int waiting;        // pools without a worker for that reason
+  bool pools_beyond;  // more roles in all databases than there is room for
+};
 struct ServiceState {
   bool launcher;      // runs
   bool served;        // the launcher knows of this database
   bool out_of_slots;  // the last worker could not be started
   Oid failing_role;   // whose workers end before they can serve, if there is one
   int failed_starts;  // of it, in a row
+  bool beyond;        // the database is to be served, but mq.max_databases others are
+  SlotState slots;
 };
 ServiceState service();
+struct FailingPool {
+  Oid role;
+  int failed_starts;
+};
+std::vector<FailingPool> failing_pools();  // of this database
 
 // From the launcher.
 struct DatabaseState {
@@ -181,16 +200,25 @@ struct DatabaseState {
 void launcher_attach();
 void launcher_detach();   // registered to run at exit
 bool take_look_around();  // whether somebody asked for it since
-void forget_databases_but(const std::vector<Oid>& existing);
+// Forgets the databases that are not among `served`, and makes room for those of them that are not known to be without
+// the extension. Returns how many have none.
+int keep_databases(const std::vector<Oid>& served, const std::set<Oid>& without);
+// Forgets the databases that were found to be without the extension, until something is announced there. Tells which.
+std::vector<Oid> forget_without_extension();
+bool take_no_room();  // something was announced where there was no room
 std::vector<DatabaseState> databases();
 void want_caretaker(Oid database);  // makes its pool, if it has none
 std::vector<PoolState> pools();
-int workers_of(Oid database);
+// Of a pool whose workers fail: whether something keeps its role from connecting. When that changes, it is tried at
+// once.
+void set_obstructed(Oid database, Oid role, bool obstructed);
+void retry_failed_starts();  // at once
 void set_contended(Oid database, bool contended);
-int reserve_seat(Oid database, Oid role);  // -1: all are taken
-void release_seat(int seat);               // nobody was asked to take it
-void start_failed(int seat);               // the process never came, or came and went without taking it
-bool seat_is_taken(int seat);              // a worker sits on it
-void set_out_of_slots(bool out);           // the server has no room for another worker
+int most_workers();                                  // that there are seats for
+int reserve_seat(Oid database, Oid role);            // -1: all are taken
+void release_seat(int seat);                         // nobody was asked to take it
+void start_failed(int seat);                         // the process never came, or came and went without taking it
+bool seat_is_taken(int seat);                        // a worker sits on it
+void set_slots(const SlotState& slots, int wanted);  // so many workers should give up theirs
 
 }  // namespace mq::shared

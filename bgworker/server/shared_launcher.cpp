@@ -21,10 +21,10 @@ void launcher_detach() {
   if (state->launcher == MyProc) state->launcher = nullptr;
 }
 
-void forget_databases_but(const std::vector<Oid>& existing) {
+int keep_databases(const std::vector<Oid>& served, const std::set<Oid>& without) {
   Guard guard(LW_EXCLUSIVE);
   const auto gone = [&](Oid id) {
-    return id != InvalidOid && std::find(existing.begin(), existing.end(), id) == existing.end();
+    return id != InvalidOid && std::find(served.begin(), served.end(), id) == served.end();
   };
   for (Database& d : state->databases) {
     if (!gone(d.id)) continue;
@@ -33,13 +33,36 @@ void forget_databases_but(const std::vector<Oid>& existing) {
   }
   for (Pool& pool : state->pools)
     if (gone(pool.database)) pool.database = InvalidOid;
-  forget_lost(existing);
-  for (const Oid id : existing) find_or_add_database(id);
+  forget_lost(served);
+  state->databases_beyond = 0;
+  for (const Oid id : served)
+    if (!without.contains(id) && find_or_add_database(id) == nullptr) ++state->databases_beyond;
+  return state->databases_beyond;
+}
+
+std::vector<Oid> forget_without_extension() {
+  std::vector<Oid> forgotten;
+  forgotten.reserve(state->databases.size());
+  Guard guard(LW_EXCLUSIVE);
+  for (Database& d : state->databases) {
+    if (d.id == InvalidOid || !d.known || d.installed || d.look) continue;
+    const bool worker =
+        std::any_of(state->seats, state->seats + kSeats, [&](const Seat& seat) { return seat.database == d.id; });
+    if (worker || (d.closed_until != 0 && GetCurrentTimestamp() < d.closed_until)) continue;
+    forgotten.push_back(d.id);
+    d.id = InvalidOid;
+  }
+  return forgotten;
+}
+
+bool take_no_room() {
+  Guard guard(LW_EXCLUSIVE);
+  return std::exchange(state->no_room, false);
 }
 
 std::vector<DatabaseState> databases() {
   std::vector<DatabaseState> result;
-  result.reserve(kDatabases);
+  result.reserve(state->databases.size());
   Guard guard(LW_SHARED);
   const TimestampTz now = GetCurrentTimestamp();
   for (const Database& d : state->databases)
@@ -55,7 +78,7 @@ void want_caretaker(Oid database) {
 
 std::vector<PoolState> pools() {
   std::vector<PoolState> result;
-  result.reserve(kPools);
+  result.reserve(state->pools.size());
   Guard guard(LW_SHARED);
   for (const Pool& pool : state->pools) {
     if (pool.database == InvalidOid) continue;
@@ -67,15 +90,23 @@ std::vector<PoolState> pools() {
       if (seat.sits) ++sitting;
     }
     result.push_back({pool.database, pool.role, workers, pool.backlog, workers > 0 && sitting == workers,
-                      pool.last_start, pool.failed_starts});
+                      pool.last_start, pool.failed_starts, pool.due});
   }
   return result;
 }
 
-int workers_of(Oid database) {
-  Guard guard(LW_SHARED);
-  return static_cast<int>(
-      std::count_if(state->seats, state->seats + kSeats, [&](const Seat& seat) { return seat.database == database; }));
+void set_obstructed(Oid database, Oid role, bool obstructed) {
+  Guard guard(LW_EXCLUSIVE);
+  Pool* pool = find_pool(database, role);
+  if (pool == nullptr || pool->obstructed == obstructed) return;
+  pool->obstructed = obstructed;
+  if (!obstructed) pool->last_start = 0;
+}
+
+void retry_failed_starts() {
+  Guard guard(LW_EXCLUSIVE);
+  for (Pool& pool : state->pools)
+    if (pool.failed_starts > 0) pool.last_start = 0;
 }
 
 void set_contended(Oid database, bool contended) {
@@ -86,6 +117,10 @@ void set_contended(Oid database, bool contended) {
   if (contended) wake_all_of(database);
 }
 
+int most_workers() {
+  return kSeats;
+}
+
 int reserve_seat(Oid database, Oid role) {
   Guard guard(LW_EXCLUSIVE);
   for (int i = 0; i < kSeats; ++i) {
@@ -94,7 +129,10 @@ int reserve_seat(Oid database, Oid role) {
     seat = Seat{};
     seat.database = database;
     seat.role = role;
-    if (Pool* pool = find_pool(database, role)) pool->last_start = GetCurrentTimestamp();
+    if (Pool* pool = find_pool(database, role)) {
+      pool->last_start = GetCurrentTimestamp();
+      pool->due = 0;
+    }
     return i;
   }
   return -1;
@@ -118,9 +156,18 @@ bool seat_is_taken(int seat) {
   return state->seats[seat].worker != nullptr;
 }
 
-void set_out_of_slots(bool out) {
+void set_slots(const SlotState& slots, int wanted) {
   Guard guard(LW_EXCLUSIVE);
-  state->out_of_slots = out;
+  const auto leaving = static_cast<int>(
+      std::count_if(state->seats, state->seats + kSeats, [](const Seat& seat) { return seat.gives_up; }));
+  state->slots = {slots.out_of_slots, slots.out_of_seats, slots.waiting, state->slots.pools_beyond};
+  if (std::any_of(state->pools.begin(), state->pools.end(), [](const Pool& p) { return p.database == InvalidOid; }))
+    state->slots.pools_beyond = false;
+  state->short_of_slots = slots.waiting > 0;
+  state->slots_wanted = std::max(0, wanted - leaving);
+  if (state->slots_wanted == 0) return;
+  for (const Seat& seat : state->seats)
+    if (seat.waiting) SetLatch(&seat.worker->procLatch);
 }
 
 }  // namespace mq::shared

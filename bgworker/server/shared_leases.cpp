@@ -179,7 +179,7 @@ void note_connection(const std::string& refusal) {
 std::vector<Refusal> refusals() {
   std::vector<Refusal> result;
   if (!available()) return result;
-  result.reserve(kPools);
+  result.reserve(state->pools.size());
   Guard guard(LW_SHARED);
   for (const Pool& pool : state->pools)
     if (pool.database == MyDatabaseId && pool.refusal[0] != 0) result.push_back({pool.role, pool.refusal});

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <span>
 
 #include "../mark_set.hpp"
 #include "../throttle.hpp"
@@ -17,9 +18,8 @@ extern "C" {
 
 namespace mq::shared {
 
-constexpr int kDatabases = 256;
-constexpr int kPools = 512;
-constexpr int kSeats = 128;
+constexpr int kMorePools = 512;  // than databases
+constexpr int kSeats = 512;
 constexpr int kLeases = 1024;
 constexpr int kCasualties = 2 * kSeats + kLeases;
 constexpr std::size_t kMarkSets = 512;  // each for some 4,000 marks
@@ -58,6 +58,8 @@ struct Pool {
   bool backlog;
   TimestampTz last_start;
   int failed_starts;
+  bool obstructed;              // when it was last looked at: something keeps the role from connecting
+  TimestampTz due;              // see PoolState
   char refusal[kRefusalBytes];  // of the last connection for leased handlers; empty: it was accepted
 };
 
@@ -79,8 +81,9 @@ struct Seat {
   Uuid message;
   TimestampTz since;
   std::uint64_t handled;
-  bool renew;  // it should leave: a new one would have other settings
-  bool alone;  // no leased call of the pool may run beside one of this worker
+  bool gives_up;  // its slot, to another database
+  bool renew;     // it should leave: a new one would have other settings
+  bool alone;     // no leased call of the pool may run beside one of this worker
   int names_held;
   Held held[kNamesHeld];  // the current batch; what has no room is not shown
 };
@@ -124,11 +127,15 @@ struct Lost {
 struct State {
   LWLock* lock;
   PGPROC* launcher;
-  bool out_of_slots;
-  bool look_around;  // databases have come or gone
+  SlotState slots;
+  bool short_of_slots;   // workers give up slots, and what they knew is in their pools
+  int slots_wanted;      // workers that should give up theirs
+  int databases_beyond;  // served, but there is no room for them
+  bool no_room;          // for a database that was announced since the launcher looked
+  bool look_around;      // databases have come or gone
   Audience audiences[kAudiences];
-  Database databases[kDatabases];
-  Pool pools[kPools];
+  std::span<Database> databases;  // behind this structure, as many as mq.max_databases
+  std::span<Pool> pools;
   Seat seats[kSeats];
   Lost lost[kCasualties];
   int lost_calls;  // of them in use
@@ -162,9 +169,9 @@ class Guard {
 };
 
 inline Database* find_database(Oid id) {
-  auto* end = state->databases + kDatabases;
-  auto* found = std::find_if(state->databases, end, [&](const Database& d) { return d.id == id; });
-  return found == end ? nullptr : found;
+  const auto found =
+      std::find_if(state->databases.begin(), state->databases.end(), [&](const Database& d) { return d.id == id; });
+  return found == state->databases.end() ? nullptr : &*found;
 }
 
 inline Database* find_or_add_database(Oid id) {
@@ -175,17 +182,22 @@ inline Database* find_or_add_database(Oid id) {
 }
 
 inline Pool* find_pool(Oid database, Oid role) {
-  auto* end = state->pools + kPools;
-  auto* found =
-      std::find_if(state->pools, end, [&](const Pool& p) { return p.database == database && p.role == role; });
-  return found == end ? nullptr : found;
+  const auto found = std::find_if(state->pools.begin(), state->pools.end(),
+                                  [&](const Pool& p) { return p.database == database && p.role == role; });
+  return found == state->pools.end() ? nullptr : &*found;
 }
 
 inline void add_pool(Oid database, Oid role) {
   if (find_pool(database, role) != nullptr) return;
-  auto* end = state->pools + kPools;
-  auto* free = std::find_if(state->pools, end, [](const Pool& p) { return p.database == InvalidOid; });
-  if (free != end) *free = Pool{database, role, false, 0, 0, {}};
+  const auto free =
+      std::find_if(state->pools.begin(), state->pools.end(), [](const Pool& p) { return p.database == InvalidOid; });
+  if (free == state->pools.end()) {
+    state->slots.pools_beyond = true;
+    return;
+  }
+  *free = Pool{};
+  free->database = database;
+  free->role = role;
 }
 
 inline void wake_launcher() {

@@ -88,9 +88,10 @@ class WorkerHost : public ServerHost {
     fence::call([&] { (void)pgstat_report_stat(most > 0); });
     reload();
     const bool contended = shared::is_contended();
-    if (contended && clock_.now() - started_at_ >= kTurn) return false;
+    const bool had_its_turn = clock_.now() - started_at_ >= kTurn;
+    if (had_its_turn && (contended || shared::give_up_slot(clock_.now() + most, seen_))) return false;
     // Not beyond the moment when there may be reason to leave.
-    if (contended) most = std::min(most, kTurn);
+    if (contended || shared::slots_are_wanted()) most = std::min(most, kTurn);
     if (shared::is_extra()) most = std::min(most, kExtraLingers);
     if (most > 0) long_call::disarm();
     if (most > 0 && !shared::must_leave() && shared::begin_wait(seen_)) {

@@ -15,6 +15,10 @@ CREATE FUNCTION mq_leased_calls(OUT pid integer, OUT role oid, OUT lease bigint,
   RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_leased_calls';
 COMMENT ON FUNCTION mq_leased_calls() IS 'The leased calls of this database that run, out of shared memory: the session, its role, the lease of its message; for mq_health() and mq_why().';
 
+CREATE FUNCTION mq_obstacles(OUT "check" text, OUT detail text)
+  RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_obstacles';
+COMMENT ON FUNCTION mq_obstacles() IS 'What keeps workers from this database, as the launcher found it, in words; for mq_health().';
+
 CREATE FUNCTION mq_server_mode() RETURNS text
   LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_server_mode';
 COMMENT ON FUNCTION mq_server_mode() IS 'primary, standby or single-user; for mq_health() and mq_why().';

@@ -98,7 +98,9 @@ CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text
       FROM s
     UNION ALL
     SELECT 'database served', s.served OR NOT s.launcher,
-           CASE WHEN s.launcher AND NOT s.served THEN 'mq.databases = ' || current_setting('mq.databases') END
+           CASE WHEN s.launcher AND NOT s.served THEN COALESCE(
+             (SELECT min(o.detail) FROM mq_obstacles() AS o WHERE o."check" = 'database served'),
+             'mq.databases = ' || current_setting('mq.databases')) END
       FROM s
     UNION ALL
     SELECT 'database enabled', e.enabled, e.reason FROM mq_enabled_state() e
@@ -112,15 +114,9 @@ CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text
     SELECT 'workers allowed', current_setting('mq.max_workers') <> '0',
            CASE WHEN current_setting('mq.max_workers') = '0' THEN 'mq.max_workers = 0' END
     UNION ALL
-    SELECT 'worker slots', NOT s.out_of_slots,
-           CASE WHEN s.out_of_slots THEN 'max_worker_processes = ' || current_setting('max_worker_processes') || ' are in use' END
-      FROM s
-    UNION ALL
-    SELECT 'workers start', s.failed_starts = 0,
-           CASE WHEN s.failed_starts > 0 THEN
-             'as ' || COALESCE((SELECT r.rolname::text FROM pg_roles r WHERE r.oid = s.failing_role), 'the bootstrap superuser') ||
-             ': ' || s.failed_starts::text || ' times in a row it ended before it could serve; see the server''s log' END
-      FROM s
+    SELECT c.name, pg_catalog.count(o.detail) = 0, mq_some(pg_catalog.array_agg(o.detail ORDER BY o.detail) FILTER (WHERE o.detail IS NOT NULL))
+      FROM (VALUES ('worker slots'), ('workers start')) AS c (name) LEFT JOIN mq_obstacles() AS o ON o."check" = c.name
+     GROUP BY c.name
     UNION ALL
     SELECT 'workers free', NOT b.none,
            CASE WHEN b.none THEN

@@ -28,7 +28,7 @@ holds($node, $db, $ill, 'launcher runs', 'no process for the launcher');
 # The other one is the server's launcher of logical replication.
 restart_with(max_worker_processes => 2);
 within(10, $node, $db, $ill, 'worker slots', 'a process for the launcher, none for a worker');
-holds($node, $db, detail('worker slots'), 'max_worker_processes = 2 are in use', 'which is what it says');
+holds($node, $db, detail('worker slots'), 'max_worker_processes = 2 are in use: databases and roles take turns, 1 have no worker now; raise it to at least 3 and restart the server', 'which is what it says');
 set_and_reload($node, max_worker_processes => 16);
 within(10, $node, $db, $ill, 'settings in force, worker slots', 'a setting waits for a restart');
 holds($node, $db, detail('settings in force'), 'wait for a restart: max_worker_processes', 'it says which');

@@ -66,15 +66,48 @@ TEST(Pool, ThatWaitedLongestComesFirstAmongEquals) {
             1U);
 }
 
-TEST(Pool, IsTriedAgainAfterLongerWaitsUpToFiveSeconds) {
+TEST(Pool, IsTriedAgainAfterLongerWaitsUpToFiveMinutes) {
   EXPECT_EQ(restart_wait(-1), 0);
   EXPECT_EQ(restart_wait(0), 0);
   EXPECT_EQ(restart_wait(1), 1 * kSecond);
   EXPECT_EQ(restart_wait(2), 2 * kSecond);
   EXPECT_EQ(restart_wait(3), 4 * kSecond);
-  EXPECT_EQ(restart_wait(4), 5 * kSecond);
-  EXPECT_EQ(restart_wait(1000), 5 * kSecond);
-  EXPECT_EQ(restart_wait(std::numeric_limits<int>::max()), 5 * kSecond);
+  EXPECT_EQ(restart_wait(9), 256 * kSecond);
+  EXPECT_EQ(restart_wait(10), 300 * kSecond);
+  EXPECT_EQ(restart_wait(1000), 300 * kSecond);
+  EXPECT_EQ(restart_wait(std::numeric_limits<int>::max()), 300 * kSecond);
+}
+
+TEST(Pool, WhoseWorkersFailTakesNoPlaceFromOthers) {
+  std::vector<PoolState> pools{pool(10, 1), pool(11, 0, false, kNow - kSecond)};
+  EXPECT_TRUE(contended(pools, kDatabase, 1, kNow));
+  pools[1].failed_starts = 5;
+  EXPECT_FALSE(contended(pools, kDatabase, 1, kNow));
+  EXPECT_TRUE(contended(pools, kDatabase, 1, kNow + 16 * kSecond));
+}
+
+TEST(Pool, WithSomethingToDoComesBeforeOneThatRests) {
+  PoolState resting = pool(10);
+  resting.due = kNow + kSecond;
+  PoolState busy = pool(11, 0, false, 20);
+  EXPECT_TRUE(comes_first(busy, resting, kNow));
+  EXPECT_FALSE(comes_first(resting, busy, kNow));
+  EXPECT_TRUE(comes_first(resting, busy, kNow + kSecond));
+  EXPECT_TRUE(comes_first(resting, pool(12, 1, true), kNow));
+}
+
+TEST(Pool, WaitsForASlotIfItsDatabaseHasRoomForAWorker) {
+  std::vector<PoolState> pools{pool(10, 1), pool(11), pool(12)};
+  pools[2].due = kNow + kSecond;
+  Waiting all = waiting(pools, kDatabase, 8, kNow);
+  EXPECT_EQ(all.pools, 2);
+  EXPECT_EQ(all.busy, 1);
+  EXPECT_EQ(waiting(pools, kDatabase, 2, kNow).pools, 1);
+  EXPECT_EQ(waiting(pools, kDatabase, 1, kNow).pools, 0);
+  EXPECT_EQ(waiting(pools, kOther, 8, kNow).pools, 0);
+  pools[1].failed_starts = 3;
+  pools[1].last_start = kNow;
+  EXPECT_EQ(waiting(pools, kDatabase, 8, kNow).busy, 0);
 }
 
 TEST(Pool, RestsAfterAFailedStartAndLetsOthersGoFirst) {
@@ -95,22 +128,22 @@ TEST(Pool, DoesNotRestUntilAClockThatWentBackHasCaughtUp) {
 
 TEST(Pool, ContentionIsMorePoolsThanWorkers) {
   std::vector<PoolState> pools{pool(10), pool(11)};
-  EXPECT_FALSE(contended(pools, kDatabase, 2));
-  EXPECT_TRUE(contended(pools, kDatabase, 1));
+  EXPECT_FALSE(contended(pools, kDatabase, 2, kNow));
+  EXPECT_TRUE(contended(pools, kDatabase, 1, kNow));
   pools.push_back(pool(12));
-  EXPECT_TRUE(contended(pools, kDatabase, 2));
+  EXPECT_TRUE(contended(pools, kDatabase, 2, kNow));
   pools[2].database = kOther;
-  EXPECT_FALSE(contended(pools, kDatabase, 2));
+  EXPECT_FALSE(contended(pools, kDatabase, 2, kNow));
 }
 
 TEST(Pool, WithoutAWorkerIsContentionWhenOthersHaveTakenAllPlaces) {
   std::vector<PoolState> pools{pool(10, 2, true), pool(11)};
   EXPECT_EQ(pool_to_start(pools, kDatabase, 2, kNow), std::nullopt);
-  EXPECT_TRUE(contended(pools, kDatabase, 2));
-  EXPECT_FALSE(contended(pools, kDatabase, 3));
+  EXPECT_TRUE(contended(pools, kDatabase, 2, kNow));
+  EXPECT_FALSE(contended(pools, kDatabase, 3, kNow));
   pools[1].workers = 1;
   pools[0].workers = 1;
-  EXPECT_FALSE(contended(pools, kDatabase, 2));
+  EXPECT_FALSE(contended(pools, kDatabase, 2, kNow));
 }
 
 // The launcher and workers that make room when others wait: one place, five roles.
@@ -126,7 +159,7 @@ TEST(Pool, MorePoolsThanWorkersTakeTurns) {
     pools[*next].workers = 1;
     pools[*next].last_start = now;
     ASSERT_EQ(pool_to_start(pools, kDatabase, 1, now), std::nullopt);
-    ASSERT_TRUE(contended(pools, kDatabase, 1));
+    ASSERT_TRUE(contended(pools, kDatabase, 1, kNow));
     pools[*next].workers = 0;
   }
   EXPECT_EQ(turns, (std::vector<std::size_t>{0, 1, 2, 3, 4, 0, 1, 2, 3, 4}));

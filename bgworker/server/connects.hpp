@@ -1,0 +1,18 @@
+// Connects: whether a worker can connect to a database as a role, as far as the catalogs tell. Asked in any session
+// that is in a transaction, and by the launcher.
+#pragma once
+
+#include <string>
+
+#include "postgres.hpp"
+
+namespace mq {
+
+// What keeps it from connecting, and what to do about it, in a sentence; empty: nothing that is known. A role that is
+// InvalidOid is the bootstrap superuser.
+std::string connect_obstacle(Oid database, Oid role);
+
+// The same as an error of mq_register_handler's run_as, for what is there to stay: no right to connect.
+void check_may_connect(Oid database, Oid role);
+
+}  // namespace mq
