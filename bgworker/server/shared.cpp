@@ -142,7 +142,7 @@ std::vector<int> processes_in(Oid database) {
   for (const Seat& seat : state->seats)
     if (seat.database == database && seat.worker != nullptr) result.push_back(seat.worker->pid);
   for (const Lease& lease : state->leases)
-    if (lease.token != 0 && lease.database == database) result.push_back(lease.backend);
+    if (lease.token != 0 && lease.seat >= 0 && lease.database == database) result.push_back(lease.backend);
   return result;
 }
 
@@ -180,6 +180,11 @@ Assignment take_seat(int seat) {
   // The launcher that reserved it may have gone, and another given it away.
   Seat& s = state->seats[seat];
   if (s.database == InvalidOid || s.worker != nullptr) return {InvalidOid, InvalidOid};
+  const Database* d = find_database(s.database);
+  if (d == nullptr || (d->closed_until != 0 && GetCurrentTimestamp() < d->closed_until)) {
+    s = Seat{};
+    return {InvalidOid, InvalidOid};
+  }
   my_seat = seat;
   s.worker = MyProc;
   s.waiting = false;

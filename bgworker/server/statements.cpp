@@ -266,10 +266,12 @@ void make_room(const Wanted& wanted, MqStatement& statement) {
   shared::close_database(database);
   statement.leaves = database;
   statement.drops = wanted.drops;
-  // What belongs to a superuser cannot be terminated by the statement of one who is none.
-  if (!wanted.force || fence::call([] { return superuser(); })) return;
+  // With FORCE the server ends them itself, but what belongs to a superuser only if a superuser says so. Without, this also
+  // sees to it that no worker is about to connect, and finds the database gone.
+  if (wanted.force && fence::call([] { return superuser(); })) return;
   try {
-    (void)within(kWorkersLeave, [&] { return who_is_in(database).ours == 0; });
+    (void)within(kWorkersLeave,
+                 [&] { return shared::processes_in(database).empty() && who_is_in(database).ours == 0; });
   } catch (...) {
     shared::open_database(database);
     throw;
