@@ -44,6 +44,7 @@ sub session { my ($name) = @_; return $sessions{$name} //= MqSession->new($node,
 sub flaw {
 	my ($number, $what, $case, $wrong, $right) = @_;
 	$node->safe_psql('postgres', 'CREATE DATABASE test TEMPLATE template');
+	$node->safe_psql('test', 'SELECT mq_enable()') if $kind eq 'extension';
 	my $shown = $case->();
 	$_->quit for values %sessions;
 	%sessions = ();
