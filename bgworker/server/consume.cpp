@@ -119,6 +119,7 @@ void poll(const Value& channel_names, int batch_size, ResultSet& result) {
   SqlClaimSource source;
   Claimer claimer(source, clock);
   const bool others_commit = shared::quiet_commit_under_way();
+  shared::note_poll();
 
   const OwnerScope scope;
   const SpiConnection spi;

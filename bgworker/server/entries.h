@@ -46,6 +46,7 @@ MQ_ENTRY(mq_reset_stats);
 MQ_ENTRY(mq_leased_calls);
 MQ_ENTRY(mq_row_holders);
 MQ_ENTRY(mq_server_mode);
+MQ_ENTRY(mq_has_consumers);
 MQ_ENTRY(mq_connection_refusals);
 MQ_ENTRY(mq_unsettled);
 MQ_ENTRY(mq_obstacles);

@@ -82,6 +82,10 @@ extern "C" Datum mq_server_mode_entry(FunctionCallInfo) {
   });
 }
 
+extern "C" Datum mq_has_consumers_entry(FunctionCallInfo) {
+  return mq::fence::entry([] { return BoolGetDatum(mq::shared::has_consumers()); });
+}
+
 extern "C" Datum mq_unsettled_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
     mq::ResultSet result(fcinfo);

@@ -120,6 +120,17 @@ bool quiet_commit_under_way() {
   return pg_atomic_read_u32(&audience().quiet_commits) > 0;
 }
 
+void note_poll() {
+  if (available()) pg_atomic_write_u64(&audience().polled_at, static_cast<uint64>(GetCurrentTimestamp()));
+}
+
+bool has_consumers() {
+  if (!available()) return false;
+  const auto polled = static_cast<TimestampTz>(pg_atomic_read_u64(&audience().polled_at));
+  return pg_atomic_read_u32(&audience().listeners) > 0 ||
+         (polled != 0 && GetCurrentTimestamp() - polled < kConsumersGone);
+}
+
 void close_database(Oid database) {
   if (!available()) return;
   Guard guard(LW_EXCLUSIVE);
@@ -529,6 +540,7 @@ extern "C" void mq_shared_startup(void) {
     for (mq::shared::Audience& audience : state->audiences) {
       pg_atomic_init_u32(&audience.listeners, 0);
       pg_atomic_init_u32(&audience.quiet_commits, 0);
+      pg_atomic_init_u64(&audience.polled_at, 0);
     }
     if (!pg_strong_random(&state->mark_seed, sizeof state->mark_seed)) state->mark_seed = GetCurrentTimestamp();
     // After a crash, in the same postmaster, a process that was not told to go is one that was killed. At a first start

@@ -39,6 +39,10 @@ bool begin_quiet_commit();
 void end_quiet_commit();
 // True if a quiet commit may be under way: a poll that starts now may not see it, and its consumer was not told.
 bool quiet_commit_under_way();
+// mq_poll was called in this database.
+void note_poll();
+// Somebody listens or has polled within the last minute. False where unknown.
+bool has_consumers();
 void close_database(Oid database);  // its workers should leave, none should start for a while
 void open_database(Oid database);   // undoes that
 // Their process ids: the workers of the database, and the sessions of the leased calls that run in it.

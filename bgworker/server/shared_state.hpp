@@ -28,6 +28,7 @@ constexpr std::size_t kChannelBytes = 128;
 constexpr int kNamesHeld = 64;
 constexpr std::size_t kRefusalBytes = 256;
 constexpr std::uint32_t kAudiences = 256;
+constexpr Micros kConsumersGone = 60 * kSecond;  // since somebody has polled; mq_poll tells nobody to wait for longer
 constexpr Micros kClosedFor = 20 * kSecond;  // DROP DATABASE itself waits for 5, and the hook before it
 constexpr Micros kLostFor = 3600 * kSecond;  // whoever was to charge it is gone
 constexpr int kThrottles = 256;
@@ -44,12 +45,13 @@ struct Database {
   std::uint64_t announcements;
 };
 
-// Who listens in a database, and which commits tell nobody. Found by the database's OID modulo kAudiences, so that
+// Who listens and who polls in a database, and which commits tell nobody. Found by the database's OID modulo kAudiences, so that
 // databases that nobody knows of yet have one: where two meet, one is notified for the other's listeners. Changed
 // without the lock.
 struct Audience {
   pg_atomic_uint32 listeners;
   pg_atomic_uint32 quiet_commits;
+  pg_atomic_uint64 polled_at;  // last, a TimestampTz; 0: not since the server started
 };
 
 struct Pool {

@@ -23,6 +23,10 @@ CREATE FUNCTION mq_server_mode() RETURNS text
   LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_server_mode';
 COMMENT ON FUNCTION mq_server_mode() IS 'primary, standby or single-user; for mq_health() and mq_why().';
 
+CREATE FUNCTION mq_has_consumers() RETURNS boolean
+  LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_has_consumers';
+COMMENT ON FUNCTION mq_has_consumers() IS 'Whether a session of this database listens to a channel of mq''s, or one has called mq_poll within the last minute; for mq_health().';
+
 CREATE FUNCTION mq_service(OUT preloaded boolean, OUT launcher boolean, OUT served boolean, OUT out_of_slots boolean,
                            OUT failing_role oid, OUT failed_starts integer, OUT mode text)
   LANGUAGE sql VOLATILE

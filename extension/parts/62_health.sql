@@ -14,12 +14,13 @@ CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text
                       AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')
                     ORDER BY m.channel_name LIMIT 1)
              FROM n WHERE n.name IS NOT NULL),
+         -- Consumers outside the server may take their time.
          unhandled AS (
            SELECT n.name FROM n
             WHERE NOT EXISTS (SELECT FROM mq_handlers h WHERE h.channel_name = n.name)
               AND (SELECT m.attempt_at FROM mq_msgs m WHERE m.channel_name = n.name
                       AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')
-                    ORDER BY m.attempt_at LIMIT 1) <= now() - interval '1 second'),
+                    ORDER BY m.attempt_at LIMIT 1) <= now() - CASE WHEN mq_has_consumers() THEN interval '1 minute' ELSE interval '1 second' END),
          -- The latest failures, as far as their messages are still to be handled.
          failed AS (
            SELECT f.message_id, f.attempt, f.failed_at, f.sqlstate, m.channel_name, m.channel_args, m.channel_key, m.place, m.attempt_at,

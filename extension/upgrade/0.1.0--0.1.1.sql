@@ -56,7 +56,7 @@ COMMENT ON FUNCTION mq_enabled_state() IS 'Whether messages are handled in this 
 -- replace 50_handlers.sql
 
 -- replace 61_why.sql
-REVOKE ALL ON FUNCTION mq_some(text[]), mq_leased_calls(), mq_obstacles(), mq_row_holders(), mq_service(), mq_server_mode(), mq_reason(uuid), mq_why(uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION mq_some(text[]), mq_has_consumers(), mq_leased_calls(), mq_obstacles(), mq_row_holders(), mq_service(), mq_server_mode(), mq_reason(uuid), mq_why(uuid) FROM PUBLIC;
 
 CREATE FUNCTION mq_unsettled(OUT message_id uuid, OUT channel_name text, OUT error text, OUT until timestamptz, OUT times integer)
   RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_unsettled';

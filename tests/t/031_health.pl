@@ -75,6 +75,17 @@ holds($node, $db, detail('channels not paused'), 'paused: c; mq_resume lets a ch
 $node->safe_psql($db, q{SELECT mq_resume('c'), mq_clear('{nobody''s,later}')});
 within(10, $node, $db, $ill, '', 'neither any more');
 
+# Consumers outside the server may take their time, but not for ever.
+my $due_since = "SELECT mq_send('read_outside'); UPDATE mq_msgs SET attempt_at = now() - interval";
+$node->safe_psql($db, "$due_since '30 seconds'");
+within(10, $node, $db, $ill, 'channels handled', 'a channel without a handler');
+$node->safe_psql($db, q{SELECT FROM mq_poll('{another}', 1)});
+within(10, $node, $db, $ill, '', 'which somebody may read who has polled a moment ago');
+$node->safe_psql($db, "$due_since '2 minutes'");
+within(10, $node, $db, $ill, 'channels handled', 'but for two minutes nobody has');
+$node->safe_psql($db, q{SELECT mq_clear('{read_outside}')});
+within(10, $node, $db, $ill, '', 'it is empty');
+
 $node->safe_psql($db, q{
 	SELECT mq_register_handler('block', 'handle(mq_message)', on_dead => 'block');
 	SELECT mq_send('block', name => 'fail', retries => 0, ordered => true)});

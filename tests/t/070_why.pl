@@ -91,6 +91,35 @@ $gate->query_safe('SELECT pg_advisory_unlock_all()');
 $gate->quit;
 within(10, $node, $db, why($id), qr/^is neither pending nor dead/, 'and handled');
 
+# --- a handler that ignores that its time is over -----------------------------------------------------
+
+my $go_on = $node->basedir . '/go_on';
+my $source = $node->basedir . '/deaf.c';
+append_to_file($source, qq{
+#include "postgres.h"
+#include <unistd.h>
+#include "fmgr.h"
+PG_MODULE_MAGIC;
+PG_FUNCTION_INFO_V1(deaf);
+Datum deaf(PG_FUNCTION_ARGS)
+{
+	while (access("$go_on", F_OK) != 0) usleep(10000);
+	PG_RETURN_VOID();
+}
+});
+my $module = $node->basedir . '/deaf.so';
+system_or_bail('cc', '-shared', '-fPIC', '-w', '-I' . $node->config_data('--includedir-server'), '-o', $module, $source);
+$node->safe_psql($db, qq{CREATE FUNCTION deaf(jsonb) RETURNS void LANGUAGE c AS '$module', 'deaf'});
+for my $mode ('transactional', 'leased') {
+	$node->safe_psql($db, qq{SELECT mq_register_handler('deaf_$mode', 'deaf(jsonb)', mode => '$mode', timeout => '100 ms'); SELECT mq_send('deaf_$mode')});
+	within(30, $node, $db, detail('time limits'), qr/^f\|a handler ignores that its time is over: deaf_$mode in process \d+ since [^;]*; it loops or waits without a look at interrupts; only the end of that process/,
+		"a $mode handler that ignores that its time is over is named");
+	append_to_file($go_on, '');
+	within(30, $node, $db, detail('time limits'), 't|', 'until it ends');
+	unlink $go_on;
+	$node->safe_psql($db, qq{SELECT mq_clear('{deaf_$mode}')});
+}
+
 # --- rights --------------------------------------------------------------------------------------------
 
 $node->safe_psql($db, q{CREATE ROLE nobody LOGIN; CREATE ROLE producer LOGIN; SELECT mq_grant('producer', 'produce')});
