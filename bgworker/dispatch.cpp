@@ -50,9 +50,10 @@ bool Dispatcher::run_range(std::size_t first, std::size_t last, std::size_t most
 
 bool Dispatcher::resolve(std::size_t first, const Attempt& tried, std::size_t most, const Failure& failure) {
   if (tried.reached > first && !run_range(first, tried.reached, most)) return false;
-  if (tried.yielded) {
+  const bool collided = !tried.yielded && tried.company && failure.error.is_duplicate_object();
+  if (tried.yielded || collided) {
     for (std::size_t i = tried.reached; i < tried.failed_end; ++i)
-      if (!skipped(i)) outcomes_[i] = Outcome::kYielded;
+      if (!skipped(i)) outcomes_[i] = collided ? Outcome::kCollided : Outcome::kYielded;
     return false;
   }
   if (tried.failed_end - tried.reached > 1) {
@@ -86,6 +87,7 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
     std::vector<const Claimed*> batch;
     for (std::size_t k = i; k < end; ++k) batch.push_back(&messages_[k]);
     const Micros started = now_;
+    const bool company = began_;
     try {
       caller_.call(*handlers_[i], batch, batch.size() < messages_.size());
       note_wishes(i, end);
@@ -96,7 +98,7 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
       duration_ = now_ - started;
       began_ = true;
       yielded_in_conflict_ = yielded.conflicted;
-      return {i, end, 0, true};
+      return {.reached = i, .failed_end = end, .yielded = true};
     } catch (const Error& error) {
       now_ = clock_.now();
       transaction_.rollback_to_savepoint();
@@ -104,7 +106,7 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
       error_ = error;
       duration_ = now_ - started;
       began_ = true;
-      return {i, end, 0};
+      return {.reached = i, .failed_end = end, .company = company};
     }
     began_ = true;
     now_ = clock_.now();

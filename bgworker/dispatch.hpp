@@ -9,6 +9,10 @@
 // A call that lasts while others are claimed with it is stopped, and is not charged; what worked before it runs again,
 // and the batch ends.
 //
+// A call that fails with a duplicate object (a temporary table that ends with the transaction, a named cursor, a
+// prepared statement) though another one ran before it in the transaction is not charged either: it may have met what
+// that has left, even if it was rolled back.
+//
 // A transaction uses at most kMostSavepoints savepoints (more than 64 overflow the server's cache of
 // subtransactions, and every snapshot taken in the server pays for it) and ends early when its slice of time
 // is over; what it did not reach stays as it was and is claimed again.
@@ -34,7 +38,12 @@ enum class Outcome {
   kConflict,   // 40001 or 40P01: may be tried again at once
   kExpired,    // while it waited for its turn
   kYielded,    // was stopped, since others waited behind it: runs again without company
+  kCollided,   // made what another call of the transaction had made: runs again without company
 };
+
+inline bool runs_again_alone(Outcome outcome) {
+  return outcome == Outcome::kYielded || outcome == Outcome::kCollided;
+}
 
 struct DispatchLimits {
   Micros slice_end;
@@ -68,6 +77,7 @@ class Dispatcher {
     std::size_t failed_end = 0;  // 0: nothing failed; else [reached, failed_end) was the failed call
     std::size_t cut = 0;         // not 0: all ran, but must run again up to here and no further
     bool yielded = false;        // it did not fail, it was stopped
+    bool company = false;        // the failed call was not the first of the transaction
     bool failed() const { return failed_end != 0; }
   };
 

@@ -6,6 +6,7 @@
 
 #include <exception>
 #include <string>
+#include <string_view>
 #include <utility>
 
 namespace mq {
@@ -18,6 +19,13 @@ struct Error : std::exception {
 
   // Another run at once may succeed: serialization_failure, deadlock_detected.
   bool is_conflict() const { return sqlstate == "40001" || sqlstate == "40P01"; }
+
+  // Something of that name is there: a cursor, a prepared statement, a schema, a table, a type or the like, a function.
+  bool is_duplicate_object() const {
+    for (const std::string_view state : {"42P03", "42P05", "42P06", "42P07", "42710", "42723"})
+      if (sqlstate == state) return true;
+    return false;
+  }
 
   std::string sqlstate;
   std::string message;

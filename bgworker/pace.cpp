@@ -36,7 +36,16 @@ void Pace::yielded(std::string_view channel_name, Micros after) {
     expected_.emplace(channel_name, static_cast<double>(after));
 }
 
+void Pace::collided(std::string_view channel_name, Micros now) {
+  collided_.insert_or_assign(std::string(channel_name), now);
+}
+
+void Pace::forget(Micros now) {
+  std::erase_if(collided_, [&](const auto& entry) { return now - entry.second >= kCollides; });
+}
+
 bool Pace::is_quick(const Channel& channel) const {
+  if (collided_.contains(channel.name)) return false;
   const auto found = expected_.find(channel.name);
   if (found == expected_.end()) return false;
   const double call = takes_batches(channel) ? found->second * channel.batch_size() : found->second;
@@ -44,6 +53,7 @@ bool Pace::is_quick(const Channel& channel) const {
 }
 
 int Pace::apart(const Channel& channel) const {
+  if (collided_.contains(channel.name) && !takes_batches(channel)) return 1;
   const auto found = expected_.find(channel.name);
   if (found == expected_.end()) return takes_batches(channel) ? std::min(kFirstPace, channel.batch_size()) : 1;
   const Micros length = takes_batches(channel) || is_quick(channel) ? kSlice : kApart;

@@ -54,9 +54,7 @@ bool may_come_of_company(const Error& error) {
   const std::string_view state(error.sqlstate);
   for (const std::string_view kind : {"23", "25", "40", "54", "55"})
     if (state.substr(0, 2) == kind) return true;
-  for (const std::string_view duplicate : {"42P03", "42P04", "42P05", "42P06", "42P07", "42710", "42723"})
-    if (state == duplicate) return true;
-  return false;
+  return error.is_duplicate_object();
 }
 
 void settle_wish(const Claimed& message, const Wish& wish, bool block_on_dead, Micros now, Settlement& settlement) {

@@ -320,8 +320,8 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
   bool ended_early = false;  // for another reason than its slice
   for (std::size_t i = 0; i < claim.messages.size(); ++i) {
     const Outcome outcome = dispatcher.outcomes()[i];
-    if (outcome != Outcome::kUntouched && outcome != Outcome::kYielded) ++ran;
-    if (outcome == Outcome::kYielded || outcome == Outcome::kConflict) ended_early = true;
+    if (outcome != Outcome::kUntouched && !runs_again_alone(outcome)) ++ran;
+    if (runs_again_alone(outcome) || outcome == Outcome::kConflict) ended_early = true;
     if (outcome == Outcome::kExpired) bury_expired(claim.messages[i], settlement);
     if (outcome == Outcome::kHandled) {
       const Claimed& message = claim.messages[i];
@@ -377,7 +377,7 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
   unsettled_ = 0;
   for (std::size_t i = 0; i < claim.messages.size(); ++i) {
     const Outcome outcome = dispatcher.outcomes()[i];
-    if (outcome == Outcome::kUntouched || outcome == Outcome::kConflict || outcome == Outcome::kYielded) continue;
+    if (outcome == Outcome::kUntouched || outcome == Outcome::kConflict || runs_again_alone(outcome)) continue;
     if (!conflicts_.empty()) conflicts_.erase(claim.messages[i].id);
     if (!slow_.empty() && outcome != Outcome::kFailed) slow_.erase(claim.messages[i].id);
     if (!suspects_.empty() && outcome != Outcome::kFailed) suspects_.erase(claim.messages[i].id);
@@ -424,16 +424,24 @@ void Worker::note_outcomes(const Claim& claim, const Dispatcher& dispatcher, Mic
     first = i;
   }
   std::vector<Uuid> stopped;
+  bool collided = false;
   std::string_view channel_name;
   for (std::size_t i = 0; i < messages.size(); ++i) {
-    if (dispatcher.outcomes()[i] != Outcome::kYielded) continue;
+    if (!runs_again_alone(dispatcher.outcomes()[i])) continue;
     channel_name = messages[i].channel_name;
     stopped.push_back(messages[i].id);
+    if (dispatcher.outcomes()[i] == Outcome::kCollided) {
+      collided = true;
+      continue;
+    }
     if (slow_.size() >= kMostRemembered) slow_.clear();
     slow_.insert(messages[i].id);
   }
   if (stopped.empty()) return;
-  calls_.yielded(channel_name, dispatcher.yielded_after() / static_cast<Micros>(stopped.size()));
+  if (collided)
+    calls_.collided(channel_name, ports_.clock.steady());
+  else
+    calls_.yielded(channel_name, dispatcher.yielded_after() / static_cast<Micros>(stopped.size()));
   if (dispatcher.yielded_in_conflict()) ports_.host.conflict(channel_name, began, static_cast<int>(messages.size()));
   run_alone(std::move(stopped), true);
 }

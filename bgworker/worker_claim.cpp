@@ -97,6 +97,7 @@ bool Worker::claim_alone(Claim& claim) {
 
 Worker::Offers Worker::offers(const std::vector<std::string_view>* only) {
   Offers offers;
+  calls_.forget(ports_.clock.steady());
   for (const auto& [name, channel] : registry_.channels()) {
     if (!channel.parked.empty() || channel.leased()) continue;
     if (only != nullptr && std::find(only->begin(), only->end(), name) == only->end()) continue;

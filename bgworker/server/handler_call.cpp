@@ -9,6 +9,7 @@
 #include "identity.hpp"
 #include "inflight.hpp"
 #include "long_call.hpp"
+#include "session_state.hpp"
 #include "settings.h"
 #include "shared.hpp"
 #include "signature.hpp"
@@ -81,6 +82,7 @@ class CallScope {
   CallScope(std::span<const Claimed* const> messages, MemoryContext memory)
       : call_{messages, {}, current_call}, memory_(memory), nest_level_(NewGUCNestLevel()) {
     current_call = &call_;
+    SessionState::note_call();
     shared::note_call(messages.front()->channel_name, messages.front()->id);
     inflight::set(messages.front()->id, messages.size(), shared::my_role());
   }

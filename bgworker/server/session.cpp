@@ -35,6 +35,7 @@ void Session::rollback_to_savepoint() {
 }
 
 void WorkerSession::begin() {
+  if (!state_.is_clean()) throw Error("55000", "what handlers left in the session of the worker could not be cleaned");
   fence::call([] {
     SetCurrentStatementStartTimestamp();
     StartTransactionCommand();
@@ -50,8 +51,10 @@ void WorkerSession::begin() {
 void WorkerSession::commit() {
   if (spi_) spi_->finish();
   spi_.reset();
+  state_.before_end();
   fence::call([] { CommitTransactionCommand(); }, fence::Texts::kKept);
   open_ = false;
+  state_.clean();
 }
 
 void WorkerSession::rollback() {
@@ -59,7 +62,9 @@ void WorkerSession::rollback() {
   spi_.reset();
   if (!open_) return;
   open_ = false;
+  state_.before_end();
   fence::call([] { AbortCurrentTransaction(); });
+  state_.clean();
 }
 
 void CallSession::begin() {

@@ -11,6 +11,7 @@ extern "C" {
 
 #include "../ports.hpp"
 #include "extension.hpp"
+#include "session_state.hpp"
 #include "spi.hpp"
 
 namespace mq {
@@ -32,7 +33,7 @@ class Session : public Transaction {
 };
 
 // READ COMMITTED and read-write, whatever the defaults of the role or the database are: a claim has to see
-// what was committed a moment ago.
+// what was committed a moment ago. Between transactions the session is cleaned of what handlers left in it.
 class WorkerSession : public Session {
  public:
   void begin() override;
@@ -41,6 +42,7 @@ class WorkerSession : public Session {
 
  private:
   bool open_ = false;
+  SessionState state_;
 };
 
 // Inside CALL mq_run: commits where the caller's context allows it, and is READ COMMITTED there; else everything is the

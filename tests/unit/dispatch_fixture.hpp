@@ -26,7 +26,7 @@ inline constexpr Micros kLong = 3600 * kSecond;
 // U untouched, H handled, F failed, S snoozed, D discarded, C conflict, X expired.
 inline std::string shown(const std::vector<Outcome>& outcomes) {
   std::string text;
-  for (const Outcome outcome : outcomes) text += "UHFSDCX"[static_cast<int>(outcome)];
+  for (const Outcome outcome : outcomes) text += "UHFSDCXYO"[static_cast<int>(outcome)];
   return text;
 }
 

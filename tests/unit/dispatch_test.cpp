@@ -53,6 +53,29 @@ TEST_F(DispatchTest, EveryFailureHasItsOwnErrorAndDuration) {
   EXPECT_EQ(failures[1].duration, 5);
 }
 
+TEST_F(DispatchTest, DuplicateObjectIsChargedOnlyWithoutCompany) {
+  const Message duplicate{.script = {.failures = kAlways, .sqlstate = "42P07"}};
+  EXPECT_EQ(run({kGood, duplicate, kGood}, &json), "HOU");
+  EXPECT_TRUE(failures.empty());
+  start_over();
+  EXPECT_EQ(run({duplicate, kGood, duplicate}, &json), "FHO");
+  EXPECT_EQ(failures.size(), 1U);
+}
+
+TEST_F(DispatchTest, DuplicateObjectInASecondCallOfABatchHandlerRunsThatCallAgain) {
+  for (int i = 0; i < 6; ++i) table.send(kGood);
+  table.rows.rbegin()->second.script = {.failures = kAlways, .sqlstate = "42710"};
+  Handler other = batch;
+  run({}, &batch);
+  start_over();
+  for (int i = 0; i < 6; ++i) table.send(kGood);
+  table.rows.rbegin()->second.script = {.failures = kAlways, .sqlstate = "42710"};
+  run({}, &batch);
+  session.transaction.effects.clear();
+  run_again({&other, &other, &other, &batch, &batch, &batch});
+  EXPECT_EQ(shown(outcomes), "HHHOOO");
+}
+
 TEST_F(DispatchTest, FailureIsChargedWithItsOwnErrorThoughAnotherFailsAsItRunsAgain) {
   table.send({.script = {.sqlstate = "23505"}});
   table.send({.script = {.failures = kAlways, .sqlstate = "22012"}});

@@ -308,6 +308,7 @@ void FakeHandlers::call(const Handler& handler, std::span<const Claimed* const> 
   const Micros started = clock_.time;
   if (during) during();
 
+  const bool company = !transaction_.effects.empty();
   // What a failing handler has written before is there to be undone.
   std::optional<Error> error;
   std::set<Uuid> done;
@@ -339,6 +340,8 @@ void FakeHandlers::call(const Handler& handler, std::span<const Claimed* const> 
     if (conflicts < script.conflicts) {
       ++conflicts;
       error = Error("40001", "could not serialize access");
+    } else if (script.collides && company) {
+      error = Error("42P07", "relation exists");
     } else if (!error && (row->attempts < script.failures || (script.fails_in_company && messages.size() > 1) ||
                           (script.flaky > 0 && clock_.dice() < script.flaky))) {
       error = Error(script.sqlstate, "the script says so");

@@ -36,6 +36,7 @@ struct Script {
   int failures = 0;               // so many attempts end in an error
   int failures_at_commit = 0;     // so many attempts are refused by a deferred constraint
   bool fails_in_company = false;  // a batch of more than this one
+  bool collides = false;          // with what any other call has left in the transaction: 42P07
   int snoozes = 0;                // so often it wants to come again later, when it does not fail
   bool discards = false;          // it wants to be dead, when it does not fail
   double flaky = 0;               // chance that a call fails, whatever was before

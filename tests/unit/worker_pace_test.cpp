@@ -126,6 +126,30 @@ TEST_F(WorkerTest, LeavesAChannelWhoseWorkersAreAtTheirMost) {
   EXPECT_EQ(table.handled(taken), 1);
 }
 
+// --- Collisions ---
+
+TEST_F(WorkerTest, ChannelWhoseCallsCollideHasOneToATransactionForAWhile) {
+  add_handler("c");
+  add_handler("other");
+  std::vector<Uuid> sent = table.send(50, {.script = {.collides = true}});
+  for (const Uuid& id : table.send(50, {.channel_name = "other"})) sent.push_back(id);
+  worker.run();
+  expect_handled(sent);
+  EXPECT_LE(caller.calls.size(), 160U) << "what had worked runs once more, and one call that collided";
+  EXPECT_GE(history.size(), 50U);
+  const std::size_t before = history.size();
+  sent = table.send(20, {.script = {.collides = true}});
+  worker.run();
+  expect_handled(sent);
+  EXPECT_EQ(history.size(), before + 20) << "and none collides";
+
+  clock.time += kCollides;
+  const std::size_t later = history.size();
+  table.send(20, {});
+  worker.run();
+  EXPECT_LE(history.size(), later + 2) << "forgotten";
+}
+
 // --- Slow failures ---
 
 TEST_F(WorkerTest, FailureThatTakesLongerThanASliceIsCharged) {
