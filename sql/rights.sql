@@ -69,7 +69,7 @@ SELECT count(*) > 10 AS looked FROM mq_health();
 SELECT count(*) >= 0 AS looked FROM mq_stats;
 SELECT count(*) >= 0 AS looked FROM mq_workers;
 SELECT count(*) >= 0 AS looked FROM mq_horizon;
-SELECT mq_why('00000000-0000-0000-0000-000000000001');
+SELECT mq_why('00000000-0000-0000-0000-000000000001') IS NOT NULL AS told;
 SELECT payload_json FROM mq_payloads;
 SELECT id FROM mq_msgs;
 SELECT error FROM mq_failures;

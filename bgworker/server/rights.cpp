@@ -37,7 +37,7 @@ constexpr Right kRights[] = {
       "EXECUTE ON PROCEDURE $S.mq_run"}},
     {"monitor",
      {"SELECT ON $S.mq_stats, $S.mq_workers, $S.mq_horizon",
-      "EXECUTE ON FUNCTION $S.mq_health, $S.mq_channel_stats, $S.mq_worker_seats, $S.mq_horizon_holders"}},
+      "EXECUTE ON FUNCTION $S.mq_health, $S.mq_why, $S.mq_channel_stats, $S.mq_worker_seats, $S.mq_horizon_holders"}},
     {"admin",
      {"USAGE ON TYPE $S.mq_new_t, $S.mq_message",
       "SELECT ON $S.mq_msgs, $S.mq_payloads, $S.mq_dead, $S.mq_failures, $S.mq_handlers, $S.mq_paused,"

@@ -1,7 +1,7 @@
 CREATE FUNCTION mq_grant(role regrole, "right" text) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_grant';
 COMMENT ON FUNCTION mq_grant(regrole, text) IS
-  'Gives a role a whole set of rights: produce (send messages), consume (poll, delete and clear them, and call mq_snooze and its like from handlers), monitor (mq_health, mq_stats, mq_workers, mq_horizon: no payloads, no errors of handlers) or admin (everything). 22023 or 22004 for another right.';
+  'Gives a role a whole set of rights: produce (send messages), consume (poll, delete and clear them, and call mq_snooze and its like from handlers), monitor (mq_health, mq_why, mq_stats, mq_workers, mq_horizon: no payloads, no errors of handlers) or admin (everything). 22023 or 22004 for another right.';
 
 CREATE FUNCTION mq_revoke(role regrole, "right" text) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_revoke';
