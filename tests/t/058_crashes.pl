@@ -20,6 +20,7 @@ my $source = $node->basedir . '/crash.c';
 append_to_file($source, q{
 #include "postgres.h"
 #include <signal.h>
+#include <unistd.h>
 #include "fmgr.h"
 PG_MODULE_MAGIC;
 PG_FUNCTION_INFO_V1(crash);
