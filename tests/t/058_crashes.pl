@@ -14,6 +14,8 @@ use Time::HiRes qw(usleep);
 my $node = mq_node('crashes', restart_after_crash => 'on', 'mq.max_workers' => 1);
 my $db = 'postgres';
 sub sql { return $node->safe_psql($db, shift) }
+# What brings the server down, perhaps before its sender has heard that it is sent.
+sub send_crash { $node->psql($db, shift); return }
 
 # Functions that end their process.
 my $source = $node->basedir . '/crash.c';
@@ -85,7 +87,7 @@ sub send_message {
 # --- proven --------------------------------------------------------------------------------------
 
 for my $channel ('single', 'batch', 'leased', 'leased batch') {
-	sql('BEGIN;' . join(';', send_message($channel, '{"name": "a"}', 'retries => 0'),
+	send_crash('BEGIN;' . join(';', send_message($channel, '{"name": "a"}', 'retries => 0'),
 		send_message($channel, '{"name": "b", "crash": 1}', q{retry_backoff => '0.1 s'}),
 		send_message($channel, '{"name": "c"}', 'retries => 0')) . '; COMMIT');
 	within(60, $node, $db, $dead, 'b crashed 2 57P02', "$channel: what crashes the server twice is dead");
@@ -97,18 +99,18 @@ for my $channel ('single', 'batch', 'leased', 'leased batch') {
 	empty();
 }
 for my $how ([ 2, 'abort()', 6 ], [ 5, 'a stack that is too deep', 11 ]) {
-	sql(send_message('leased', qq({"name": "b", "crash": $how->[0]}), q{retry_backoff => '0.1 s'}));
+	send_crash(send_message('leased', qq({"name": "b", "crash": $how->[0]}), q{retry_backoff => '0.1 s'}));
 	within(60, $node, $db, $dead, 'b crashed 2 57P02', "$how->[1] is a crash as well");
 	holds($node, $db, q{SELECT count(*) FROM mq_failures WHERE detail LIKE '%signal } . $how->[2] . q{.'}, 2, "$how->[1]: by its signal");
 	empty();
 }
-sql(send_message('travel', '{"step": 1}', q{retry_backoff => '0.1 s'}));
+send_crash(send_message('travel', '{"step": 1}', q{retry_backoff => '0.1 s'}));
 within(90, $node, $db, $names, 'travel 4', 'a crash before the last checkpoint is forgiven: three crashes, and handled');
 holds($node, $db, $failures, '1 57P02, 2 57P02, 3 57P02', 'though all are recorded');
 empty();
 
 # A PANIC may be the disk's: it is charged as any failure.
-sql(send_message('single', '{"name": "b", "crash": 3}', q{retries => 2, retry_backoff => '0.1 s'}));
+send_crash(send_message('single', '{"name": "b", "crash": 3}', q{retries => 2, retry_backoff => '0.1 s'}));
 within(60, $node, $db, $dead, 'b exhausted 3 57P02', 'a PANIC is not proven to be the handler\'s, but no message crashes for ever');
 empty();
 for my $channel ('single', 'leased') {
