@@ -2,6 +2,9 @@
 
 #include <fmt/core.h>
 
+#include <algorithm>
+#include <climits>
+
 #include "claim_source.hpp"
 #include "entries.h"
 #include "extension.hpp"
@@ -9,6 +12,7 @@
 #include "ledger.hpp"
 #include "marks.hpp"
 #include "result_set.hpp"
+#include "shared.hpp"
 #include "spi.hpp"
 
 extern "C" {
@@ -17,7 +21,10 @@ extern "C" {
 #include "commands/extension.h"
 #include "commands/trigger.h"
 #include "storage/lmgr.h"
+#include "storage/proc.h"
 #include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -131,6 +138,41 @@ void advance_sequences() {
   for (Statement* advance : {&places, &dead, &failures}) advance->run({});
 }
 
+// Whether that process waits for a lock that this one holds.
+bool waits_for_us(int process) {
+  return fence::call([&] {
+    const ArrayType* blockers = DatumGetArrayTypeP(DirectFunctionCall1(pg_blocking_pids, Int32GetDatum(process)));
+    const auto* pids = reinterpret_cast<const int32*>(ARR_DATA_PTR(blockers));
+    for (int i = 0; i < ArrayGetNItems(ARR_NDIM(blockers), ARR_DIMS(blockers)); ++i)
+      if (pids[i] == MyProcPid) return true;
+    return false;
+  });
+}
+
+// For a wait in which others are to find a deadlock first.
+class Patience {
+ public:
+  Patience() : before_(DeadlockTimeout) { DeadlockTimeout = std::min(before_, INT_MAX - kLonger) + kLonger; }
+  ~Patience() { DeadlockTimeout = before_; }
+  Patience(const Patience&) = delete;
+  Patience& operator=(const Patience&) = delete;
+
+ private:
+  static constexpr int kLonger = 10'000;  // milliseconds
+  const int before_;
+};
+
+// A restore in one transaction may have locked tables (TRUNCATE, DISABLE TRIGGER) that a worker waits for which has
+// begun to work. Of the two the worker gives way, since nothing is charged for that: one that waits already is asked
+// to, one that begins to wait from now on finds the deadlock itself.
+void lock_out_workers() {
+  for (const int process : shared::processes_in(MyDatabaseId))
+    if (waits_for_us(process)) shared::ask_to_give_way(process);
+  const Oid extension = Extension::get().oid();
+  const Patience patience;
+  fence::call([&] { LockDatabaseObject(ExtensionRelationId, extension, 0, AccessExclusiveLock); });
+}
+
 // pg_dump and pg_restore turn row_security off in what they write, whatever the format is.
 bool is_restoring() {
   return !row_security || (application_name != nullptr && strcmp(application_name, "pg_restore") == 0);
@@ -223,8 +265,7 @@ void enable_if_empty() {
 // with the end of their mark.
 void restored() {
   if (!current().marked) return;
-  const Oid extension = Extension::get().oid();
-  fence::call([&] { LockDatabaseObject(ExtensionRelationId, extension, 0, AccessExclusiveLock); });
+  lock_out_workers();
   const OwnerScope scope;
   const SpiConnection spi;
   forget();

@@ -406,6 +406,8 @@ void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> me
   } catch (Error& error) {
     if (!HandlerTimeout::is_over() && long_call::Call::was_stopped())
       throw Yielded{long_call::Call::waited_for_lock() && shared::others_wait_for_locks()};
+    if (error.interrupt && !HandlerTimeout::is_over() && shared::gave_way())
+      throw Error("40P01", "the call gave way to a transaction that writes into the tables of mq");
     if (!HandlerTimeout::explain(error, handler.timeout)) note_cancel(error);
     throw;
   }

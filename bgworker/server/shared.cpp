@@ -157,6 +157,21 @@ std::vector<int> processes_in(Oid database) {
   return result;
 }
 
+void ask_to_give_way(int worker) {
+  Guard guard(LW_EXCLUSIVE);
+  for (Seat& seat : state->seats) {
+    if (seat.database == InvalidOid || seat.worker == nullptr || seat.worker->pid != worker) continue;
+    seat.gives_way = true;
+    (void)kill(worker, SIGINT);
+  }
+}
+
+bool gave_way() {
+  if (my_seat < 0) return false;
+  Guard guard(LW_EXCLUSIVE);
+  return std::exchange(mine().gives_way, false);
+}
+
 void renew_workers(Oid database, Oid role) {
   if (!available()) return;
   Guard guard(LW_EXCLUSIVE);
@@ -426,6 +441,7 @@ void note_handled(std::uint64_t messages) {
 void note_batch(const Batch& messages) {
   if (my_seat < 0) return;
   Seat& seat = mine();
+  seat.gives_way = false;
   int names = 0;
   std::string_view last;
   for (const Claimed& message : messages) {

@@ -83,7 +83,8 @@ struct Seat {
   Uuid message;
   TimestampTz since;
   std::uint64_t handled;
-  bool gives_up;  // its slot, to another database
+  bool gives_up;   // its slot, to another database
+  bool gives_way;  // was asked to
   bool renew;     // it should leave: a new one would have other settings
   bool alone;     // no leased call of the pool may run beside one of this worker
   int names_held;

@@ -163,6 +163,34 @@ psql_file('same', $plain, 'and once more, after DROP EXTENSION');
 is_left_alone('same', $restored, 'after DROP EXTENSION');
 enable_and_see('same', 'after DROP EXTENSION');
 
+# --- a restore that has locked tables ------------------------------------------------------------
+
+# Its transaction has locked what a worker waits for, who has begun to work: the worker gives way. It waits for longer than
+# deadlock_timeout already, so it does not find the deadlock itself.
+set_and_reload($node, deadlock_timeout => '10ms');
+$node->safe_psql('postgres', 'CREATE DATABASE locked');
+$node->safe_psql('locked', q{
+	CREATE EXTENSION mq;
+	CREATE TABLE app (x int);
+	CREATE FUNCTION insert_into_app(m mq_message) RETURNS void LANGUAGE sql AS 'INSERT INTO app VALUES (m.attempt)';
+	SELECT mq_register_handler('c', 'insert_into_app(mq_message)')});
+for my $case ([ 'mq_msgs', 'in its claim' ], [ 'app', 'in a handler' ]) {
+	my ($table, $where) = @$case;
+	my $restore = $node->background_psql('locked');
+	$restore->query_safe("SET row_security = off; BEGIN; TRUNCATE $table");
+	$node->safe_psql('locked', q{SELECT mq_send('c', retries => 0)}) if $table eq 'app';
+	within(20, $node, 'locked', qq{SELECT count(*) > 0 FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+		WHERE a.backend_type = 'mq worker' AND l.relation = '$table'::regclass AND NOT l.granted AND l.waitstart < clock_timestamp() - interval '100 ms'},
+		't', "a worker waits $where for a transaction that has locked $table");
+	$restore->query_safe("INSERT INTO mq_handlers SELECT * FROM mq_handlers WHERE false; COMMIT");
+	$restore->quit;
+	holds($node, 'locked', $enabled, 'f', "restored beside a worker $where");
+	$node->safe_psql('locked', 'SELECT mq_enable()');
+}
+within(20, $node, 'locked', q{SELECT string_agg(x::text, ' ') FROM app}, '1', 'a call that gave way is made again, and charged nothing');
+holds($node, 'locked', 'SELECT (SELECT count(*) FROM mq_failures) + (SELECT count(*) FROM mq_dead)', 0, 'nothing has failed');
+set_and_reload($node, deadlock_timeout => '1s');
+
 # --- nothing was restored -------------------------------------------------------------------------
 
 psql_file('schema_only', dump_of('schema.sql', '--schema-only'), 'a dump of the schema is loaded');
@@ -227,5 +255,5 @@ $standby->stop;
 
 $source->stop;
 log_is_clean($source);
-log_is_clean($node);
+log_is_clean($node, qr/mq worker: canceling statement due to user request/);    # it gave way
 done_testing();
