@@ -7,6 +7,27 @@ CREATE FUNCTION mq_some(texts text[]) RETURNS text
             FROM pg_catalog.unnest(texts) WITH ORDINALITY AS t (text, n));
 COMMENT ON FUNCTION mq_some(text[]) IS 'The first ten of the texts, and how many more there are; for mq_health().';
 
+-- Not who vacuums: autovacuum locks a table for a moment to give back its end.
+CREATE FUNCTION mq_locked_tables() RETURNS SETOF text
+  LANGUAGE sql VOLATILE
+  BEGIN ATOMIC
+    SELECT CASE WHEN l.granted THEN pg_catalog.format('%s is locked by ', c.relname)
+                ELSE pg_catalog.format('whoever would read %s waits behind the ALTER, VACUUM FULL or LOCK of ', c.relname) END ||
+           CASE WHEN a.pid IS NULL THEN 'a prepared transaction'
+                ELSE pg_catalog.format('process %s (%s) since %s', a.pid, pg_catalog.concat_ws(', ', nullif(a.application_name, ''), a.state),
+                                       date_trunc('second', COALESCE(l.waitstart, a.xact_start))) END
+      FROM pg_locks l
+      JOIN pg_depend d ON d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = l.relation AND d.deptype = 'e'
+       AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass
+      JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'mq'
+      JOIN pg_class c ON c.oid = l.relation
+      LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+     WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.pid IS DISTINCT FROM pg_backend_pid()
+       AND l.database = (SELECT b.oid FROM pg_database b WHERE b.datname = current_database())
+       AND a.backend_type IS DISTINCT FROM 'autovacuum worker';
+  END;
+COMMENT ON FUNCTION mq_locked_tables() IS 'Which of mq''s tables nobody can read now, and for whom; for mq_health() and mq_why(), which would wait for them.';
+
 CREATE FUNCTION mq_row_holders(OUT pid integer, OUT channel_name text, OUT messages bigint)
   RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_row_holders';
 COMMENT ON FUNCTION mq_row_holders() IS 'Which transactions have locked messages that are due, by the process id (0: a prepared transaction); of each channel the 100 oldest are looked at. For mq_health().';
@@ -96,8 +117,8 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
   END;
 COMMENT ON FUNCTION mq_reason(uuid) IS 'For mq_why().';
 
-CREATE FUNCTION mq_why(message_id uuid) RETURNS text
-  LANGUAGE sql VOLATILE SECURITY DEFINER
+CREATE FUNCTION mq_whereabouts(message_id uuid) RETURNS text
+  LANGUAGE sql VOLATILE
   BEGIN ATOMIC
     SELECT COALESCE(
       -- Behind the first message of its ordered channel.
@@ -115,6 +136,16 @@ CREATE FUNCTION mq_why(message_id uuid) RETURNS text
          FROM mq_dead d WHERE d.id = message_id ORDER BY d.dead_no + 0 DESC LIMIT 1),
       CASE WHEN message_id IS NOT NULL
         THEN 'is neither pending nor dead: it was handled or deleted, was never sent, or its sender has not committed yet' END);
+  END;
+COMMENT ON FUNCTION mq_whereabouts(uuid) IS 'For mq_why().';
+
+CREATE FUNCTION mq_why(message_id uuid) RETURNS text
+  LANGUAGE sql VOLATILE SECURITY DEFINER
+  BEGIN ATOMIC
+    SELECT CASE WHEN l.tables IS NOT NULL AND message_id IS NOT NULL
+                THEN 'is where nobody can see it, and waits if it is due: ' || l.tables || '; end that transaction'
+                ELSE mq_whereabouts(message_id) END
+      FROM (SELECT mq_some(pg_catalog.array_agg(t)) AS tables FROM mq_locked_tables() AS t) AS l;
   END;
 COMMENT ON FUNCTION mq_why(uuid) IS
   'Says in one sentence, whose subject is the message, where it is and what it waits for, and where somebody has to do something, what. Shows no payload and no error text. NULL for NULL.';

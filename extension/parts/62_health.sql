@@ -1,7 +1,7 @@
 -- mq_health(): why messages are not moving.
 
-CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text)
-  LANGUAGE sql VOLATILE SECURITY DEFINER
+CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail text)
+  LANGUAGE sql VOLATILE
   BEGIN ATOMIC
     WITH RECURSIVE s AS (SELECT * FROM mq_service()),
          -- Channel names with messages to handle, by a skip scan.
@@ -272,5 +272,17 @@ CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text
     SELECT 'scheduled messages', true,
            'nothing is due yet in: ' || mq_some(pg_catalog.array_agg(pg_catalog.format('%s (next at %s)', l.name, date_trunc('second', l.attempt_at)) ORDER BY l.name))
       FROM later l;
+  END;
+COMMENT ON FUNCTION mq_health_rows() IS 'For mq_health(): its rows while all tables can be read.';
+
+-- mq_health_rows() is planned only when it is called: it would wait for locked tables.
+CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text)
+  LANGUAGE sql VOLATILE SECURITY DEFINER
+  BEGIN ATOMIC
+    SELECT 'tables readable', l.tables IS NULL,
+           l.tables || '; messages wait for that, and nothing else can be told meanwhile: end that transaction'
+      FROM (SELECT mq_some(pg_catalog.array_agg(t)) AS tables FROM mq_locked_tables() AS t) AS l
+    UNION ALL
+    SELECT r."check", r.ok, r.detail FROM mq_health_rows() AS r WHERE NOT EXISTS (SELECT FROM mq_locked_tables());
   END;
 COMMENT ON FUNCTION mq_health() IS 'Why messages are not moving: a row for each thing that can be in the way, ok or not, with what it is.';

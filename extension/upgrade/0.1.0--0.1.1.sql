@@ -56,7 +56,7 @@ COMMENT ON FUNCTION mq_enabled_state() IS 'Whether messages are handled in this 
 -- replace 50_handlers.sql
 
 -- replace 61_why.sql
-REVOKE ALL ON FUNCTION mq_some(text[]), mq_has_consumers(), mq_leased_calls(), mq_obstacles(), mq_row_holders(), mq_service(), mq_server_mode(), mq_reason(uuid), mq_why(uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION mq_some(text[]), mq_has_consumers(), mq_leased_calls(), mq_locked_tables(), mq_obstacles(), mq_row_holders(), mq_service(), mq_server_mode(), mq_reason(uuid), mq_whereabouts(uuid), mq_why(uuid) FROM PUBLIC;
 
 CREATE FUNCTION mq_unsettled(OUT message_id uuid, OUT channel_name text, OUT error text, OUT until timestamptz, OUT times integer)
   RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_unsettled';
@@ -64,6 +64,7 @@ COMMENT ON FUNCTION mq_unsettled() IS 'The last messages that a worker could not
 REVOKE ALL ON FUNCTION mq_unsettled() FROM PUBLIC;
 
 -- replace 62_health.sql
+REVOKE ALL ON FUNCTION mq_health_rows() FROM PUBLIC;
 -- replace 80_grants.sql
 
 COMMENT ON TABLE mq_failures IS 'Failed attempts, with the error as the server reported it (each text cut to 8 kB) and how long the handler had run: of a message the first five, those at powers of two, and the last one.';

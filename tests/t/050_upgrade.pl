@@ -29,7 +29,7 @@ my $catalog = q{
 	  UNION ALL
 	  SELECT format('index %s, replica identity %s', pg_get_indexdef(i.indexrelid), i.indisreplident) FROM relations r JOIN pg_index i ON i.indrelid = r.oid
 	  UNION ALL
-	  SELECT format('constraint %s on %s: %s', c.conname, r.oid::regclass, pg_get_constraintdef(c.oid)) FROM relations r JOIN pg_constraint c ON c.conrelid = r.oid
+	  SELECT format('constraint %s on %s: %s', c.conname, r.oid::regclass, pg_get_constraintdef(c.oid)) FROM relations r JOIN pg_constraint c ON c.conrelid = r.oid AND c.contype <> 'n'
 	  UNION ALL
 	  SELECT format('view %s: %s', r.oid::regclass, pg_get_viewdef(r.oid)) FROM relations r WHERE r.relkind = 'v'
 	  UNION ALL

@@ -255,5 +255,6 @@ $standby->stop;
 
 $source->stop;
 log_is_clean($source);
-log_is_clean($node, qr/mq worker: canceling statement due to user request/);    # it gave way
+log_is_clean($node, qr/mq worker: canceling statement due to user request/,    # it gave way
+	qr/walsender .*FATAL:  the database system is shutting down/);
 done_testing();

@@ -141,6 +141,27 @@ let_go();
 within(20, $node, $db, $left, '0|0', 'all is handled');
 within(20, $node, $db, health('workers do not wait for locks'), 't|', 'mq_health() is content');
 
+# Who would look at a table that is locked does not wait, but is told.
+my ($somebody) = split /\n/, sql(q{SELECT mq_send('fast', '{}', delay => '1 h')});
+hold('LOCK TABLE mq_msgs IN ACCESS EXCLUSIVE MODE');
+within(20, $node, $db, q{SELECT string_agg(concat_ws('|', "check", ok, detail), ' ') FROM mq_health()},
+	qr/^tables readable\|f\|mq_msgs is locked by process \d+ \(the holder, idle in transaction\) since [^;]*; messages wait for that, and nothing else can be told meanwhile: end that transaction$/,
+	'mq_health() says which table is locked, and waits for nobody');
+holds($node, $db, "SELECT mq_why('$somebody') ~ '^is where nobody can see it, and waits if it is due: mq_msgs is locked by process'", 't', 'mq_why() likewise');
+let_go();
+my $reader = $node->background_psql($db);
+$reader->query_safe('BEGIN; SELECT count(*) FROM mq_dead');
+my $locker = $node->background_psql($db);
+$locker->query_until(qr/begun/, "BEGIN;\n\\echo begun\nLOCK TABLE mq_dead IN ACCESS EXCLUSIVE MODE;\n");
+within(20, $node, $db, q{SELECT detail FROM mq_health() WHERE NOT ok}, qr/^whoever would read mq_dead waits behind the ALTER, VACUUM FULL or LOCK of process \d+ /,
+	'nor behind somebody who waits to lock it');
+$reader->query_safe('COMMIT');
+$reader->quit;
+$locker->query_safe('ROLLBACK');
+$locker->quit;
+sql(q{SELECT mq_clear('{fast}')});
+within(20, $node, $db, health('tables readable'), 't|', 'mq_health() is content');
+
 log_is_clean($node);
 $node->stop;
 done_testing();
