@@ -50,7 +50,7 @@ workload_release() {
     echo 'BASE names no commit to compare with.' >&2
     return
   fi
-  local here=$SOURCE
+  local here=$SOURCE bin=$PG_BIN port=$PG_PORT
   mkdir "$WORK/base"
   git -C "$HERE" -c safe.directory="$HERE" archive "$BASE" | tar -C "$WORK/base" -xf -
   SOURCE=$WORK/base
@@ -69,4 +69,5 @@ workload_release() {
   row "the same, 99th percentile, µs" latency99_here latency99_base
   on HERE server_stop here-server
   on BASE server_stop base-server
+  PG_BIN=$bin PG_PORT=$port
 }
