@@ -92,7 +92,7 @@ class WorkerHost : public ServerHost {
     if (had_its_turn && (contended || shared::give_up_slot(clock_.now() + most, seen_))) return false;
     // Not beyond the moment when there may be reason to leave.
     if (contended || shared::slots_are_wanted()) most = std::min(most, kTurn);
-    if (shared::is_extra()) most = std::min(most, kExtraLingers);
+    if (most > kExtraLingers && shared::is_extra()) most = kExtraLingers;
     if (most > 0) long_call::disarm();
     if (most > 0 && !shared::must_leave() && shared::begin_wait(seen_)) {
       wait_for_events(most);

@@ -3,7 +3,7 @@
 #
 #   make bench                     all workloads, five pairs of runs each; writes docs/benchmarks.md
 #   make bench QUICK=1             one pair, fewer messages, writes nothing
-#   make bench WORKLOAD=burn       one workload
+#   make bench WORKLOAD=burn       one workload: burn, horizon, slow
 #   make bench ORIGINAL=schema.txt the schema that mq replaces, to run beside it
 #   make bench WORKLOAD=release BASE=commit
 #                                  this checkout beside another commit
