@@ -9,6 +9,7 @@ extern "C" {
 #include "commands/sequence.h"
 #include "storage/lock.h"
 #include "utils/portal.h"
+#include "utils/snapmgr.h"
 }
 
 namespace mq {
@@ -45,14 +46,16 @@ void SessionState::clean() {
       fence::call([] { StartTransactionCommand(); });
       in_transaction = true;
       fence::call([] {
+        PushActiveSnapshot(GetTransactionSnapshot());  // what the catalogs have out of line is removed under it
         ResetTempTableNamespace();
+        PopActiveSnapshot();
         CommitTransactionCommand();
       });
       temporary_ = false;
     }
     dirty_ = false;
   } catch (const Error& error) {
-    if (in_transaction) AbortCurrentTransaction();
+    if (in_transaction) fence::call([] { AbortCurrentTransaction(); });
     const char* text = error.message.c_str();
     const char* state = error.sqlstate.c_str();
     fence::call([&] {

@@ -76,6 +76,11 @@ channel('temp_drop', q{CREATE TEMP TABLE work (x int) ON COMMIT DROP; INSERT INT
 handles_all('temp_drop', 'CREATE TEMP TABLE ON COMMIT DROP');
 channel('temp', q{CREATE TEMP TABLE work (x int); CREATE TEMP SEQUENCE numbers; CREATE TYPE pg_temp.pair AS (a int, b int)});
 handles_all('temp', 'temporary tables, sequences and types');
+# Of a large view the definition is out of line in the catalogs.
+channel('temp_view', q{EXECUTE (
+	SELECT 'CREATE TEMP VIEW work AS SELECT ' || string_agg(format('%L AS c%s', (SELECT string_agg(md5(n::text || i), '') FROM generate_series(1, 20) AS n), i), ', ')
+	  FROM generate_series(1, 60) AS i)});
+handles_all('temp_view', 'temporary views');
 channel('temp_once', q{CREATE TEMP TABLE IF NOT EXISTS work (x int); note := ' ' || (SELECT count(*) FROM work); INSERT INTO work VALUES (1)});
 for my $n (1 .. 2) {
 	$node->safe_psql($db, "TRUNCATE handled; SELECT mq_send('temp_once', '$n')");
