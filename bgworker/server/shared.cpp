@@ -384,7 +384,7 @@ void casualties_settled(const std::vector<int>& numbers) {
   if (!available()) return;
   Guard guard(LW_EXCLUSIVE);
   for (const int number : numbers) {
-    if (state->lost[number].charger != MyProcPid) continue;
+    if (state->lost[number].charger != MyProcPid || state->lost[number].mark.database == InvalidOid) continue;
     state->lost[number].mark.database = InvalidOid;
     --state->lost_calls;
   }
