@@ -34,6 +34,7 @@ int keep_databases(const std::vector<Oid>& served, const std::set<Oid>& without)
   for (Pool& pool : state->pools)
     if (gone(pool.database)) pool.database = InvalidOid;
   forget_lost(served);
+  forget_limits(served);
   state->databases_beyond = 0;
   for (const Oid id : served)
     if (!without.contains(id) && find_or_add_database(id) == nullptr) ++state->databases_beyond;

@@ -61,6 +61,20 @@ void note_conflict(std::int64_t name_key, Micros batch_began, int messages) {
   throttled->limits.conflict(batch_began, GetCurrentTimestamp(), messages);
 }
 
+// A limit whose time has come ends when a worker asks for it. Of a channel that has no handler any more nobody does.
+void forget_limits(const std::vector<Oid>& existing) {
+  constexpr Micros kNobodyAsked = 600 * kSecond;
+  const TimestampTz now = GetCurrentTimestamp();
+  for (Throttled& throttled : state->throttled) {
+    if (throttled.database == InvalidOid) continue;
+    if (std::find(existing.begin(), existing.end(), throttled.database) != existing.end() &&
+        now - throttled.limits.grows_at < kNobodyAsked)
+      continue;
+    throttled.database = InvalidOid;
+    --state->throttles;
+  }
+}
+
 bool others_wait_for_locks() {
   if (!available()) return false;
   Guard guard(LW_SHARED);

@@ -161,7 +161,8 @@ extern int my_seat;   // set by take_seat; -1 where there is none
 void copy_cut(char* to, std::size_t size, std::string_view text);  // at a character
 void abandon_leases();                                             // of this worker, which ends; under the lock
 void add_lost(const inflight::Mark& mark, Loss loss);              // under the lock
-void forget_lost(const std::vector<Oid>& existing);  // of databases that are gone, or long ago; under the lock
+void forget_lost(const std::vector<Oid>& existing);    // of databases that are gone, or long ago; under the lock
+void forget_limits(const std::vector<Oid>& existing);  // likewise
 
 class Guard {
  public:
