@@ -431,7 +431,7 @@ TimestampTz call_began() {
 void note_sits() {
   if (my_seat < 0 || mine().sits) return;
   mine().sits = true;
-  wake_launcher();
+  if (PGPROC* launcher = *const_cast<PGPROC* volatile*>(&state->launcher)) SetLatch(&launcher->procLatch);
 }
 
 void note_handled(std::uint64_t messages) {

@@ -1,6 +1,8 @@
 // The launcher's side of shared memory.
 
 #include <algorithm>
+#include <array>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -80,15 +82,19 @@ void want_caretaker(Oid database) {
 std::vector<PoolState> pools() {
   std::vector<PoolState> result;
   result.reserve(state->pools.size());
+  std::array<const Seat*, kSeats> taken;  // a few, as a rule, where pools may be many
+  int count = 0;
   Guard guard(LW_SHARED);
+  for (const Seat& seat : state->seats)
+    if (seat.database != InvalidOid && !seat.renew) taken[count++] = &seat;
   for (const Pool& pool : state->pools) {
     if (pool.database == InvalidOid) continue;
     int workers = 0;
     int sitting = 0;
-    for (const Seat& seat : state->seats) {
-      if (seat.database != pool.database || seat.role != pool.role || seat.renew) continue;
+    for (const Seat* seat : std::span(taken.data(), count)) {
+      if (seat->database != pool.database || seat->role != pool.role) continue;
       ++workers;
-      if (seat.sits) ++sitting;
+      if (seat->sits) ++sitting;
     }
     result.push_back({pool.database, pool.role, workers, pool.backlog, workers > 0 && sitting == workers,
                       pool.last_start, pool.failed_starts, pool.due});
