@@ -61,6 +61,8 @@ class ClaimSource {
   virtual void again(std::span<const Uuid> ids, Micros now, Batch& batch) = 0;
   // Whether the first message of a channel name is due, locked or not.
   virtual bool is_due(std::string_view channel_name, Micros now) = 0;
+  // How many first messages of the channel name's channels are due, locked or not; `limit` where there are more.
+  virtual int due(std::string_view /* channel_name */, Micros /* now */, int limit) { return limit; }
   // One of the `most` places that workers on a channel may take, held to the end of the transaction or until it is
   // released.
   virtual bool take_place(std::string_view channel_name, int most) = 0;

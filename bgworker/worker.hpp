@@ -105,6 +105,7 @@ class Worker {
   Offers offers(const std::vector<std::string_view>* only);
   Claim claim_mixed(const std::vector<Offer>& offers, int limit);
   Claim claim_apart(const std::vector<Offer>& offers, int limit);
+  bool leaves_some(const Offers& offers, const Claim& claim);
   bool take_place(const Offer& offer);
   void set_apart_lonely(Batch& messages);
   bool wants_to_be_alone(const Claimed& message) const;

@@ -14,10 +14,19 @@ namespace mq {
 
 namespace {
 
+constexpr int kMostLooked = 10;             // channel names that are asked whether they have something for others
 constexpr std::size_t kMostAlone = 10'000;  // messages; what has no room comes again with its channel
 
 bool is_empty(const Claim& claim) {
   return claim.messages.empty() && claim.leftovers.empty();
+}
+
+// First messages of their channels.
+int heads(const Claim& claim) {
+  auto count = static_cast<int>(claim.leftovers.size());
+  for (std::size_t i = 0; i < claim.messages.size(); ++i)
+    if (!claim.messages[i].ordered || i == 0 || !same_channel(claim.messages[i - 1], claim.messages[i])) ++count;
+  return count;
 }
 
 }  // namespace
@@ -64,6 +73,7 @@ Worker::Taken Worker::claim(int limit, const std::vector<std::string_view>* only
           apart ? claim_apart(equals(offers.apart), limit) : claim_mixed(equals(offers.mixed), std::min(limit, pace_));
       if (is_empty(taken.claim)) continue;
       taken.how = apart ? Taken::kApart : Taken::kMixed;
+      if (apart) taken.claim.more_is_due = leaves_some(offers, taken.claim);
       apart_first_ = !apart;
       return taken;
     }
@@ -157,6 +167,22 @@ Claim Worker::claim_apart(const std::vector<Offer>& offers, int limit) {
     if (offer.workers > 0) ports_.source.release_place(name);
   }
   return {};
+}
+
+// Whether others have something to do meanwhile. Such a claim is often full with one message, and knows of one channel
+// name only.
+bool Worker::leaves_some(const Offers& offers, const Claim& claim) {
+  const Micros now = ports_.clock.now();
+  const int taken = heads(claim);
+  if (claim.more_is_due && ports_.source.due(last_apart_, now, taken + 1) > taken) return true;
+  int looked = 0;
+  for (const auto* all : {&offers.apart, &offers.mixed})
+    for (const Offer& offer : *all) {
+      if (offer.source.channel_name == last_apart_) continue;
+      if (++looked > kMostLooked) return claim.more_is_due;
+      if (ports_.source.is_due(offer.source.channel_name, now)) return true;
+    }
+  return false;
 }
 
 // The first retry may have company, unless the error may have come of that; later ones have none, nor has the last.

@@ -290,6 +290,19 @@ bool SqlClaimSource::is_due(std::string_view channel_name, Micros now) {
   return due && *due <= now;
 }
 
+int SqlClaimSource::due(std::string_view channel_name, Micros now, int limit) {
+  static Statement count(
+      "SELECT pg_catalog.count(*)::int4 FROM (SELECT 1 FROM $S.mq_msgs m WHERE m.channel_name = $1"
+      "   AND m.attempt_at <= $2 AND (m.attempt_at, m.place) >= ($4, $5)"
+      "   AND " HEAD " LIMIT $3) d",
+      {TEXTOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID});
+  const OwnerScope scope;
+  const Position from = marks::start(channel_name);
+  const Rows rows = count.run({text_datum(channel_name), TimestampTzGetDatum(now), Int64GetDatum(limit),
+                               TimestampTzGetDatum(from.attempt_at), Int64GetDatum(from.place)});
+  return DatumGetInt32(rows.get(0, 1));
+}
+
 void SqlClaimSource::again(std::span<const Uuid> ids, Micros now, Batch& batch) {
   static Statement select("SELECT " COLUMNS " FROM " TABLES " WHERE m.id = ANY ($1) AND m.attempt_at <= $2 AND " HEAD
                           " ORDER BY m.attempt_at, m.place " LOCKED,

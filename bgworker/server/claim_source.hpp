@@ -50,6 +50,7 @@ class SqlClaimSource : public ClaimSource {
   bool is_pending(const Uuid& id) override;
   void again(std::span<const Uuid> ids, Micros now, Batch& batch) override;
   bool is_due(std::string_view channel_name, Micros now) override;
+  int due(std::string_view channel_name, Micros now, int limit) override;
   bool take_place(std::string_view channel_name, int most) override;
   void release_place(std::string_view channel_name) override;
 

@@ -15,7 +15,6 @@
 #include "fence.hpp"
 #include "host.hpp"
 #include "inflight.hpp"
-#include "marks.hpp"
 #include "sequences.hpp"
 #include "settings.h"
 #include "shared.hpp"
@@ -182,16 +181,7 @@ bool SqlLeaseStore::was_told(int number) {
 }
 
 int SqlLeaseStore::due(std::string_view channel_name, Micros now, int limit) {
-  static Statement count(
-      "SELECT pg_catalog.count(*)::int4 FROM (SELECT 1 FROM $S.mq_msgs m WHERE m.channel_name = $1"
-      "   AND m.attempt_at <= $2 AND (m.attempt_at, m.place) >= ($4, $5)"
-      "   AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000') LIMIT $3) d",
-      {TEXTOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID});
-  const OwnerScope scope;
-  const Position from = marks::start(channel_name);
-  const Rows rows = count.run({text_datum(channel_name), TimestampTzGetDatum(now), Int64GetDatum(limit),
-                               TimestampTzGetDatum(from.attempt_at), Int64GetDatum(from.place)});
-  return DatumGetInt32(rows.get(0, 1));
+  return source_.due(channel_name, now, limit);
 }
 
 int SqlLeaseStore::enter(const Entry& entry) {
