@@ -11,6 +11,7 @@
 extern "C" {
 #include "utils/array.h"
 #include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
 #include "utils/uuid.h"
 }
 
@@ -113,7 +114,15 @@ Rows Statement::run(std::span<const Param> params, Snapshot snapshot) {
 }
 
 std::string_view text_view(Datum datum) {
-  struct varlena* text = fence::call([&] { return pg_detoast_datum_packed((struct varlena*)DatumGetPointer(datum)); });
+  struct varlena* text = fence::call([&] {
+    auto* stored = (struct varlena*)DatumGetPointer(datum);
+    if (!VARATT_IS_EXTERNAL_ONDISK(stored)) return pg_detoast_datum_packed(stored);
+    // The statement that it comes from is over, and its snapshot with it. An error leaves this one to the rollback.
+    PushActiveSnapshot(GetTransactionSnapshot());
+    struct varlena* fetched = pg_detoast_datum_packed(stored);
+    PopActiveSnapshot();
+    return fetched;
+  });
   return {VARDATA_ANY(text), static_cast<std::size_t>(VARSIZE_ANY_EXHDR(text))};
 }
 

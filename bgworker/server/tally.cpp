@@ -10,6 +10,7 @@
 extern "C" {
 #include "access/xact.h"
 #include "utils/array.h"
+#include "utils/snapmgr.h"
 }
 
 namespace mq::tally {
@@ -190,8 +191,11 @@ void fold() {
       "LOCKED)) RETURNING " COLUMNS,
       {INT8OID});
   if (IsolationUsesXactSnapshot()) return;  // a row that somebody has changed since would be an error
+  // Histograms may be out of line, and are read after their statement. An error leaves it to the rollback.
+  fence::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
   ByChannel taken = by_channel(take.run({Int64GetDatum(kFold)}));
   for (auto& [name, totals] : taken) fold_channel(name, totals);
+  PopActiveSnapshot();
 }
 
 }  // namespace mq::tally
