@@ -17,8 +17,8 @@ CREATE FUNCTION mq_locked_tables() RETURNS SETOF text
                 ELSE pg_catalog.format('process %s (%s) since %s', a.pid, pg_catalog.concat_ws(', ', nullif(a.application_name, ''), a.state),
                                        date_trunc('second', COALESCE(l.waitstart, a.xact_start))) END
       FROM pg_locks l
-      JOIN pg_depend d ON d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = l.relation AND d.deptype = 'e'
-       AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass
+      JOIN pg_depend d ON d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass::oid AND d.objid = l.relation AND d.deptype = 'e'
+       AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass::oid
       JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'mq'
       JOIN pg_class c ON c.oid = l.relation
       LEFT JOIN pg_stat_activity a ON a.pid = l.pid
