@@ -93,6 +93,7 @@ bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& t
       for (const Snooze& snooze : settlement.snoozes) undeliverable.push_back(snooze.message->id);
       for (const Retry& retry : settlement.retries) undeliverable.push_back(retry.message->id);
       for (const Claimed* message : settlement.removed) undeliverable.push_back(message->id);
+      for (const Claimed* message : settlement.unhandled) undeliverable.push_back(message->id);
       throw;
     }
     const std::size_t running = runs_.size() - count(Run::kIdle) - count(Run::kConnecting) - count(Run::kCleaning);

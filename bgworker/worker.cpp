@@ -349,7 +349,7 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
     ports_.settler.settle(settlement);
   } catch (const Error& error) {
     std::vector<Owned> owned;
-    for (const Batch* batch : {&claim.leftovers, &claim.messages})
+    for (const Batch* batch : {&claim.leftovers, &claim.messages, &unhandled})
       for (const Claimed& message : *batch)
         owned.push_back({message.id, message.attempts, std::string(message.channel_name)});
     return unsettled(owned, error, taken.how == Taken::kAlone);

@@ -293,6 +293,7 @@ void FakeQueue::settle(const Settlement& settlement) {
   };
   for (const Claimed* message : settlement.removed) refuse(message);
   for (const Burial& burial : settlement.burials) refuse(burial.message);
+  for (const Claimed* message : settlement.unhandled) refuse(message);
   transaction_.settle(settlement);
 }
 

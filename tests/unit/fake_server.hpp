@@ -252,7 +252,7 @@ class FakeQueue final : public ClaimSource, public Settler {
   std::vector<std::string> taken;                        // places, by channel name
   std::vector<std::string> released;
   std::function<void()> on_again;  // run before messages are claimed again
-  std::set<Uuid> unsettleable;     // what a settlement of these fails with is 23514
+  std::set<Uuid> unsettleable;     // what a settlement of these fails with is 23514, unless it puts them off
 
  private:
   void fail_if_told();

@@ -112,6 +112,17 @@ TEST_F(LeasedTest, BatchThatCannotBeSentGoesOneByOne) {
   EXPECT_EQ(table.died(bad), 1);
 }
 
+TEST_F(LeasedTest, MessageThatNoHandlerTakesAndThatCannotBePutAsideIsPutOff) {
+  add_leased().message_name = "known";
+  const std::vector<Uuid> good = send(4, {.name = "known"});
+  const Uuid bad = send({.name = "unknown"});
+  session.queue.unsettleable = {bad};
+  run_for(30 * kSecond);
+  for (const Uuid& id : good) EXPECT_EQ(backends.finished[id], 1);
+  EXPECT_EQ(table.find(bad)->attempts, 0);
+  EXPECT_LT(hurried_waits(), 30);
+}
+
 TEST_F(LeasedTest, ErrorsWhileSettlingAreTriedAgain) {
   add_leased();
   const Uuid id = send({.script = {.cost = kSecond}});

@@ -223,6 +223,20 @@ TEST_F(CompanyTest, MessageThatCannotBeSettledIsPutOffAndTheOthersAreHandled) {
   EXPECT_TRUE(host.pauses.empty());
 }
 
+TEST_F(CompanyTest, MessageThatNoHandlerTakesAndThatCannotBePutAsideIsPutOff) {
+  add_handler("c", Shape::kJson, "known");
+  table.send(3, {.name = "known"});
+  worker.run();
+  const std::vector<Uuid> good = table.send(20, {.name = "known"});
+  const Uuid bad = table.send({.name = "unknown"});
+  session.queue.unsettleable = {bad};
+  host.wants_end = [&] { return host.delays[bad] >= 3; };
+  worker.run();
+  expect_handled(good);
+  EXPECT_EQ(table.find(bad)->attempts, 0);
+  EXPECT_LT(table.find(bad)->attempt_at, kNever);
+}
+
 TEST_F(CompanyTest, TroubleOfTheServerIsWaitedOutLongerEachTime) {
   add_handler("c");
   warm({"c"});
