@@ -54,9 +54,10 @@ Lockers lockers_of(Oid table, Datum location) {
     TransactionId raw = InvalidTransactionId;
     uint16 bits = HEAP_XMAX_INVALID;
     if (heap_fetch(relation, SnapshotAny, &tuple, &buffer, false)) {
+      LockBuffer(buffer, BUFFER_LOCK_SHARE);  // the two belong together
       raw = HeapTupleHeaderGetRawXmax(tuple.t_data);
       bits = tuple.t_data->t_infomask;
-      ReleaseBuffer(buffer);
+      UnlockReleaseBuffer(buffer);
     }
     if ((bits & HEAP_XMAX_INVALID) == 0 && (bits & HEAP_XMAX_IS_MULTI) != 0) {
       MultiXactMember* members = nullptr;
