@@ -346,10 +346,13 @@ catch_signals(void)
 static void
 end_worker(int signal, siginfo_t *info, void *context)
 {
+	int			saved_errno = errno;
+
 	if (info->si_pid != MyProcPid)
 		mq_told_to_end = true;
 	mq_ended_by = info->si_pid;
 	die(signal);
+	errno = saved_errno;		/* newer servers leave that to whoever calls die() */
 }
 
 void
