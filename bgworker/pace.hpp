@@ -15,10 +15,10 @@
 
 namespace mq {
 
-inline constexpr Micros kQuickCall = 5'000;  // a call that others may share a transaction with
-inline constexpr Micros kApart = 20'000;     // a batch of a channel whose calls are not quick
-inline constexpr Micros kSlice = 200'000;    // how long a batch's handlers may run together
-inline constexpr int kFirstPace = 64;        // messages, where nothing is known
+inline constexpr Micros kQuickCall = 5'000;        // a call that others may share a transaction with
+inline constexpr Micros kApart = 20'000;           // a batch of a channel whose calls are not quick
+inline constexpr Micros kSlice = 200'000;          // how long a batch's handlers may run together
+inline constexpr int kFirstPace = 64;              // messages, where nothing is known
 inline constexpr Micros kCollides = 60 * kSecond;  // how long a collision is remembered
 
 class Pace {

@@ -81,7 +81,7 @@ extern volatile sig_atomic_t mq_ended_by;
  * Hook: a statement begins. Whether this process is a session of a leased handler: 0 is unknown, < 0 no; then there is
  * no need to call.
  */
-extern int	mq_runs_leased;
+extern int mq_runs_leased;
 extern void mq_note_leased_call(void);
 
 /* Hooks: an object is about to be dropped. */

@@ -35,6 +35,7 @@ bool stale = true;
 // Oids whose relcache invalidation means something to us. Set by look_up().
 Oid msgs_relation = InvalidOid;
 Oid dead_relation = InvalidOid;
+Oid payloads_relation = InvalidOid;
 Oid handlers_relation = InvalidOid;
 Oid paused_relation = InvalidOid;
 Oid enabled_relation = InvalidOid;
@@ -142,6 +143,7 @@ bool Extension::look_up() {
   version_ = row.version;
   msgs_relation = relation("mq_msgs");
   dead_relation = relation("mq_dead");
+  payloads_relation = relation("mq_payloads");
   handlers_relation = relation("mq_handlers");
   paused_relation = relation("mq_paused");
   enabled_relation = fence::call([&] { return get_relname_relid("mq_enabled", row.schema); });
@@ -202,6 +204,11 @@ Oid Extension::enabled() {
 Oid Extension::msgs() {
   get();
   return msgs_relation;
+}
+
+Oid Extension::payloads() {
+  get();
+  return payloads_relation;
 }
 
 Oid Extension::dead() {

@@ -49,6 +49,7 @@ class Extension {
   // The tables that rows are counted of.
   static Oid msgs();
   static Oid dead();
+  static Oid payloads();
   static Oid enabled();                  // InvalidOid in a catalog that has no such table
   Oid relation(const char* name) const;  // of our schema; throws 42P01
 

@@ -70,6 +70,7 @@ class SettingsScope {
 void LocalSession::run(const LeasedCall& call) {
   error_.reset();
   transaction_.begin();
+  transaction_.release_snapshot();
   call.procedure ? run_procedure(call) : run_function(call);
   try {
     transaction_.commit();

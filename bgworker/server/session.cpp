@@ -9,6 +9,19 @@ extern "C" {
 
 namespace mq {
 
+void HeldSnapshot::take() {
+  fence::call([this] {
+    snapshot_ = RegisterSnapshot(GetTransactionSnapshot());
+    owner_ = CurrentResourceOwner;
+  });
+}
+
+void HeldSnapshot::release() {
+  if (snapshot_ == nullptr) return;
+  fence::call([this] { UnregisterSnapshotFromOwner(snapshot_, owner_); });
+  snapshot_ = nullptr;
+}
+
 void Session::set_savepoint() {
   fence::call([this] {
     outer_context_ = CurrentMemoryContext;
@@ -45,12 +58,14 @@ void WorkerSession::begin() {
   });
   row_locks::transaction_begins(GetCurrentTimestamp());
   open_ = true;
+  snapshot_.take();
   spi_.emplace();
 }
 
 void WorkerSession::commit() {
   if (spi_) spi_->finish();
   spi_.reset();
+  snapshot_.release();
   state_.before_end();
   fence::call([] { CommitTransactionCommand(); }, fence::Texts::kKept);
   open_ = false;
@@ -60,6 +75,7 @@ void WorkerSession::commit() {
 void WorkerSession::rollback() {
   if (spi_) spi_->forget();
   spi_.reset();
+  snapshot_.forget();
   if (!open_) return;
   open_ = false;
   state_.before_end();
@@ -69,12 +85,14 @@ void WorkerSession::rollback() {
 
 void CallSession::begin() {
   spi_.emplace(!atomic_);
-  if (atomic_ || !IsolationUsesXactSnapshot()) return;
-  isolation_changed_ = true;
-  fence::call([] {
-    if (FirstSnapshotSet) SPI_commit();
-    XactIsoLevel = XACT_READ_COMMITTED;
-  });
+  if (!atomic_ && IsolationUsesXactSnapshot()) {
+    isolation_changed_ = true;
+    fence::call([] {
+      if (FirstSnapshotSet) SPI_commit();
+      XactIsoLevel = XACT_READ_COMMITTED;
+    });
+  }
+  snapshot_.take();
 }
 
 // The transaction that the last commit began is the caller's next one.
@@ -83,6 +101,7 @@ CallSession::~CallSession() {
 }
 
 void CallSession::commit() {
+  snapshot_.release();
   if (!atomic_) fence::call([] { SPI_commit(); });
   spi_->finish();
   spi_.reset();
@@ -91,6 +110,7 @@ void CallSession::commit() {
 void CallSession::rollback() {
   // After a failed SPI_commit the server has rolled back and begun again; elsewhere the error goes on to the
   // caller, whose rollback it is.
+  snapshot_.forget();
   if (spi_) spi_->finish();
   spi_.reset();
 }

@@ -7,6 +7,7 @@
 
 extern "C" {
 #include "utils/resowner.h"
+#include "utils/snapshot.h"
 }
 
 #include "../ports.hpp"
@@ -16,15 +17,32 @@ extern "C" {
 
 namespace mq {
 
+// Held while a batch's transaction is open: no row that was visible to one of its claims is cleaned up meanwhile, so
+// nothing else can stand where that row did, even if somebody has deleted it since. Settling removes payloads, which
+// are not locked, by where the claim has found them.
+class HeldSnapshot {
+ public:
+  void take();
+  void release();                         // before the commit
+  void forget() { snapshot_ = nullptr; }  // a rollback has released it
+
+ private:
+  Snapshot snapshot_ = nullptr;
+  ResourceOwner owner_ = nullptr;
+};
+
 // Savepoints are the same for both.
 class Session : public Transaction {
  public:
   void set_savepoint() override;
   void release_savepoint() override;
   void rollback_to_savepoint() override;
+  // Nothing is claimed in this transaction; what runs in it may commit by itself.
+  void release_snapshot() { snapshot_.release(); }
 
  protected:
   std::optional<SpiConnection> spi_;
+  HeldSnapshot snapshot_;
 
  private:
   // Of the savepoint that is set; there is never more than one.

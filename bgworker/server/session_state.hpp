@@ -1,8 +1,8 @@
 // What transactional handlers leave in their worker's session, beyond their transaction: session-level advisory locks,
 // temporary objects, prepared statements, cursors WITH HOLD, the values of currval and lastval. After each batch in
 // which a handler was called the session is cleaned as DISCARD ALL would; settings are undone after each call
-// (handler_call.cpp), and plans stay, ours among them. What the server does not know of (dblink's connections, variables
-// of PL/Perl and PL/Python, C statics, the seed of random()) stays.
+// (handler_call.cpp), and plans stay, ours among them. What the server does not know of (dblink's connections,
+// variables of PL/Perl and PL/Python, C statics, the seed of random()) stays.
 #pragma once
 
 namespace mq {

@@ -268,12 +268,15 @@ void count_consumed(const Rows& removed) {
   " RETURNING m.channel_key, m.channel_name, m.channel_args, m.place," \
   "   m.after_message_id = " NIL_ID ", m.lease IS NOT NULL, m.id"
 
-Datum tid_datum(std::uint64_t location) {
-  return fence::call([&] {
-    auto* pointer = static_cast<ItemPointer>(palloc(sizeof(ItemPointerData)));
-    ItemPointerSet(pointer, static_cast<BlockNumber>(location >> 16), static_cast<OffsetNumber>(location & 0xffff));
-    return PointerGetDatum(pointer);
-  });
+Datum array_of(const std::vector<std::uint64_t>& locations) {
+  std::vector<ItemPointerData> tids(locations.size());
+  ArrayParam array(TIDOID, locations.size());
+  for (std::size_t i = 0; i < locations.size(); ++i) {
+    ItemPointerSet(&tids[i], static_cast<BlockNumber>(locations[i] >> 16),
+                   static_cast<OffsetNumber>(locations[i] & 0xffff));
+    array.add(PointerGetDatum(&tids[i]));
+  }
+  return array.datum();
 }
 
 Rows remove_rows(const std::vector<Uuid>& ids) {
@@ -287,49 +290,52 @@ Rows remove_rows(const std::vector<Uuid>& ids) {
   });
 }
 
-// Payloads are not locked. Where somebody has moved one by hand since the claim, another message's may stand by now:
-// then nothing of this is to be committed.
-void check_payloads(const std::vector<const Claimed*>& messages, const Rows& gone) {
-  std::vector<Uuid> ids;
-  ids.reserve(messages.size());
-  for (const Claimed* message : messages) ids.push_back(message->id);
-  std::sort(ids.begin(), ids.end());
-  for (std::size_t i = 0; i < gone.size(); ++i)
-    if (!std::binary_search(ids.begin(), ids.end(), uuid_of(gone.get(i, 1))))
-      throw Error("40001", "could not remove messages: rows of mq_payloads were moved while handlers ran");
+// Whether a handler has had the table written anew, so that no row is where it was.
+bool has_new_file(Oid table) {
+  return fence::call([&] {
+    const Relation relation = RelationIdGetRelation(table);
+    if (relation == nullptr) return false;
+#if PG_VERSION_NUM >= 160000
+    const bool found = relation->rd_firstRelfilelocatorSubid != InvalidSubTransactionId;
+#else
+    const bool found = relation->rd_firstRelfilenodeSubid != InvalidSubTransactionId;
+#endif
+    RelationClose(relation);
+    return found;
+  });
 }
 
 // The same as remove_messages for rows that this transaction has locked: found by where they are, without a
-// descent of an index each; nothing else can take the place of a row that is locked. One that the handler has changed
-// since is elsewhere; then they go by their ids.
+// descent of an index each; nothing else can take the place of a row that is locked, nor of a payload (HeldSnapshot).
+// One that was changed since is elsewhere; then they go by their ids.
 void remove_claimed(const std::vector<const Claimed*>& messages) {
   static Statement unordered("DELETE FROM $S.mq_msgs m WHERE m.ctid = ANY ($1)", {TIDARRAYOID});
   static Statement ordered("DELETE FROM $S.mq_msgs m WHERE m.ctid = ANY ($1)" REMOVED, {TIDARRAYOID});
-  static Statement payloads("DELETE FROM $S.mq_payloads p WHERE p.ctid = ANY ($1) RETURNING p.id", {TIDARRAYOID});
+  static Statement payloads("DELETE FROM $S.mq_payloads p WHERE p.ctid = ANY ($1)", {TIDARRAYOID});
   if (messages.empty()) return;
-  ArrayParam locations(TIDOID, messages.size()), payload_locations(TIDOID, messages.size());
+  std::vector<std::uint64_t> locations, payload_locations;
+  locations.reserve(messages.size());
+  payload_locations.reserve(messages.size());
   bool any_ordered = false;
-  std::size_t with_payload = 0;
   for (const Claimed* message : messages) {
-    locations.add(tid_datum(message->location));
+    locations.push_back(message->location);
     any_ordered = any_ordered || message->ordered;
-    if (!message->has_payload) continue;
-    payload_locations.add(tid_datum(message->payload_location));
-    ++with_payload;
+    if (message->has_payload) payload_locations.push_back(message->payload_location);
   }
   const bool skips = row_locks::Removal::skips();
-  const auto [removed, gone] = row_locks::Removal::run([&] {
-    const Rows of_messages = (any_ordered ? ordered : unordered).run({locations.datum()});
-    return std::pair(of_messages, skips ? Rows() : payloads.run({payload_locations.datum()}));
-  });
-  const std::size_t payloads_removed = gone.size();
-  check_payloads(messages, gone);
+  Rows removed;
+  std::size_t payloads_removed = 0;
+  if (!has_new_file(Extension::msgs()) && !has_new_file(Extension::payloads()))
+    row_locks::Removal::run([&] {
+      removed = (any_ordered ? ordered : unordered).run({array_of(locations)});
+      if (!skips) payloads_removed = payloads.run({array_of(payload_locations)}).size();
+    });
   if (any_ordered) link_behind(removed);
   {
     ledger::RowChanges changes(Extension::msgs());
     for (const Claimed* message : messages) changes.add(message->channel_name, -1);
   }
-  if (removed.size() == messages.size() && (!skips && payloads_removed == with_payload)) return;
+  if (removed.size() == messages.size() && (!skips && payloads_removed == payload_locations.size())) return;
   std::vector<Uuid> ids;
   ids.reserve(messages.size());
   for (const Claimed* message : messages) ids.push_back(message->id);

@@ -47,7 +47,8 @@ void close_database(Oid database);  // its workers should leave, none should sta
 void open_database(Oid database);   // undoes that
 // Their process ids: the workers of the database, and the sessions of the leased calls that run in it.
 std::vector<int> processes_in(Oid database);
-// That worker waits for a lock of this session's, and this session for it: what it does is cancelled. Others are left alone.
+// That worker waits for a lock of this session's, and this session for it: what it does is cancelled. Others are left
+// alone.
 void ask_to_give_way(int worker);
 // Workers of the database and role (InvalidOid: of all) should leave before their next claim, and others come.
 void renew_workers(Oid database, Oid role);

@@ -29,8 +29,8 @@ constexpr int kNamesHeld = 64;
 constexpr std::size_t kRefusalBytes = 256;
 constexpr std::uint32_t kAudiences = 256;
 constexpr Micros kConsumersGone = 60 * kSecond;  // since somebody has polled; mq_poll tells nobody to wait for longer
-constexpr Micros kClosedFor = 20 * kSecond;  // DROP DATABASE itself waits for 5, and the hook before it
-constexpr Micros kLostFor = 3600 * kSecond;  // whoever was to charge it is gone
+constexpr Micros kClosedFor = 20 * kSecond;      // DROP DATABASE itself waits for 5, and the hook before it
+constexpr Micros kLostFor = 3600 * kSecond;      // whoever was to charge it is gone
 constexpr int kThrottles = 256;
 constexpr int kUnsettled = 64;
 
@@ -45,9 +45,9 @@ struct Database {
   std::uint64_t announcements;
 };
 
-// Who listens and who polls in a database, and which commits tell nobody. Found by the database's OID modulo kAudiences, so that
-// databases that nobody knows of yet have one: where two meet, one is notified for the other's listeners. Changed
-// without the lock.
+// Who listens and who polls in a database, and which commits tell nobody. Found by the database's OID modulo
+// kAudiences, so that databases that nobody knows of yet have one: where two meet, one is notified for the other's
+// listeners. Changed without the lock.
 struct Audience {
   pg_atomic_uint32 listeners;
   pg_atomic_uint32 quiet_commits;
@@ -85,8 +85,8 @@ struct Seat {
   std::uint64_t handled;
   bool gives_up;   // its slot, to another database
   bool gives_way;  // was asked to
-  bool renew;     // it should leave: a new one would have other settings
-  bool alone;     // no leased call of the pool may run beside one of this worker
+  bool renew;      // it should leave: a new one would have other settings
+  bool alone;      // no leased call of the pool may run beside one of this worker
   int names_held;
   Held held[kNamesHeld];  // the current batch; what has no room is not shown
 };

@@ -114,8 +114,9 @@ Rows Statement::run(std::span<const Param> params, Snapshot snapshot) {
 }
 
 std::string_view text_view(Datum datum) {
-  struct varlena* text = fence::call([&] {
-    auto* stored = (struct varlena*)DatumGetPointer(datum);
+  auto* stored = (struct varlena*)DatumGetPointer(datum);
+  const bool plain = !VARATT_IS_EXTERNAL(stored) && !VARATT_IS_COMPRESSED(stored);
+  struct varlena* text = plain ? stored : fence::call([&] {
     if (!VARATT_IS_EXTERNAL_ONDISK(stored)) return pg_detoast_datum_packed(stored);
     // The statement that it comes from is over, and its snapshot with it. An error leaves this one to the rollback.
     PushActiveSnapshot(GetTransactionSnapshot());

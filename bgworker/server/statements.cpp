@@ -266,8 +266,8 @@ void make_room(const Wanted& wanted, MqStatement& statement) {
   shared::close_database(database);
   statement.leaves = database;
   statement.drops = wanted.drops;
-  // With FORCE the server ends them itself, but what belongs to a superuser only if a superuser says so. Without, this also
-  // sees to it that no worker is about to connect, and finds the database gone.
+  // With FORCE the server ends them itself, but what belongs to a superuser only if a superuser says so. Without, this
+  // also sees to it that no worker is about to connect, and finds the database gone.
   if (wanted.force && fence::call([] { return superuser(); })) return;
   try {
     (void)within(kWorkersLeave,
