@@ -280,7 +280,7 @@ SELECT what, acts_as FROM seen ORDER BY what COLLATE "C";
 SELECT count(mq_revoke(r.oid, s."right")) FROM pg_roles r, unnest('{produce, consume, admin}'::text[]) AS s ("right") WHERE r.rolname ~ '^regress_mq[ _]["6]|^current_user$';
 DROP ROLE "regress_mq ""'\ $$ ü; --", "regress_mq_63_______________________________________________end", "current_user";
 -- Handlers of roles that are gone.
-SELECT "check", regexp_replace(detail, 'runs as \d+', 'runs as N', 'g') AS detail FROM mq_health() WHERE "check" = 'handlers'' roles' AND NOT ok;
+SELECT detail FROM mq_health() WHERE "check" = 'handlers'' roles' AND NOT ok;
 
 DROP EXTENSION mq CASCADE;
 DROP TABLE seen, names, bait CASCADE;

@@ -131,11 +131,11 @@ SELECT mq_unregister_handler('torn', 'x');
 -- The defaults, every option, and that registering again replaces.
 SELECT mq_register_handler('work', 'handle(jsonb)');
 SELECT mq_register_handler('work', 'handle(jsonb)', 'job');
-SELECT message_name, handler, mode, batch_size, timeout, max_workers, run_as = current_user::regrole AS run_as_me, max_backoff, on_dead
+SELECT message_name, handler, mode, batch_size, timeout, max_workers, run_as = current_user AS run_as_me, max_backoff, on_dead
   FROM mq_handlers WHERE channel_name = 'work' ORDER BY message_name NULLS FIRST;
 SELECT mq_register_handler('work', 'handle(jsonb)', 'job', 'transactional', 10, '1 minute', 2, current_user::regrole, '5 minutes', 'block');
 SELECT mq_register_handler('work', 'handle(jsonb)', batch_size => 7);
-SELECT message_name, handler, mode, batch_size, timeout, max_workers, run_as = current_user::regrole AS run_as_me, max_backoff, on_dead
+SELECT message_name, handler, mode, batch_size, timeout, max_workers, run_as = current_user AS run_as_me, max_backoff, on_dead
   FROM mq_handlers WHERE channel_name = 'work' ORDER BY message_name NULLS FIRST;
 -- A registration is one of its transaction.
 BEGIN;

@@ -127,7 +127,8 @@ void register_handler(FunctionCallInfo fcinfo) {
   // Held to commit: whoever registers another handler of the channel sees this one.
   locks::lock_registration(channel_key(channel, {}));
   static Statement others(
-      "SELECT r.rolname::text, h.mode FROM $S.mq_handlers h JOIN pg_catalog.pg_roles r ON r.oid = h.run_as"
+      "SELECT r.rolname::text, h.mode FROM $S.mq_handlers h LEFT JOIN $S.mq_enabled m ON m.id = h.enabled_id"
+      "  JOIN pg_catalog.pg_roles r ON CASE WHEN m.id IS NULL THEN r.rolname = h.run_as ELSE r.oid = h.run_as_oid END"
       " WHERE h.channel_name = $1 AND h.message_name IS DISTINCT FROM $2 LIMIT 1",
       {TEXTOID, TEXTOID});
   const Rows other = others.run({name, message_name});
@@ -142,20 +143,24 @@ void register_handler(FunctionCallInfo fcinfo) {
 
 #define COLUMNS                                                                                                 \
   "(channel_name, message_name, handler, mode, batch_size, timeout, max_workers, run_as, max_backoff, on_dead," \
-  " priority, enabled_id)"
-#define UPSERT \
-  "INSERT INTO $S.mq_handlers " COLUMNS " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT "
+  " priority, enabled_id, run_as_oid)"
+#define UPSERT                                                                                                 \
+  "INSERT INTO $S.mq_handlers " COLUMNS " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON " \
+                                        "CONFLICT "
 #define REPLACE                                                                                           \
   " DO UPDATE SET handler = $3, mode = $4, batch_size = $5, timeout = $6, max_workers = $7, run_as = $8," \
-  " max_backoff = $9, on_dead = $10, priority = $11, enabled_id = $12"
-#define TYPES \
-  { TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, INTERVALOID, INT4OID, OIDOID, INTERVALOID, TEXTOID, INT4OID, UUIDOID }
+  " max_backoff = $9, on_dead = $10, priority = $11, enabled_id = $12, run_as_oid = $13"
+#define TYPES                                                                                                  \
+  {                                                                                                            \
+    TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, INTERVALOID, INT4OID, TEXTOID, INTERVALOID, TEXTOID, INT4OID, \
+        UUIDOID, OIDOID                                                                                        \
+  }
   static Statement for_name(UPSERT "(channel_name, message_name) WHERE message_name IS NOT NULL" REPLACE, TYPES);
   static Statement for_any(UPSERT "(channel_name) WHERE message_name IS NULL" REPLACE, TYPES);
   (message_name.null ? for_any : for_name)
       .run({name, message_name, text_datum(signature), text_datum(mode), batch_size, timeout, max_workers,
-            ObjectIdGetDatum(run_as), max_backoff, text_datum(on_dead), Int32GetDatum(priority),
-            enabled_id ? Param(uuid_datum(*enabled_id)) : Param()});
+            text_datum(run_as_name), max_backoff, text_datum(on_dead), Int32GetDatum(priority),
+            enabled_id ? Param(uuid_datum(*enabled_id)) : Param(), ObjectIdGetDatum(run_as)});
   Extension::registry_changed();
   ledger::announce();
   ledger::wake(channel);

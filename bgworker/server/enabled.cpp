@@ -110,14 +110,34 @@ void mark() {
       "   system_identifier = EXCLUDED.system_identifier, extension_xmin = EXCLUDED.extension_xmin,"
       "   subscribed = EXCLUDED.subscribed, enabled_at = EXCLUDED.enabled_at, enabled_by = EXCLUDED.enabled_by",
       {OIDOID, INT8OID});
+  // Roles by their names: in another server their oids are those of others.
   static Statement adopt(
-      "UPDATE $S.mq_handlers h SET enabled_id = m.id FROM $S.mq_enabled m WHERE h.enabled_id IS DISTINCT FROM m.id",
+      "UPDATE $S.mq_handlers h SET enabled_id = m.id, run_as_oid = r.oid FROM $S.mq_enabled m, pg_catalog.pg_roles r"
+      " WHERE h.enabled_id IS DISTINCT FROM m.id AND r.rolname = h.run_as AND h.run_as_oid IS DISTINCT FROM 0",
       {});
   insert.run({ObjectIdGetDatum(MyDatabaseId), system_identifier()});
   adopt.run({});
   changed();
   Extension::registry_changed();
   ledger::announce();
+}
+
+// Of handlers that mark() left alone, since their roles are not here.
+void warn_of_missing_roles() {
+  static Statement select(
+      "SELECT pg_catalog.string_agg(DISTINCT pg_catalog.format('%I', h.run_as), ', ')"
+      "  FROM $S.mq_handlers h JOIN $S.mq_enabled m ON m.id IS DISTINCT FROM h.enabled_id"
+      " WHERE h.run_as_oid IS DISTINCT FROM 0",
+      {});
+  const Rows rows = select.run({});
+  if (rows.is_null(0, 1)) return;
+  const std::string roles(text_view(rows.get(0, 1)));
+  const char* names = roles.c_str();
+  fence::call([&] {
+    ereport(WARNING, (errmsg("handlers are left alone, since the roles that they run as do not exist: %s", names),
+                      errhint("Create the roles and call mq_enable() again, or register the handlers with another "
+                              "run_as.")));
+  });
 }
 
 // A dump may hold rows and no sequence, or an older one; what a subscription writes draws from none.
@@ -208,6 +228,19 @@ bool confirm() {
   return found.enabled();
 }
 
+void follow_roles() {
+  static Statement follow(
+      "UPDATE $S.mq_handlers h SET run_as = COALESCE(c.rolname::pg_catalog.text, h.run_as),"
+      "                            run_as_oid = COALESCE(c.oid, 0)"
+      "  FROM (SELECT l.ctid AS row, r.oid, r.rolname FROM $S.mq_handlers l JOIN $S.mq_enabled m ON m.id = l.enabled_id"
+      "          LEFT JOIN pg_catalog.pg_roles r ON r.oid = l.run_as_oid"
+      "         WHERE l.run_as_oid <> 0 AND r.rolname IS DISTINCT FROM l.run_as FOR NO KEY UPDATE OF l SKIP LOCKED) c"
+      " WHERE h.ctid = c.row",
+      {});
+  const OwnerScope scope;
+  follow.run({});
+}
+
 std::string why_not() {
   const Standing& found = current();
   if (found.enabled()) return {};
@@ -244,6 +277,7 @@ void enable() {
   const OwnerScope scope;
   const SpiConnection spi;
   mark();
+  warn_of_missing_roles();
   advance_sequences();
   // Rows that came past our functions are older than what the marks know.
   for (const std::string& name : SqlClaimSource().channel_names()) {

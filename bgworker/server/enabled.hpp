@@ -17,6 +17,8 @@
 //              a database that it was not made for
 //
 // A row of mq_handlers has the id of the mark that it was registered under. One that came by replication has another.
+// The role that it runs as is that of its oid where it was registered, and elsewhere the one of its name, which
+// mq_enable() looks for: where there is none, the row keeps its foreign id, and is not called.
 #pragma once
 
 #include <optional>
@@ -35,6 +37,9 @@ bool here_at_last();
 // here(), for who is about to work: puts the mark in order after pg_upgrade, or forgets one of elsewhere. Waits for
 // nobody.
 bool confirm();
+// Brings the names of roles that were renamed into mq_handlers, lest a dump have the old ones, and marks the handlers
+// of dropped roles, whose names others may get.
+void follow_roles();
 // Why it is not; empty if it is. For whoever has to do something about it.
 std::string why_not();
 // 55000 with that.

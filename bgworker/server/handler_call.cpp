@@ -229,9 +229,13 @@ void FmgrCaller::load(Oid role, Registry& registry) {
   static Statement select(
       "SELECT channel_name, message_name, handler, batch_size, timeout, max_workers, max_backoff, on_dead, mode,"
       "       priority, EXISTS (SELECT 1 FROM $S.mq_handlers o WHERE o.channel_name = h.channel_name"
-      "                    AND (o.mode <> h.mode OR o.run_as <> h.run_as)),"
-      "       h.enabled_id IS NOT DISTINCT FROM (SELECT m.id FROM $S.mq_enabled m)"
-      "  FROM $S.mq_handlers h WHERE h.run_as = $1"
+      "                    AND (o.mode <> h.mode OR CASE WHEN o.enabled_id = h.enabled_id THEN o.run_as_oid <> "
+      "h.run_as_oid"
+      "                                                  ELSE o.run_as <> h.run_as END)),"
+      "       m.id IS NOT NULL"
+      "  FROM $S.mq_handlers h LEFT JOIN $S.mq_enabled m ON m.id = h.enabled_id"
+      " WHERE CASE WHEN m.id IS NOT NULL THEN h.run_as_oid = $1"
+      "            ELSE h.run_as = (SELECT r.rolname FROM pg_catalog.pg_roles r WHERE r.oid = $1) END"
       "    AND NOT EXISTS (SELECT 1 FROM $S.mq_paused p WHERE p.channel_name = h.channel_name)"
       "  ORDER BY channel_name",
       {OIDOID});

@@ -216,16 +216,23 @@ class WorkerHost : public ServerHost {
     });
   }
 
-  // Roles that handlers are to run as; the caretaker's where there is none.
+  // Roles that handlers are to run as; the caretaker's where there is none. Sees to it that mq_handlers has their
+  // names.
   std::vector<Oid> handler_roles() {
     static Statement select(
-        "SELECT DISTINCT r.oid FROM $S.mq_handlers h JOIN $S.mq_enabled m ON m.id = h.enabled_id"
-        "  JOIN pg_catalog.pg_roles r ON r.oid = h.run_as",
+        "SELECT r.oid, pg_catalog.bool_or(r.rolname IS DISTINCT FROM h.run_as)"
+        "  FROM $S.mq_handlers h JOIN $S.mq_enabled m ON m.id = h.enabled_id"
+        "  LEFT JOIN pg_catalog.pg_roles r ON r.oid = h.run_as_oid WHERE h.run_as_oid <> 0 GROUP BY r.oid",
         {});
     std::vector<Oid> roles;
     const OwnerScope scope;
     const Rows rows = select.run({});
-    for (std::size_t i = 0; i < rows.size(); ++i) roles.push_back(DatumGetObjectId(rows.get(i, 1)));
+    bool changed = false;
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      if (!rows.is_null(i, 1)) roles.push_back(DatumGetObjectId(rows.get(i, 1)));
+      changed = changed || DatumGetBool(rows.get(i, 2));
+    }
+    if (changed) enabled::follow_roles();
     if (roles.empty()) roles.push_back(kCaretaker);
     return roles;
   }

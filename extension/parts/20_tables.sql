@@ -131,7 +131,9 @@ COMMENT ON SEQUENCE mq_failures_failure_no_seq IS 'Numbers of failed attempts.';
 CREATE INDEX mq_failures_message_id ON mq_failures (message_id);
 CREATE INDEX mq_failures_failed_at ON mq_failures (failed_at);
 
--- Functions by their signature, not by oid, which would not survive pg_upgrade; roles by their oid, which does.
+-- Functions by their signature, not by oid, which would not survive pg_upgrade. Roles by their oid in the database where
+-- they were registered, and by their name in any other that the row is restored into; neither column is of a reg* type,
+-- which fails to load where the role is missing.
 CREATE TABLE mq_handlers (
   channel_name text COLLATE "C" NOT NULL,
   message_name text COLLATE "C",
@@ -140,17 +142,19 @@ CREATE TABLE mq_handlers (
   batch_size integer,
   timeout interval,
   max_workers integer,
-  run_as regrole NOT NULL,
+  run_as text NOT NULL,
   max_backoff interval NOT NULL,
   on_dead text NOT NULL,
   priority integer NOT NULL,
-  enabled_id uuid
+  enabled_id uuid,
+  run_as_oid oid
 );
 COMMENT ON TABLE mq_handlers IS 'The registered handlers. Written by mq_register_handler and mq_unregister_handler.';
 COMMENT ON COLUMN mq_handlers.message_name IS 'NULL: every name on the channel that has no handler of its own.';
 COMMENT ON COLUMN mq_handlers.handler IS 'The function, schema-qualified, with its argument type.';
-COMMENT ON COLUMN mq_handlers.run_as IS 'The role that the worker is connected as. If it is renamed, so it is here; if it is dropped, the registration is left alone.';
+COMMENT ON COLUMN mq_handlers.run_as IS 'Name of the role that the worker is connected as. If it is renamed, so it is here by the next worker that looks; if it is dropped, the registration is left alone.';
 COMMENT ON COLUMN mq_handlers.enabled_id IS 'Id of the row in mq_enabled under which it was registered. Of another one: it comes from another database, and is not called.';
+COMMENT ON COLUMN mq_handlers.run_as_oid IS 'The role run_as, in the database that enabled_id tells; elsewhere mq_enable() looks for its name. 0: it was dropped.';
 CREATE UNIQUE INDEX mq_handlers_name ON mq_handlers (channel_name, message_name) WHERE message_name IS NOT NULL;
 CREATE UNIQUE INDEX mq_handlers_any ON mq_handlers (channel_name) WHERE message_name IS NULL;
 

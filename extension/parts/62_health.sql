@@ -4,6 +4,14 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
   LANGUAGE sql VOLATILE
   BEGIN ATOMIC
     WITH RECURSIVE s AS (SELECT * FROM mq_service()),
+         -- Handlers with the roles that they mean, as bgworker/server/enabled.hpp tells.
+         handler AS (
+           SELECT h.channel_name, h.handler, h.mode, m.id IS NOT NULL AS is_here, h.run_as_oid IS DISTINCT FROM 0::pg_catalog.oid AS may_come,
+                  r.oid AS role, COALESCE(r.rolname::text, h.run_as) AS run_as, r.rolcanlogin
+             FROM mq_handlers h
+             LEFT JOIN mq_enabled m ON m.id = h.enabled_id
+             LEFT JOIN pg_roles r ON CASE WHEN m.id IS NOT NULL THEN r.oid = h.run_as_oid
+                                          ELSE r.rolname = h.run_as AND h.run_as_oid IS DISTINCT FROM 0::pg_catalog.oid END),
          -- Channel names with messages to handle, by a skip scan.
          n (name) AS (
            SELECT (SELECT m.channel_name FROM mq_msgs m
@@ -110,7 +118,7 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
            'registered in another database, so not called here: ' ||
            mq_some(pg_catalog.array_agg(h.channel_name || ' ' || h.handler ORDER BY h.channel_name)) ||
            '; SELECT mq_enable() takes them over'
-      FROM mq_enabled m JOIN mq_handlers h ON h.enabled_id IS DISTINCT FROM m.id
+      FROM handler h WHERE NOT h.is_here AND h.role IS NOT NULL AND EXISTS (SELECT FROM mq_enabled)
     UNION ALL
     SELECT 'workers allowed', current_setting('mq.max_workers') <> '0',
            CASE WHEN current_setting('mq.max_workers') = '0' THEN 'mq.max_workers = 0' END
@@ -161,21 +169,23 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
     SELECT 'handlers agree', pg_catalog.count(c.channel_name) = 0,
            'different mode or run_as for one channel, which is left alone: ' || mq_some(pg_catalog.array_agg(c.channel_name ORDER BY c.channel_name)) ||
            '; mq_unregister_handler those that are wrong'
-      FROM (SELECT h.channel_name FROM mq_handlers h GROUP BY h.channel_name
-             HAVING min(h.mode) <> max(h.mode) OR min(h.run_as::oid) <> max(h.run_as::oid)) c
+      FROM (SELECT h.channel_name FROM handler h GROUP BY h.channel_name
+             HAVING min(h.mode) <> max(h.mode) OR min(COALESCE(h.role, 0::pg_catalog.oid)) <> max(COALESCE(h.role, 0::pg_catalog.oid))) c
     UNION ALL
     SELECT 'handlers may be called', pg_catalog.count(h.handler) = 0,
            'by the role that they run as, and their owners are members of it; not: ' ||
            mq_some(pg_catalog.array_agg(h.channel_name || ' ' || h.handler ORDER BY h.channel_name))
-      FROM mq_handlers h JOIN pg_roles r ON r.oid = h.run_as
-     WHERE mq_handler_trouble(h.handler, h.run_as, h.mode) IS NOT NULL
+      FROM handler h WHERE mq_handler_trouble(h.handler, h.role::pg_catalog.regrole, h.mode) IS NOT NULL
     UNION ALL
     -- A worker is connected as the role; only newer servers let it without LOGIN.
     SELECT 'handlers'' roles', pg_catalog.count(h.run_as) = 0,
-           'gone, or without LOGIN: ' || mq_some(pg_catalog.array_agg(h.channel_name || ' runs as ' || h.run_as::text ORDER BY h.channel_name)) || '; mq_register_handler with another run_as, or ALTER ROLE ... LOGIN'
-      FROM mq_handlers h
-     WHERE NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = h.run_as
-                          AND (r.rolcanlogin OR current_setting('server_version_num')::int >= 170000))
+           'gone, or without LOGIN: ' ||
+           mq_some(pg_catalog.array_agg(h.channel_name || ' runs as ' || h.run_as ||
+                                        CASE WHEN h.role IS NULL AND NOT h.is_here AND h.may_come THEN ' (comes from another database: CREATE ROLE, then SELECT mq_enable())' ELSE '' END
+                                        ORDER BY h.channel_name)) ||
+           '; mq_register_handler with another run_as, or ALTER ROLE ... LOGIN'
+      FROM handler h
+     WHERE h.role IS NULL OR NOT (h.rolcanlogin OR current_setting('server_version_num')::int >= 170000)
     UNION ALL
     SELECT 'leased connections', pg_catalog.count(r.error) = 0, mq_some(pg_catalog.array_agg(pg_catalog.format('as %s: %s', r.role::pg_catalog.regrole, r.error))) ||
            '; nothing is charged meanwhile: raise max_connections or lower mq.leased_sessions where there is no room, and see Troubleshooting in the README for pg_hba.conf and mq.leased_conninfo'

@@ -11,15 +11,12 @@ ALTER TABLE mq_failures ADD crash boolean;
 COMMENT ON COLUMN mq_failures.crash IS 'True: the attempt is proven to have brought the server down; false: so it is, but mq_checkpoint has been called since.';
 COMMENT ON TABLE mq_failures IS 'Failed attempts, with the error as the server reported it (each text cut to 8 kB) and how long the handler had run: of a message the first five, those at powers of two, and the last one.';
 
--- What depends on the column is replaced below.
-CREATE OR REPLACE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text)
-  LANGUAGE sql VOLATILE SECURITY DEFINER BEGIN ATOMIC SELECT ''::pg_catalog.text, true, ''::pg_catalog.text; END;
-ALTER TABLE mq_handlers ALTER run_as TYPE regrole
-  USING COALESCE(pg_catalog.to_regrole(pg_catalog.quote_ident(run_as)), '-'::pg_catalog.regrole);
-COMMENT ON COLUMN mq_handlers.run_as IS 'The role that the worker is connected as. If it is renamed, so it is here; if it is dropped, the registration is left alone.';
-
+COMMENT ON COLUMN mq_handlers.run_as IS 'Name of the role that the worker is connected as. If it is renamed, so it is here by the next worker that looks; if it is dropped, the registration is left alone.';
 ALTER TABLE mq_handlers ADD COLUMN enabled_id uuid;
 COMMENT ON COLUMN mq_handlers.enabled_id IS 'Id of the row in mq_enabled under which it was registered. Of another one: it comes from another database, and is not called.';
+-- mq_enable() below looks for the roles.
+ALTER TABLE mq_handlers ADD COLUMN run_as_oid oid;
+COMMENT ON COLUMN mq_handlers.run_as_oid IS 'The role run_as, in the database that enabled_id tells; elsewhere mq_enable() looks for its name. 0: it was dropped.';
 
 -- Not in a dump: a database that is restored is not the one that it is a dump of.
 CREATE TABLE mq_enabled (
