@@ -80,7 +80,10 @@ bool send_in_place(const NewMessage& message) {
       "               WHERE m.id = $1 AND m.attempt_at IS NULL"
       "              RETURNING m.id, m.attempt_at, m.place, m.after_message_id, m.channel_key),"
       " payload AS (INSERT INTO $S.mq_payloads (id, name, payload_json, payload_bytes, channel_key)"
-      "             SELECT b.id, $4, $5, $6, b.channel_key FROM back b)"
+      "             SELECT b.id, $4, $5, $6, b.channel_key FROM back b"
+      // The payload that settling left to the sweep, since somebody held it.
+      "             ON CONFLICT (id) DO UPDATE SET name = EXCLUDED.name, payload_json = EXCLUDED.payload_json,"
+      "               payload_bytes = EXCLUDED.payload_bytes, channel_key = EXCLUDED.channel_key)"
       " SELECT b.attempt_at, b.place, b.after_message_id = $7 FROM back b",
       {UUIDOID, INT4OID, INTERVALOID, TEXTOID, JSONBOID, BYTEAOID, UUIDOID, TEXTOID});
   const auto param = [](const Value& value) { return value.null ? Param() : Param(value.datum); };
@@ -93,6 +96,19 @@ bool send_in_place(const NewMessage& message) {
   if (DatumGetBool(rows.get(0, 3)))
     ledger::due(channel_name, {DatumGetTimestampTz(rows.get(0, 1)), DatumGetInt64(rows.get(0, 2))});
   return true;
+}
+
+// What dead messages left behind: the row that blocks a channel, and a payload that the sweep was to remove, since
+// somebody held it; whoever holds it now is waited for.
+void remove_rest(const std::vector<Uuid>& ids) {
+  static Statement payloads(
+      "DELETE FROM $S.mq_payloads p WHERE p.id = ANY ($1)"
+      "   AND NOT EXISTS (SELECT 1 FROM $S.mq_msgs m WHERE m.id = p.id)",
+      {UUIDARRAYOID});
+  remove_messages(ids);
+  ArrayParam array(UUIDOID, ids.size());
+  for (const Uuid& id : ids) array.add(uuid_datum(id));
+  payloads.run({array.datum()});
 }
 
 bool is_taken(const NewMessage& message) {
@@ -117,7 +133,7 @@ class Redrive {
     if (blocks && send_in_place(message)) {
       // Sent.
     } else if (!message.dedup_key.null) {
-      remove_messages({id});
+      remove_rest({id});
       Sender one(Sender::Json::kJsonb, false);
       one.add(message);
       if (one.send_once() != id) return;
@@ -143,7 +159,7 @@ class Redrive {
     if (together_.empty()) return;
     Sender sender(Sender::Json::kJsonb, false);
     for (const NewMessage& message : together_) sender.add(message);
-    remove_messages(sender.ids());  // the row that a message left behind to block its channel
+    remove_rest(sender.ids());
     sender.send();
     together_.clear();
   }
