@@ -24,7 +24,7 @@ bool comes_first(const PoolState& a, const PoolState& b, Micros now) {
 }
 
 std::optional<std::size_t> pool_to_start(const std::vector<PoolState>& pools, DatabaseId database, int most_workers,
-                                         Micros now) {
+                                         Micros now, Starts starts) {
   int running = 0;
   std::optional<std::size_t> best;
   for (std::size_t i = 0; i < pools.size(); ++i) {
@@ -32,7 +32,7 @@ std::optional<std::size_t> pool_to_start(const std::vector<PoolState>& pools, Da
     if (pool.database != database) continue;
     running += pool.workers;
     const bool wanted = pool.workers == 0 || ((pool.backlog || pool.sits) && pool.role != kCaretaker);
-    if (!wanted || rests(pool, now)) continue;
+    if (!wanted || rests(pool, now) || (starts == Starts::kKeepers && pool.keepers == 0)) continue;
     if (!best || comes_first(pool, pools[*best], now)) best = i;
   }
   return running < most_workers ? best : std::nullopt;

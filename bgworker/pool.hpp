@@ -4,7 +4,8 @@
 // nothing is known, the pool of kCaretaker, which looks after the database and runs no handler. Each pool rests
 // on one worker. Backlog brings more, up to the limit of the database, and so do long batches: while all workers of a
 // pool sit in some, nobody of it waits for messages, timers and sweeps. When there are more pools than workers, they
-// take turns, the one that waited longest first.
+// take turns, the one that waited longest first. A worker that has had its turn while leased calls of it run stays as
+// their keeper, without a place, until its pool's next turn: then it goes on, and no other process is started.
 #pragma once
 
 #include <cstdint>
@@ -28,6 +29,7 @@ struct PoolState {
   Micros last_start = 0;
   int failed_starts = 0;  // in a row: a worker that ended before it could serve
   Micros due = 0;         // where a worker gave up its slot: when there is something to do next, as far as it knew
+  int keepers = 0;        // workers that look after leased calls without a place: they go on when they are given one
 };
 
 // A pool whose workers keep failing is tried again after 1, 2, 4 seconds and so on, at last every 5 minutes.
@@ -38,8 +40,10 @@ Micros restart_wait(int failed_starts);
 bool comes_first(const PoolState& a, const PoolState& b, Micros now);
 
 // The pool of `database` to start a worker for now, as an index into `pools`; none: all is as it should be.
+// `kKeepers`: there is no room for processes, so only one that needs none.
+enum class Starts { kAll, kKeepers };
 std::optional<std::size_t> pool_to_start(const std::vector<PoolState>& pools, DatabaseId database, int most_workers,
-                                         Micros now);
+                                         Micros now, Starts starts = Starts::kAll);
 
 // More pools than workers, or one that waits for a place that a second worker of another took: who has had a turn
 // should make room. For a pool whose workers fail nobody makes room.

@@ -201,6 +201,12 @@ class Host {
   virtual void watch(std::vector<Socket> /* sockets */) {}
   // Waits though the worker should end, since leased calls run. False: it must not wait for them.
   virtual bool wait_to_leave(Micros /* most */) { return false; }
+  // Until it leaves it does nothing else, so its place is for others; and whether it was given one again, and should go
+  // on.
+  virtual void give_place_up() {}
+  virtual bool has_place() { return false; }
+  // Whether no more leased calls should begin, so that it can leave when those that run are over.
+  virtual bool should_drain() { return false; }
   virtual bool should_leave(Micros idle_for) = 0;
   virtual void backlog(bool more_is_due) = 0;
   virtual void report(std::string_view activity) = 0;

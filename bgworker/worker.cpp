@@ -61,6 +61,11 @@ void Worker::run() {
   bool sweep_on = false;   // when there is nothing else to do
   Micros next_expiry = 0;  // look then
   bool look_for_orphans = true;
+  const auto leaves = [&] {
+    if (!drain()) return true;
+    idle_since = ports_.clock.now();
+    return false;
+  };
   for (;;) try {
       Micros most = ports_.host.poll_interval();
       const Micros interval = most;
@@ -68,13 +73,16 @@ void Worker::run() {
       if (const Micros left = charge_again_at_ - ports_.clock.steady(); left > 0) most = std::min(most, left);
       BatchResult result;
       part(batch_trouble_, most, [&] { result = run_batch(ports_.host.batch_size(), nullptr); });
-      if (result.over) return drain();
+      if (result.over) {
+        if (leaves()) return;
+        continue;
+      }
       LeasedHandlers::Turn turn;
       if (ports_.leased != nullptr)
         part(leased_trouble_, most, [&] {
           if (look_for_orphans) release_orphans();
           look_for_orphans = false;
-          turn = ports_.leased->turn(registry_, {});
+          turn = ports_.leased->turn(registry_, {.drain = ports_.host.should_drain()});
         });
       if (turn.handled > 0) ports_.host.handled(turn.handled);
       // Of a batch it was told when it was claimed.
@@ -101,7 +109,7 @@ void Worker::run() {
         }
       });
       if (again) {
-        if (!ports_.host.wait(0)) return drain();
+        if (!ports_.host.wait(0) && leaves()) return;
         continue;
       }
       part(batch_trouble_, most, [&] {
@@ -115,10 +123,13 @@ void Worker::run() {
         if (const auto turn_in = ports_.leased->next_turn()) most = std::min(most, *turn_in);
       ports_.host.report({});
       if (is_leasing()) idle_since = ports_.clock.now();
-      if (ports_.host.should_leave(ports_.clock.now() - idle_since)) return drain();
+      if (ports_.host.should_leave(ports_.clock.now() - idle_since)) {
+        if (leaves()) return;
+        continue;
+      }
       watch();
       // After trouble it does not wait as one that is free for work.
-      if (!(batch_trouble_.failures() > 0 ? ports_.host.pause(most) : ports_.host.wait(most))) return drain();
+      if (!(batch_trouble_.failures() > 0 ? ports_.host.pause(most) : ports_.host.wait(most)) && leaves()) return;
     } catch (const Over&) {
       return;
     }
@@ -135,9 +146,11 @@ bool Worker::is_leasing() const {
   return ports_.leased != nullptr && ports_.leased->busy();
 }
 
-// Before it leaves a worker waits for the leased calls that run, and begins no others. Sessions are closed when they
-// are idle: one that was closed in the middle of something complains in the server's log.
-void Worker::drain() {
+// Before it leaves a worker waits for the leased calls that run, and begins no others; others may have its place
+// meanwhile. Sessions are closed when they are idle: one that was closed in the middle of something complains in the
+// server's log. True: it has a place again, and goes on.
+bool Worker::drain() {
+  if (ports_.leased != nullptr && ports_.leased->has_sessions()) ports_.host.give_place_up();
   while (ports_.leased != nullptr && ports_.leased->has_sessions()) {
     Micros most = kSecond;
     try {
@@ -146,14 +159,16 @@ void Worker::drain() {
         ports_.host.handled(turn.handled);
       });
     } catch (const Over&) {
-      return;
+      return false;
     }
-    if (!ports_.leased->has_sessions()) return;
+    if (!ports_.leased->has_sessions()) return false;
     if (leased_trouble_.failures() == 0)
       if (const auto turn_in = ports_.leased->next_turn()) most = std::min(most, *turn_in);
     watch();
-    if (!ports_.host.wait_to_leave(most)) return;
+    if (!ports_.host.wait_to_leave(most)) return false;
+    if (ports_.host.has_place()) return true;
   }
+  return false;
 }
 
 void Worker::release_orphans() {

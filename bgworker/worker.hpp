@@ -82,7 +82,7 @@ class Worker {
   bool is_over();
   bool is_leasing() const;
   void watch();
-  void drain();
+  bool drain();
   void release_orphans();
   bool charge_leased(const Casualty& casualty);
   bool charge_casualties();

@@ -221,18 +221,29 @@ class Launcher {
     std::vector<std::optional<std::size_t>> next;
     for (const Oid database : open) next.push_back(pool_to_start(pools, database, mq_max_workers, now));
     Start last = Start::kStarted;
-    while (last == Start::kStarted) {
+    for (;;) {
       std::optional<std::size_t> best;
       for (std::size_t i = 0; i < open.size(); ++i)
         if (next[i] && (!best || comes_first(pools[*next[i]], pools[*next[*best]], now))) best = i;
       if (!best) break;
       PoolState& pool = pools[*next[*best]];
-      last = start(pool.database, pool.role);
-      if (last != Start::kStarted) break;
-      ++pool.workers;
-      pool.sits = false;
-      pool.last_start = now;
-      next[*best] = pool_to_start(pools, open[*best], mq_max_workers, now);
+      const Start result = start(pool.database, pool.role);
+      if (result == Start::kStarted) {
+        ++pool.workers;
+        pool.keepers = std::max(0, pool.keepers - 1);
+        pool.sits = false;
+        pool.last_start = now;
+      } else if (last != Start::kStarted) {
+        break;  // its keeper has left meanwhile
+      } else {
+        // A worker that only needs a place to go on can have one all the same.
+        last = result;
+        for (std::size_t i = 0; i < open.size(); ++i)
+          next[i] = pool_to_start(pools, open[i], mq_max_workers, now, Starts::kKeepers);
+        continue;
+      }
+      next[*best] = pool_to_start(pools, open[*best], mq_max_workers, now,
+                                  last == Start::kStarted ? Starts::kAll : Starts::kKeepers);
     }
     note_slots(pools, open, last, now);
     if (last != Start::kStarted) return kOutOfSlots;
@@ -281,6 +292,7 @@ class Launcher {
   }
 
   Start start(Oid database, Oid role) {
+    if (shared::give_place(database, role)) return Start::kStarted;
     const int seat = shared::reserve_seat(database, role);
     if (seat < 0) return Start::kNoSeat;
     BackgroundWorkerHandle* handle = fence::call([&] {

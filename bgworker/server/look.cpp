@@ -46,9 +46,10 @@ extern "C" Datum mq_worker_seats_entry(FunctionCallInfo fcinfo) {
       const bool shown = busy && shows_message(worker);
       result.add({Int32GetDatum(worker.pid), database != nullptr ? mq::Param(mq::text_datum(database)) : mq::Param(),
                   ObjectIdGetDatum(worker.role),
-                  mq::text_datum(worker.waiting ? "waiting"
-                                 : busy         ? "handling"
-                                                : "active"),
+                  mq::text_datum(!worker.has_place ? "leaving"
+                                 : worker.waiting  ? "waiting"
+                                 : busy            ? "handling"
+                                                   : "active"),
                   shown ? mq::Param(mq::text_datum(worker.channel_name)) : mq::Param(),
                   shown ? mq::Param(mq::uuid_datum(worker.message)) : mq::Param(), TimestampTzGetDatum(worker.since),
                   Int64GetDatum(static_cast<int64>(worker.handled))});

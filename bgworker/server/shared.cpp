@@ -189,6 +189,17 @@ bool should_renew() {
   return my_seat >= 0 && *const_cast<volatile bool*>(&mine().renew);
 }
 
+void give_place_up() {
+  if (my_seat < 0) return;
+  Guard guard(LW_EXCLUSIVE);
+  mine().keeper = true;
+  wake_launcher();
+}
+
+bool has_place() {
+  return my_seat >= 0 && !*const_cast<volatile bool*>(&mine().keeper);
+}
+
 void look_around() {
   if (!available()) return;
   Guard guard(LW_EXCLUSIVE);
@@ -300,8 +311,8 @@ bool must_leave() {
   if (mine().renew || d == nullptr || (d->closed_until != 0 && GetCurrentTimestamp() < d->closed_until)) return true;
   if (d->known && find_pool(mine().database, mine().role) == nullptr) return true;
   // mq.max_workers was lowered: the first ones stay.
-  const auto before = std::count_if(state->seats, &mine(),
-                                    [](const Seat& seat) { return seat.database == mine().database && !seat.renew; });
+  const auto before = std::count_if(
+      state->seats, &mine(), [](const Seat& seat) { return seat.database == mine().database && has_place(seat); });
   return before >= mq_max_workers;
 }
 
@@ -480,8 +491,8 @@ std::vector<WorkerState> workers() {
   Guard guard(LW_SHARED);
   for (const Seat& seat : state->seats)
     if (seat.database != InvalidOid && seat.worker != nullptr)
-      result.push_back({seat.worker->pid, seat.database, seat.role, seat.waiting, seat.in_call, seat.channel_name,
-                        seat.message, seat.since, seat.handled});
+      result.push_back({seat.worker->pid, seat.database, seat.role, seat.waiting, !seat.keeper, seat.in_call,
+                        seat.channel_name, seat.message, seat.since, seat.handled});
   return result;
 }
 

@@ -72,7 +72,11 @@ bool begin_wait(std::uint64_t seen);
 void end_wait();
 bool must_leave();    // database closed or not served, pool gone, too many workers, or one that should renew
 bool should_renew();  // see renew_workers; cheap
-bool is_closed();     // somebody wants the database for himself
+// This worker would leave, but for leased calls that run: until it has a place again it only looks after those, and
+// does not count towards mq.max_workers.
+void give_place_up();
+bool has_place();  // cheap
+bool is_closed();  // somebody wants the database for himself
 // There are not slots for all workers, this one has nothing to do before `due`, unless something was sent since `seen`,
 // and its slot is wanted: it should leave.
 bool give_up_slot(TimestampTz due, std::uint64_t seen);
@@ -165,6 +169,7 @@ struct WorkerState {
   Oid database;
   Oid role;
   bool waiting;
+  bool has_place;
   bool in_call;
   std::string channel_name;
   Uuid message;
@@ -222,11 +227,12 @@ std::vector<PoolState> pools();
 void set_obstructed(Oid database, Oid role, bool obstructed);
 void retry_failed_starts();  // at once
 void set_contended(Oid database, bool contended);
-int most_workers();                                  // that there are seats for
-int reserve_seat(Oid database, Oid role);            // -1: all are taken
-void release_seat(int seat);                         // nobody was asked to take it
-void start_failed(int seat);                         // the process never came, or came and went without taking it
-bool seat_is_taken(int seat);                        // a worker sits on it
+int most_workers();                        // that there are seats for
+int reserve_seat(Oid database, Oid role);  // -1: all are taken
+bool give_place(Oid database, Oid role);   // to a worker of the pool that has given its own up; false: there is none
+void release_seat(int seat);               // nobody was asked to take it
+void start_failed(int seat);               // the process never came, or came and went without taking it
+bool seat_is_taken(int seat);              // a worker sits on it
 void set_slots(const SlotState& slots, int wanted);  // so many workers should give up theirs
 
 }  // namespace mq::shared

@@ -90,14 +90,19 @@ std::vector<PoolState> pools() {
   for (const Pool& pool : state->pools) {
     if (pool.database == InvalidOid) continue;
     int workers = 0;
+    int keepers = 0;
     int sitting = 0;
     for (const Seat* seat : std::span(taken.data(), count)) {
       if (seat->database != pool.database || seat->role != pool.role) continue;
+      if (seat->keeper) {
+        if (!seat->gives_up) ++keepers;
+        continue;
+      }
       ++workers;
       if (seat->sits) ++sitting;
     }
     result.push_back({pool.database, pool.role, workers, pool.backlog, workers > 0 && sitting == workers,
-                      pool.last_start, pool.failed_starts, pool.due});
+                      pool.last_start, pool.failed_starts, pool.due, keepers});
   }
   return result;
 }
@@ -143,6 +148,21 @@ int reserve_seat(Oid database, Oid role) {
     return i;
   }
   return -1;
+}
+
+bool give_place(Oid database, Oid role) {
+  Guard guard(LW_EXCLUSIVE);
+  for (Seat& seat : state->seats) {
+    if (seat.database != database || seat.role != role || !seat.keeper || seat.renew || seat.gives_up) continue;
+    seat.keeper = false;
+    SetLatch(&seat.worker->procLatch);
+    if (Pool* pool = find_pool(database, role)) {
+      pool->last_start = GetCurrentTimestamp();
+      pool->due = 0;
+    }
+    return true;
+  }
+  return false;
 }
 
 void release_seat(int seat) {

@@ -86,6 +86,7 @@ struct Seat {
   bool gives_up;   // its slot, to another database
   bool gives_way;  // was asked to
   bool renew;      // it should leave: a new one would have other settings
+  bool keeper;     // has no place: it looks after leased calls that it began, until the launcher gives it one
   bool alone;      // no leased call of the pool may run beside one of this worker
   int names_held;
   Held held[kNamesHeld];  // the current batch; what has no room is not shown
@@ -202,6 +203,11 @@ inline void add_pool(Oid database, Oid role) {
   *free = Pool{};
   free->database = database;
   free->role = role;
+}
+
+// Counts towards mq.max_workers.
+inline bool has_place(const Seat& seat) {
+  return seat.database != InvalidOid && !seat.renew && !seat.keeper;
 }
 
 inline void wake_launcher() {

@@ -88,8 +88,7 @@ class WorkerHost : public ServerHost {
     fence::call([&] { (void)pgstat_report_stat(most > 0); });
     reload();
     const bool contended = shared::is_contended();
-    const bool had_its_turn = clock_.now() - started_at_ >= kTurn;
-    if (had_its_turn && (contended || shared::give_up_slot(clock_.now() + most, seen_))) return false;
+    if (had_its_turn() && (contended || shared::give_up_slot(clock_.now() + most, seen_))) return false;
     // Not beyond the moment when there may be reason to leave.
     if (contended || shared::slots_are_wanted()) most = std::min(most, kTurn);
     if (most > kExtraLingers && shared::is_extra()) most = kExtraLingers;
@@ -133,6 +132,16 @@ class WorkerHost : public ServerHost {
     return !shared::is_closed();
   }
 
+  void give_place_up() override { shared::give_place_up(); }
+
+  bool has_place() override {
+    if (!shared::has_place()) return false;
+    started_at_ = clock_.now();
+    return true;
+  }
+
+  bool should_drain() override { return shared::slots_are_wanted() && had_its_turn(); }
+
   bool should_leave(Micros idle_for) override { return idle_for >= kExtraLingers && shared::is_extra(); }
 
   void backlog(bool more_is_due) override { shared::set_backlog(more_is_due); }
@@ -165,6 +174,8 @@ class WorkerHost : public ServerHost {
   }
 
  private:
+  bool had_its_turn() { return clock_.now() - started_at_ >= kTurn; }
+
   void wait_for_events(Micros most) {
     const auto milliseconds = static_cast<long>((most + 999) / 1000);
     if (sockets_.empty()) {
@@ -242,9 +253,9 @@ class WorkerHost : public ServerHost {
   std::uint64_t seen_ = 0;       // wake-ups of the database when the batch began
   std::uint64_t announced_ = 0;  // announcements for the database that have been heeded
   Micros read_at_ = 0;
-  bool working_ = true;  // unless it was found that messages are not handled here
-  std::string said_;     // why not
-  const Micros started_at_ = GetCurrentTimestamp();
+  bool working_ = true;                        // unless it was found that messages are not handled here
+  std::string said_;                           // why not
+  Micros started_at_ = GetCurrentTimestamp();  // its turn
 };
 
 // On the way out of a handler, and before its transaction is rolled back: others must know before they can have its

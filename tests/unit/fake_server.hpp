@@ -311,6 +311,9 @@ class FakeHost final : public Host {
   bool wait(Micros most) override;
   void watch(std::vector<Socket> sockets) override { watched = std::move(sockets); }
   bool wait_to_leave(Micros most) override;
+  void give_place_up() override { ++places_given_up; }
+  bool has_place() override { return gets_place && gets_place(); }
+  bool should_drain() override { return drains; }
   bool should_leave(Micros idle_for) override { return idle_for >= leave_when_idle_for; }
   void backlog(bool more_is_due) override { backlogs.push_back(more_is_due); }
   void report(std::string_view activity) override { reports.emplace_back(activity); }
@@ -346,6 +349,9 @@ class FakeHost final : public Host {
   // When a wait for these sockets ends.
   std::function<Micros(const std::vector<Socket>&)> ready_at = [](const auto&) { return kNever; };
   bool may_wait_to_leave = true;
+  std::function<bool()> gets_place;  // again, having given it up; by default it does not
+  bool drains = false;
+  int places_given_up = 0;
   std::vector<Casualty> ended_calls;
 
   int sweeps = 0;

@@ -378,6 +378,39 @@ TEST_F(LeasedTest, BatchHandlerGetsSeveralAtOnce) {
   EXPECT_LE(backends.calls.size(), 5U);
 }
 
+TEST_F(LeasedTest, WorkerThatShouldLeaveGivesItsPlaceUpAndGoesOnWhenItGetsOneAgain) {
+  add_leased();
+  host.add_handler("t");
+  const Uuid slow = send({.script = {.cost = 60 * kSecond}});
+  std::optional<Uuid> other;
+  host.wants_end = [&] { return !table.leases.empty() && host.places_given_up == 0; };
+  host.gets_place = [&] {
+    if (host.places_given_up > 1) return false;
+    if (!other) other = table.send({.channel_name = "t"});
+    EXPECT_EQ(table.handled(*other), 0);
+    if (clock.time < start + 10 * kSecond) return false;
+    host.wants_end = [&] { return table.handled(*other) > 0; };
+    return true;
+  };
+  run();
+  EXPECT_EQ(host.places_given_up, 2);
+  EXPECT_EQ(table.handled(*other), 1);
+  EXPECT_EQ(backends.finished[slow], 1);
+  EXPECT_EQ(backends.opened, 1);
+}
+
+TEST_F(LeasedTest, WorkerThatDrainsBeginsNoLeasedCallsAndHandlesTheOthers) {
+  add_leased();
+  host.add_handler("t");
+  const Uuid leased = send({});
+  const Uuid other = table.send({.channel_name = "t"});
+  host.drains = true;
+  host.wants_end = [&] { return table.handled(other) > 0; };
+  run();
+  EXPECT_TRUE(backends.calls.empty());
+  EXPECT_EQ(table.find(leased)->attempts, 0);
+}
+
 TEST_F(LeasedTest, BatchThatFailsIsCalledOneByOneAndChargesWhoseFaultItIs) {
   add_leased("l", Shape::kBatch);
   store.sessions = 1;

@@ -146,6 +146,14 @@ TEST(Pool, WithoutAWorkerIsContentionWhenOthersHaveTakenAllPlaces) {
   EXPECT_FALSE(contended(pools, kDatabase, 2, kNow));
 }
 
+TEST(Pool, WithoutRoomForProcessesOnlyKeepersGoOn) {
+  std::vector<PoolState> pools{pool(10), pool(11, 0, false, 20)};
+  EXPECT_EQ(pool_to_start(pools, kDatabase, 1, kNow, Starts::kKeepers), std::nullopt);
+  pools[1].keepers = 1;
+  EXPECT_EQ(pool_to_start(pools, kDatabase, 1, kNow), 0U);
+  EXPECT_EQ(pool_to_start(pools, kDatabase, 1, kNow, Starts::kKeepers), 1U);
+}
+
 // The launcher and workers that make room when others wait: one place, five roles.
 TEST(Pool, MorePoolsThanWorkersTakeTurns) {
   std::vector<PoolState> pools;

@@ -1,0 +1,84 @@
+# Turns: where more roles have work than there are places for workers, nobody's slow call stops the messages of others.
+# No time is measured here; what is slow waits for a lock that the test holds.
+use strict;
+use warnings;
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+use MqTest;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = mq_node('turns', 'mq.max_workers' => 1);
+my $db = 'postgres';
+sub sql { return $node->safe_psql($db, shift) }
+sub handled { my ($name) = @_; return "SELECT count(*) FROM handled WHERE name = '$name'" }
+sql('CREATE EXTENSION mq; CREATE ROLE r2 LOGIN; CREATE ROLE r3 LOGIN');
+handled_table($node, $db);
+sql(q{GRANT INSERT ON handled TO r2, r3; GRANT USAGE ON SEQUENCE handled_n_seq TO r2, r3;
+      CREATE FUNCTION wait_for_lock(m mq_message) RETURNS void LANGUAGE plpgsql AS $$
+	BEGIN
+	  PERFORM pg_advisory_xact_lock_shared((m.payload_json ->> 'lock')::int);
+	  INSERT INTO handled (name, payload, attempt) VALUES (m.name, m.payload_json, m.attempt);
+	END $$;
+      SELECT mq_register_handler('c', 'handle(mq_message)'), mq_register_handler('l', 'handle(mq_message)', mode => 'leased'),
+	mq_register_handler('long', 'wait_for_lock(mq_message)', mode => 'leased'),
+	mq_register_handler('c2', 'handle(mq_message)', run_as => 'r2'),
+	mq_register_handler('long2', 'wait_for_lock(mq_message)', mode => 'leased', run_as => 'r2')});
+my $holder = $node->background_psql($db);
+$holder->query_safe('SELECT pg_advisory_lock(1)');
+my $calls = q{SELECT count(*) FROM pg_stat_activity WHERE application_name = 'mq handler' AND wait_event = 'advisory'};
+my $workers = q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'mq worker'};
+
+# Each role is served while `$waiting` leased calls wait, round by round.
+sub all_are_served {
+	my ($what, $waiting, @channels) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	for my $round (1 .. 3) {
+		my $name = "$what, round $round";
+		sql("SELECT mq_send('$_', '{}', '$name')") for @channels;
+		within(30, $node, $db, handled($name), scalar @channels, "$name: messages of each role are handled");
+		holds($node, $db, $calls, $waiting, '... while the leased calls run still');
+	}
+	holds($node, $db, "SELECT count(*) <= 3 FROM mq_workers", 't', "$what: a role's turn starts no other process beside the one that looks after its calls");
+}
+
+sql(q{SELECT mq_send('long', '{"lock": 1}', 'long')});
+within(20, $node, $db, $calls, 1, 'a leased call runs');
+all_are_served('one place, two roles, one call', 1, 'c', 'l', 'c2');
+within(20, $node, $db, q{SELECT count(*) FROM mq_workers WHERE state = 'leaving'}, 1, 'mq_workers says who only looks after leased calls');
+sql(q{SELECT mq_send('long2', '{"lock": 1}', 'long')});
+within(20, $node, $db, $calls, 2, 'another role has one, too');
+all_are_served('one place, two roles, two calls', 2, 'c', 'l', 'c2');
+
+set_and_reload($node, 'mq.max_workers' => 2);
+sql(q{SELECT mq_register_handler('c3', 'handle(mq_message)', run_as => 'r3')});
+all_are_served('two places, three roles, two calls', 2, 'c', 'l', 'c2', 'c3');
+
+$holder->query_safe('SELECT pg_advisory_unlock_all()');
+within(20, $node, $db, 'SELECT count(*) FROM mq_msgs', 0, 'the leased calls end and are settled');
+holds($node, $db, handled('long') . ' AND attempt = 1', 2, '... once, at their first attempts');
+holds($node, $db, 'SELECT count(*) FROM mq_failures', 0, 'no failure is charged');
+within(20, $node, $db, q{SELECT count(*) FROM mq_workers WHERE state = 'leaving'}, 0, 'nobody looks after calls any more');
+
+# --- processes for one worker, two databases ----------------------------------------------------
+
+# The server's launcher of logical replication, ours, and one.
+$node->append_conf('postgresql.conf', 'max_worker_processes = 3');
+$node->safe_psql('postgres', q{SELECT mq_unregister_handler(channel_name) FROM mq_handlers WHERE channel_name IN ('c2', 'long2', 'c3')});
+$node->safe_psql('postgres', 'CREATE DATABASE other');
+$node->safe_psql('other', 'CREATE EXTENSION mq');
+handled_table($node, 'other');
+$node->safe_psql('other', q{SELECT mq_register_handler('c', 'handle(mq_message)')});
+$node->restart;
+# More leased messages than the worker has sessions for: some are always due.
+sql(q{SELECT mq_register_handler('l', 'handle_slowly(mq_message)', mode => 'leased');
+      SELECT mq_send('l', '{"seconds": 1}', 'stream', retries => 0) FROM generate_series(1, 800)});
+within(20, $node, $db, q{SELECT count(*) > 0 FROM mq_leased_calls()}, 't', 'leased calls run, and others are due');
+$node->safe_psql('other', q{SELECT mq_send('c', '{}', 'beside')});
+within(30, $node, 'other', handled('beside'), 1, 'a stream of leased calls leaves another database its turn');
+holds($node, $db, q{SELECT count(*) > 0 FROM mq_msgs WHERE channel_name = 'l'}, 't', '... before it is over');
+sql('SELECT mq_clear_all()');
+
+$node->stop;
+log_is_clean($node);
+done_testing();
