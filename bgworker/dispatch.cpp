@@ -50,7 +50,7 @@ bool Dispatcher::run_range(std::size_t first, std::size_t last, std::size_t most
 
 bool Dispatcher::resolve(std::size_t first, const Attempt& tried, std::size_t most, const Failure& failure) {
   if (tried.reached > first && !run_range(first, tried.reached, most)) return false;
-  const bool collided = !tried.yielded && tried.company && failure.error.is_duplicate_object();
+  const bool collided = tried.felt || (!tried.yielded && tried.company && failure.error.is_of_company());
   if (tried.yielded || collided) {
     for (std::size_t i = tried.reached; i < tried.failed_end; ++i)
       if (!skipped(i)) outcomes_[i] = collided ? Outcome::kCollided : Outcome::kYielded;
@@ -98,7 +98,7 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
       duration_ = now_ - started;
       began_ = true;
       yielded_in_conflict_ = yielded.conflicted;
-      return {.reached = i, .failed_end = end, .yielded = true};
+      return {.reached = i, .failed_end = end, .yielded = true, .felt = yielded.felt};
     } catch (const Error& error) {
       now_ = clock_.now();
       transaction_.rollback_to_savepoint();

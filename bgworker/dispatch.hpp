@@ -38,7 +38,7 @@ enum class Outcome {
   kConflict,   // 40001 or 40P01: may be tried again at once
   kExpired,    // while it waited for its turn
   kYielded,    // was stopped, since others waited behind it: runs again without company
-  kCollided,   // made what another call of the transaction had made: runs again without company
+  kCollided,   // met what another call of the transaction had left, or did what others would: likewise
 };
 
 inline bool runs_again_alone(Outcome outcome) {
@@ -77,6 +77,7 @@ class Dispatcher {
     std::size_t failed_end = 0;  // 0: nothing failed; else [reached, failed_end) was the failed call
     std::size_t cut = 0;         // not 0: all ran, but must run again up to here and no further
     bool yielded = false;        // it did not fail, it was stopped
+    bool felt = false;           // for what it did, not for how long
     bool company = false;        // the failed call was not the first of the transaction
     bool failed() const { return failed_end != 0; }
   };

@@ -27,6 +27,10 @@ struct Error : std::exception {
     return false;
   }
 
+  // It may have met what another call of its transaction left behind: an object of that name, an open cursor, pending
+  // events of deferred triggers (55006).
+  bool is_of_company() const { return is_duplicate_object() || sqlstate == "55006"; }
+
   std::string sqlstate;
   std::string message;
   std::string detail;

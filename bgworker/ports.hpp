@@ -134,9 +134,11 @@ struct Wish {
   std::string reason;  // of a discard
 };
 
-// Thrown for a call that lasted while others waited behind it: it was stopped, and is not charged.
+// Thrown for a call that lasted while others waited behind it, or that did what the others of its transaction would
+// feel: it was stopped, and is not charged.
 struct Yielded {
-  bool conflicted;  // it waited for a lock, and so did another worker
+  bool conflicted;    // it waited for a lock, and so did another worker
+  bool felt = false;  // by the others: its channel is to have one call to a transaction
 };
 
 class HandlerCaller {

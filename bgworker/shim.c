@@ -269,6 +269,9 @@ process_utility(PlannedStmt *pstmt, const char *query_string, bool read_only_tre
 
 	if (mq_runs_leased >= 0)
 		mq_note_leased_call();
+	if (IsA(pstmt->utilityStmt, ConstraintsSetStmt) && mq_must_be_alone())
+		ereport(ERROR, (errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+						errmsg("SET CONSTRAINTS in a transaction that other messages are handled in")));
 	note_changed_tables(pstmt->utilityStmt);
 	mq_statement_starts(pstmt->utilityStmt, context == PROCESS_UTILITY_TOPLEVEL, &statement);
 	if (!OidIsValid(statement.leaves))

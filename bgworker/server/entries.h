@@ -107,6 +107,12 @@ extern void mq_statement_succeeded(const MqStatement* statement);
 extern void mq_statement_over(const MqStatement* statement, bool succeeded);
 
 /*
+ * Hook: SET CONSTRAINTS, which nothing undoes before the end of the transaction. True: the handler that runs shares
+ * that with other calls, so it is to fail here, and runs again without company.
+ */
+extern bool mq_must_be_alone(void);
+
+/*
  * Hooks: the statement that starts is one of ours (ask once for each); a statement changes the rows of a table of
  * this name; transactions that other sessions prepared have been committed.
  */

@@ -57,6 +57,8 @@ struct CurrentCall {
   std::span<const Claimed* const> messages;
   std::vector<std::pair<SubTransactionId, Wish>> wishes;
   CurrentCall* outer;
+  bool company;       // others are called in its transaction
+  bool felt = false;  // it has asked for what they would feel
 };
 CurrentCall* current_call = nullptr;
 
@@ -79,8 +81,8 @@ class CallMemory {
 // A transactional call, from its beginning to its end, however that comes.
 class CallScope {
  public:
-  CallScope(std::span<const Claimed* const> messages, MemoryContext memory)
-      : call_{messages, {}, current_call}, memory_(memory), nest_level_(NewGUCNestLevel()) {
+  CallScope(std::span<const Claimed* const> messages, MemoryContext memory, bool company)
+      : call_{messages, {}, current_call, company}, memory_(memory), nest_level_(NewGUCNestLevel()) {
     current_call = &call_;
     SessionState::note_call();
     shared::note_call(messages.front()->channel_name, messages.front()->id);
@@ -379,7 +381,7 @@ LeasedCall FmgrCaller::leased_call(const Handler& handler, std::span<const Claim
 void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> messages, bool yields) {
   FmgrInfo* function = functions_.at(handler.slot).info;
   if (function == nullptr) throw called_in_the_wrong_mode(handler);
-  CallScope running(messages, call_context_);
+  CallScope running(messages, call_context_, yields);
   const long_call::Call long_call(yields);
   try {
     // Before the argument is made: a payload may have to be fetched from a TOAST table.
@@ -407,7 +409,9 @@ void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> me
     timeout.check();
     // It has caught the cancel, and may not have done what it should.
     if (long_call::Call::was_stopped()) throw Error("57014", "handler was stopped");
+    if (running.call().felt) throw Yielded{false, true};
   } catch (Error& error) {
+    if (running.call().felt && !error.interrupt) throw Yielded{false, true};
     if (!HandlerTimeout::is_over() && long_call::Call::was_stopped())
       throw Yielded{long_call::Call::waited_for_lock() && shared::others_wait_for_locks()};
     if (error.interrupt && !HandlerTimeout::is_over() && shared::gave_way())
@@ -474,3 +478,9 @@ bool FmgrCaller::hurry() {
 }
 
 }  // namespace mq
+
+extern "C" bool mq_must_be_alone() {
+  if (mq::current_call == nullptr || !mq::current_call->company) return false;
+  mq::current_call->felt = true;
+  return true;
+}

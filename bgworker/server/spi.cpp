@@ -11,6 +11,8 @@
 extern "C" {
 #include "utils/array.h"
 #include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/relcache.h"
 #include "utils/snapmgr.h"
 #include "utils/uuid.h"
 }
@@ -41,15 +43,40 @@ struct StartScope {
   ~StartScope() { ours_starts = false; }
 };
 
+bool has_code_of_others(Oid table, int checks) {
+  return fence::call([&] {
+    Relation relation = RelationIdGetRelation(table);
+    if (relation == nullptr) return false;
+    const TupleConstr* constraints = RelationGetDescr(relation)->constr;
+    const bool has = relation->trigdesc != nullptr || (constraints != nullptr && constraints->num_check > checks);
+    RelationClose(relation);
+    return has;
+  });
+}
+
+bool runs_code_of_others() {
+  const Extension& extension = Extension::get();
+  const auto has = [&](const char* table, int checks) { return has_code_of_others(extension.relation(table), checks); };
+  return has("mq_msgs", 0) || has("mq_payloads", 0) || has("mq_dead", 1) || has("mq_failures", 0);
+}
+
 // Each of our statements has a snapshot of its own, so a row that somebody changes meanwhile is waited for and looked
 // at again, whatever isolation level the caller's transaction has. Where that level forbids something, code of ours
 // says so.
+//
+// Code of others that our statement runs (triggers that an application has put on our tables, checks) would take new
+// snapshots under that, and the server would keep the last one for the rest of the caller's transaction. Where there
+// is such code the caller's level stays, and what changes meanwhile raises 40001 as in any statement.
 struct IsolationScope {
   IsolationScope() = default;
   ~IsolationScope() { XactIsoLevel = saved; }
+  void enter() const {
+    if (lowers) XactIsoLevel = XACT_READ_COMMITTED;
+  }
   IsolationScope(const IsolationScope&) = delete;
   IsolationScope& operator=(const IsolationScope&) = delete;
   const int saved = XactIsoLevel;
+  const bool lowers = IsolationUsesXactSnapshot() && !runs_code_of_others();
 };
 
 }  // namespace
@@ -106,7 +133,7 @@ Rows Statement::run(std::span<const Param> params, Snapshot snapshot) {
   const IsolationScope isolation;
   fence::call([&] {
     Snapshot used = snapshot != nullptr ? snapshot : GetLatestSnapshot();
-    XactIsoLevel = XACT_READ_COMMITTED;  // now: the first snapshot of a transaction is taken under its own level
+    isolation.enter();  // now: the first snapshot of a transaction is taken under its own level
     const int code = SPI_execute_snapshot(plan, values, nulls, used, InvalidSnapshot, false, true, 0);
     if (code < 0) elog(ERROR, "SPI_execute_snapshot failed: %s", SPI_result_code_string(code));
   });

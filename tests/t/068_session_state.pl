@@ -121,6 +121,39 @@ handles_all('held', 'cursors WITH HOLD');
 channel('open_cursor', q{EXECUTE 'DECLARE opened CURSOR FOR SELECT 1'});
 handles_all('open_cursor', 'cursors of one name that are left open');
 
+# --- constraints -----------------------------------------------------------------------------------
+
+$node->safe_psql($db, q{
+	CREATE TABLE parent (id int PRIMARY KEY);
+	CREATE TABLE child (parent int REFERENCES parent DEFERRABLE INITIALLY DEFERRED)});
+# In batches with calls whose constraints are deferred.
+my %others = (
+	immediate => 'SET CONSTRAINTS ALL IMMEDIATE',
+	caught => 'BEGIN SET CONSTRAINTS ALL IMMEDIATE; EXCEPTION WHEN OTHERS THEN NULL; END',
+	refused => q{BEGIN
+	    INSERT INTO child VALUES (-1);
+	    SET CONSTRAINTS ALL IMMEDIATE;
+	  EXCEPTION WHEN foreign_key_violation THEN note := ' by a constraint';
+	  END},
+	alters => 'ALTER TABLE child ALTER parent SET STATISTICS 100');
+for my $other (sort keys %others) {
+	channel($other, qq{
+		IF m.payload_json::int % 4 = 0 THEN
+		  $others{$other};
+		ELSE
+		  INSERT INTO child SELECT m.payload_json::int;
+		  INSERT INTO parent SELECT m.payload_json::int;
+		  note := ' deferred';
+		END IF});
+	$node->safe_psql($db, 'TRUNCATE handled, parent, child');
+	$node->safe_psql($db, "SELECT count(*) FROM mq_send_many('$other', array(SELECT to_jsonb(n) FROM generate_series(0, 39) AS n), retries => 0)");
+	within(30, $node, $db, $left, 0, "$other: beside calls with deferred constraints");
+	my $note = $other eq 'refused' ? 'refused by a constraint' : $other;
+	holds($node, $db, 'SELECT name, count(*) FROM handled GROUP BY 1 ORDER BY 1', "$note|10\n$other deferred|30", "$other: each was handled as if it were alone");
+	holds($node, $db, $trouble, 0, "$other: and none has failed");
+	$node->safe_psql($db, 'TRUNCATE mq_dead, mq_failures');
+}
+
 # --- settings, roles, sequences ------------------------------------------------------------------
 
 channel('settings', q{
