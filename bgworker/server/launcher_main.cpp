@@ -55,7 +55,7 @@ constexpr Micros kOutOfSlots = kSecond;       // before the postmaster is asked 
 enum class Start { kStarted, kNoSlot, kNoSeat };
 
 struct Starting {
-  int seat;
+  shared::Reservation reservation;
   BackgroundWorkerHandle* handle;
 };
 
@@ -293,9 +293,26 @@ class Launcher {
 
   Start start(Oid database, Oid role) {
     if (shared::give_place(database, role)) return Start::kStarted;
-    const int seat = shared::reserve_seat(database, role);
-    if (seat < 0) return Start::kNoSeat;
-    BackgroundWorkerHandle* handle = fence::call([&] {
+    starting_.reserve(starting_.size() + 1);  // nothing fails once a process was asked for
+    const shared::Reservation reservation = shared::reserve_seat(database, role);
+    if (reservation.seat < 0) return Start::kNoSeat;
+    BackgroundWorkerHandle* handle = nullptr;
+    try {
+      handle = ask_for_worker(reservation);
+    } catch (...) {
+      shared::release_seat(reservation);
+      throw;
+    }
+    if (handle == nullptr) {
+      shared::release_seat(reservation);
+      return Start::kNoSlot;
+    }
+    starting_.push_back({reservation, handle});
+    return Start::kStarted;
+  }
+
+  static BackgroundWorkerHandle* ask_for_worker(const shared::Reservation& reservation) {
+    return fence::call([&] {
       BackgroundWorker worker;
       memset(&worker, 0, sizeof worker);
       worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
@@ -305,32 +322,24 @@ class Launcher {
       strlcpy(worker.bgw_function_name, "mq_worker_main", sizeof worker.bgw_function_name);
       strlcpy(worker.bgw_name, "mq worker", sizeof worker.bgw_name);
       strlcpy(worker.bgw_type, "mq worker", sizeof worker.bgw_type);
-      worker.bgw_main_arg = Int32GetDatum(seat);
+      worker.bgw_main_arg = Int32GetDatum(reservation.seat);
+      memcpy(worker.bgw_extra, &reservation.number, sizeof reservation.number);
       worker.bgw_notify_pid = MyProcPid;
       BackgroundWorkerHandle* h = nullptr;
       return RegisterDynamicBackgroundWorker(&worker, &h) ? h : nullptr;
     });
-    if (handle == nullptr) {
-      shared::release_seat(seat);
-      return Start::kNoSlot;
-    }
-    starting_.push_back({seat, handle});
-    return Start::kStarted;
   }
 
   // A worker that ended before it took its seat leaves the seat to us.
   void check_starting() {
-    std::vector<Starting> still;
-    for (const Starting& s : starting_) {
+    std::erase_if(starting_, [](const Starting& s) {
       pid_t pid = 0;
       const BgwHandleStatus status = fence::call([&] { return GetBackgroundWorkerPid(s.handle, &pid); });
-      if (status == BGWH_STOPPED) shared::start_failed(s.seat);
-      if (status == BGWH_STOPPED || shared::seat_is_taken(s.seat))
-        pfree(s.handle);
-      else
-        still.push_back(s);
-    }
-    starting_ = still;
+      if (status == BGWH_STOPPED) shared::start_failed(s.reservation);
+      if (shared::is_reserved(s.reservation)) return false;
+      pfree(s.handle);
+      return true;
+    });
   }
 
   Micros looked_at_ = 0;  // at pg_database

@@ -79,7 +79,7 @@ void wake_workers(Oid database) {
   Oid woken[kSeats];
   int count = 0;
   bool served = false;  // busy workers look again before they rest
-  for (Seat& seat : state->seats) {
+  for (Seat& seat : used_seats()) {
     served = served || seat.database == database;
     if (seat.database != database || !seat.waiting) continue;
     if (std::find(woken, woken + count, seat.role) != woken + count) continue;
@@ -87,7 +87,7 @@ void wake_workers(Oid database) {
     SetLatch(&seat.worker->procLatch);
   }
   if (state->short_of_slots)  // whoever gave up its slot did not know of this
-    for (Pool& pool : state->pools)
+    for (Pool& pool : used_pools())
       if (pool.database == database) pool.due = 0;
   if (d->contended || !served || state->short_of_slots) wake_launcher();
 }
@@ -150,16 +150,16 @@ std::vector<int> processes_in(Oid database) {
   if (!available()) return result;
   result.reserve(kSeats + kLeases);
   Guard guard(LW_SHARED);
-  for (const Seat& seat : state->seats)
+  for (const Seat& seat : used_seats())
     if (seat.database == database && seat.worker != nullptr) result.push_back(seat.worker->pid);
-  for (const Lease& lease : state->leases)
+  for (const Lease& lease : used_leases())
     if (lease.token != 0 && lease.seat >= 0 && lease.database == database) result.push_back(lease.backend);
   return result;
 }
 
 void ask_to_give_way(int worker) {
   Guard guard(LW_EXCLUSIVE);
-  for (Seat& seat : state->seats) {
+  for (Seat& seat : used_seats()) {
     if (seat.database == InvalidOid || seat.worker == nullptr || seat.worker->pid != worker) continue;
     seat.gives_way = true;
     (void)kill(worker, SIGINT);
@@ -175,7 +175,7 @@ bool gave_way() {
 void renew_workers(Oid database, Oid role) {
   if (!available()) return;
   Guard guard(LW_EXCLUSIVE);
-  for (Seat& seat : state->seats) {
+  for (Seat& seat : used_seats()) {
     if (seat.database == InvalidOid || seat.worker == nullptr) continue;
     if ((database != InvalidOid && seat.database != database) || (role != InvalidOid && seat.role != role)) continue;
     seat.renew = true;
@@ -212,17 +212,19 @@ bool take_look_around() {
   return std::exchange(state->look_around, false);
 }
 
-Assignment take_seat(int seat) {
+Assignment take_seat(const Reservation& reservation) {
   Guard guard(LW_EXCLUSIVE);
   // The launcher that reserved it may have gone, and another given it away.
-  Seat& s = state->seats[seat];
-  if (s.database == InvalidOid || s.worker != nullptr) return {InvalidOid, InvalidOid};
+  Seat& s = state->seats[reservation.seat];
+  if (s.database == InvalidOid || s.worker != nullptr || s.reservation != reservation.number)
+    return {InvalidOid, InvalidOid};
   const Database* d = find_database(s.database);
   if (d == nullptr || (d->closed_until != 0 && GetCurrentTimestamp() < d->closed_until)) {
     s = Seat{};
+    seats_freed();
     return {InvalidOid, InvalidOid};
   }
-  my_seat = seat;
+  my_seat = reservation.seat;
   s.worker = MyProc;
   s.waiting = false;
   s.since = GetCurrentTimestamp();
@@ -239,6 +241,7 @@ void leave_seat() {
   if (Pool* pool = find_pool(mine().database, mine().role); pool != nullptr && !mine().served) ++pool->failed_starts;
   abandon_leases();
   mine() = Seat{};
+  seats_freed();
   my_seat = -1;
   wake_launcher();
 }
@@ -251,10 +254,11 @@ void publish_pools(bool installed, const std::vector<Oid>& roles) {
   d->known = true;
   d->installed = installed;
   d->look = false;
-  for (Pool& pool : state->pools) {
+  for (Pool& pool : used_pools()) {
     if (pool.database != MyDatabaseId) continue;
     if (std::find(roles.begin(), roles.end(), pool.role) == roles.end()) pool.database = InvalidOid;
   }
+  pools_freed();
   for (const Oid role : roles) add_pool(MyDatabaseId, role);
   wake_launcher();
 }
@@ -267,20 +271,14 @@ void set_backlog(bool backlog) {
   pool->backlog = backlog;
   if (!backlog) return;
   wake_launcher();
-  for (Seat& seat : state->seats)  // an idle one of the pool can help at once
+  for (Seat& seat : used_seats())  // an idle one of the pool can help at once
     if (seat.database == mine().database && seat.role == mine().role && seat.waiting) SetLatch(&seat.worker->procLatch);
 }
 
-std::uint64_t wake_count() {
+News news() {
   Guard guard(LW_SHARED);
   const Database* d = find_database(mine().database);
-  return d != nullptr ? d->wakes : 0;
-}
-
-std::uint64_t announcements() {
-  Guard guard(LW_SHARED);
-  const Database* d = find_database(mine().database);
-  return d != nullptr ? d->announcements : 0;
+  return d != nullptr ? News{d->wakes, d->announcements} : News{0, 0};
 }
 
 bool begin_wait(std::uint64_t seen) {
@@ -325,7 +323,8 @@ bool give_up_slot(TimestampTz due, std::uint64_t seen) {
   if (!slots_are_wanted()) return false;
   Guard guard(LW_EXCLUSIVE);
   // A worker that waits for its leased calls would only block the slot.
-  const bool leasing = std::any_of(state->leases, state->leases + kLeases,
+  const std::span<Lease> leases = used_leases();
+  const bool leasing = std::any_of(leases.begin(), leases.end(),
                                    [](const Lease& lease) { return lease.token != 0 && lease.seat == my_seat; });
   if (state->slots_wanted <= 0 || leasing || mine().gives_up) return false;
   --state->slots_wanted;
@@ -343,7 +342,8 @@ bool is_contended() {
 
 bool is_extra() {
   Guard guard(LW_SHARED);
-  return std::any_of(state->seats, state->seats + kSeats, [](const Seat& seat) {
+  const std::span<Seat> seats = used_seats();
+  return std::any_of(seats.begin(), seats.end(), [](const Seat& seat) {
     return &seat != &mine() && seat.database == mine().database && seat.role == mine().role && seat.waiting;
   });
 }
@@ -471,15 +471,17 @@ std::map<std::int64_t, std::int64_t> held_by_workers() {
   if (!available()) return result;
   std::vector<std::array<Held, kNamesHeld>> held(kSeats);
   int names[kSeats];
+  int seats = 0;  // that hold something
   {
     Guard guard(LW_SHARED);
-    for (int i = 0; i < kSeats; ++i) {
-      const Seat& seat = state->seats[i];
-      names[i] = seat.database == MyDatabaseId && seat.worker != nullptr ? seat.names_held : 0;
-      std::copy(seat.held, seat.held + names[i], held[i].begin());
+    for (const Seat& seat : used_seats()) {
+      if (seat.database != MyDatabaseId || seat.worker == nullptr || seat.names_held == 0) continue;
+      names[seats] = seat.names_held;
+      std::copy(seat.held, seat.held + names[seats], held[seats].begin());
+      ++seats;
     }
   }
-  for (int i = 0; i < kSeats; ++i)
+  for (int i = 0; i < seats; ++i)
     for (int k = 0; k < names[i]; ++k) result[held[i][k].name_key] += held[i][k].messages;
   return result;
 }
@@ -489,7 +491,7 @@ std::vector<WorkerState> workers() {
   if (!available()) return result;
   result.reserve(kSeats);
   Guard guard(LW_SHARED);
-  for (const Seat& seat : state->seats)
+  for (const Seat& seat : used_seats())
     if (seat.database != InvalidOid && seat.worker != nullptr)
       result.push_back({seat.worker->pid, seat.database, seat.role, seat.waiting, !seat.keeper, seat.in_call,
                         seat.channel_name, seat.message, seat.since, seat.handled});
@@ -505,7 +507,7 @@ ServiceState service() {
   result.slots = state->slots;
   result.out_of_slots = result.slots.out_of_slots || result.slots.out_of_seats;
   result.beyond = !result.served && state->databases_beyond > 0;
-  for (const Pool& pool : state->pools)
+  for (const Pool& pool : used_pools())
     if (pool.database == MyDatabaseId && pool.failed_starts > result.failed_starts) {
       result.failing_role = pool.role;
       result.failed_starts = pool.failed_starts;
@@ -518,7 +520,7 @@ std::vector<FailingPool> failing_pools() {
   if (!available()) return result;
   result.reserve(state->pools.size());
   Guard guard(LW_SHARED);
-  for (const Pool& pool : state->pools)
+  for (const Pool& pool : used_pools())
     if (pool.database == MyDatabaseId && pool.failed_starts > 0) result.push_back({pool.role, pool.failed_starts});
   return result;
 }

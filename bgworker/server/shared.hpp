@@ -60,13 +60,22 @@ struct Assignment {
   Oid database;
   Oid role;
 };
-Assignment take_seat(int seat);  // InvalidOid: it is not for this process any more
-void open_marks();               // for what it runs, see inflight.hpp
-void leave_seat();               // registered to run at exit
+// A seat that waits for a worker. The number tells it from what the same seat was reserved for before and after.
+struct Reservation {
+  int seat = -1;  // none: all are taken
+  std::uint64_t number = 0;
+};
+Assignment take_seat(const Reservation& reservation);  // InvalidOid: it is not for this process any more
+void open_marks();                                     // for what it runs, see inflight.hpp
+void leave_seat();                                     // registered to run at exit
 void publish_pools(bool installed, const std::vector<Oid>& roles);
 void set_backlog(bool backlog);  // of this worker's pool; tells the launcher when it grows
-std::uint64_t wake_count();      // of this worker's database
-std::uint64_t announcements();   // of this worker's database: what it read before may have changed
+// Of this worker's database: wake-ups, and announcements, after which what it read before may have changed.
+struct News {
+  std::uint64_t wakes;
+  std::uint64_t announcements;
+};
+News news();
 // Says that it waits now. False: something was sent since `seen`, so it must not.
 bool begin_wait(std::uint64_t seen);
 void end_wait();
@@ -227,12 +236,12 @@ std::vector<PoolState> pools();
 void set_obstructed(Oid database, Oid role, bool obstructed);
 void retry_failed_starts();  // at once
 void set_contended(Oid database, bool contended);
-int most_workers();                        // that there are seats for
-int reserve_seat(Oid database, Oid role);  // -1: all are taken
-bool give_place(Oid database, Oid role);   // to a worker of the pool that has given its own up; false: there is none
-void release_seat(int seat);               // nobody was asked to take it
-void start_failed(int seat);               // the process never came, or came and went without taking it
-bool seat_is_taken(int seat);              // a worker sits on it
+int most_workers();  // that there are seats for
+Reservation reserve_seat(Oid database, Oid role);
+bool give_place(Oid database, Oid role);  // to a worker of the pool that has given its own up; false: there is none
+void release_seat(const Reservation& reservation);   // nobody was asked to take it
+void start_failed(const Reservation& reservation);   // the process never came, or came and went without taking it
+bool is_reserved(const Reservation& reservation);    // and its worker has not come yet
 void set_slots(const SlotState& slots, int wanted);  // so many workers should give up theirs
 
 }  // namespace mq::shared

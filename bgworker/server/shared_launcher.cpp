@@ -14,8 +14,9 @@ void launcher_attach() {
   Guard guard(LW_EXCLUSIVE);
   state->launcher = MyProc;
   // A launcher that was restarted knows nothing of the processes that the one before asked for.
-  for (Seat& seat : state->seats)
+  for (Seat& seat : used_seats())
     if (seat.database != InvalidOid && seat.worker == nullptr) seat.database = InvalidOid;
+  seats_freed();
 }
 
 void launcher_detach() {
@@ -28,13 +29,15 @@ int keep_databases(const std::vector<Oid>& served, const std::set<Oid>& without)
   const auto gone = [&](Oid id) {
     return id != InvalidOid && std::find(served.begin(), served.end(), id) == served.end();
   };
-  for (Database& d : state->databases) {
+  for (Database& d : used_databases()) {
     if (!gone(d.id)) continue;
     wake_all_of(d.id);
     d.id = InvalidOid;
   }
-  for (Pool& pool : state->pools)
+  for (Pool& pool : used_pools())
     if (gone(pool.database)) pool.database = InvalidOid;
+  databases_freed();
+  pools_freed();
   forget_lost(served);
   forget_limits(served);
   state->databases_beyond = 0;
@@ -47,14 +50,15 @@ std::vector<Oid> forget_without_extension() {
   std::vector<Oid> forgotten;
   forgotten.reserve(state->databases.size());
   Guard guard(LW_EXCLUSIVE);
-  for (Database& d : state->databases) {
+  for (Database& d : used_databases()) {
     if (d.id == InvalidOid || !d.known || d.installed || d.look) continue;
-    const bool worker =
-        std::any_of(state->seats, state->seats + kSeats, [&](const Seat& seat) { return seat.database == d.id; });
+    const std::span<Seat> seats = used_seats();
+    const bool worker = std::any_of(seats.begin(), seats.end(), [&](const Seat& s) { return s.database == d.id; });
     if (worker || (d.closed_until != 0 && GetCurrentTimestamp() < d.closed_until)) continue;
     forgotten.push_back(d.id);
     d.id = InvalidOid;
   }
+  databases_freed();
   return forgotten;
 }
 
@@ -68,7 +72,7 @@ std::vector<DatabaseState> databases() {
   result.reserve(state->databases.size());
   Guard guard(LW_SHARED);
   const TimestampTz now = GetCurrentTimestamp();
-  for (const Database& d : state->databases)
+  for (const Database& d : used_databases())
     if (d.id != InvalidOid)
       result.push_back({d.id, d.look, d.installed, d.known, d.closed_until != 0 && now < d.closed_until});
   return result;
@@ -85,9 +89,9 @@ std::vector<PoolState> pools() {
   std::array<const Seat*, kSeats> taken;  // a few, as a rule, where pools may be many
   int count = 0;
   Guard guard(LW_SHARED);
-  for (const Seat& seat : state->seats)
+  for (const Seat& seat : used_seats())
     if (seat.database != InvalidOid && !seat.renew) taken[count++] = &seat;
-  for (const Pool& pool : state->pools) {
+  for (const Pool& pool : used_pools()) {
     if (pool.database == InvalidOid) continue;
     int workers = 0;
     int keepers = 0;
@@ -117,7 +121,7 @@ void set_obstructed(Oid database, Oid role, bool obstructed) {
 
 void retry_failed_starts() {
   Guard guard(LW_EXCLUSIVE);
-  for (Pool& pool : state->pools)
+  for (Pool& pool : used_pools())
     if (pool.failed_starts > 0) pool.last_start = 0;
 }
 
@@ -133,26 +137,34 @@ int most_workers() {
   return kSeats;
 }
 
-int reserve_seat(Oid database, Oid role) {
+Reservation reserve_seat(Oid database, Oid role) {
   Guard guard(LW_EXCLUSIVE);
-  for (int i = 0; i < kSeats; ++i) {
-    Seat& seat = state->seats[i];
-    if (seat.database != InvalidOid) continue;
-    seat = Seat{};
-    seat.database = database;
-    seat.role = role;
-    if (Pool* pool = find_pool(database, role)) {
-      pool->last_start = GetCurrentTimestamp();
-      pool->due = 0;
-    }
-    return i;
+  Seat* seat = take_free(std::span<Seat>(state->seats), state->seats_used);
+  if (seat == nullptr) return {};
+  *seat = Seat{};
+  seat->database = database;
+  seat->role = role;
+  seat->reservation = ++state->reservations;
+  if (Pool* pool = find_pool(database, role)) {
+    pool->last_start = GetCurrentTimestamp();
+    pool->due = 0;
   }
-  return -1;
+  return {static_cast<int>(seat - state->seats), seat->reservation};
 }
+
+namespace {
+
+// A worker that has come, ended and left leaves a seat that may have been reserved anew since.
+bool waits_for(const Reservation& reservation) {
+  const Seat& seat = state->seats[reservation.seat];
+  return seat.reservation == reservation.number && seat.database != InvalidOid && seat.worker == nullptr;
+}
+
+}  // namespace
 
 bool give_place(Oid database, Oid role) {
   Guard guard(LW_EXCLUSIVE);
-  for (Seat& seat : state->seats) {
+  for (Seat& seat : used_seats()) {
     if (seat.database != database || seat.role != role || !seat.keeper || seat.renew || seat.gives_up) continue;
     seat.keeper = false;
     SetLatch(&seat.worker->procLatch);
@@ -165,35 +177,41 @@ bool give_place(Oid database, Oid role) {
   return false;
 }
 
-void release_seat(int seat) {
+void release_seat(const Reservation& reservation) {
   Guard guard(LW_EXCLUSIVE);
-  state->seats[seat].database = InvalidOid;
+  if (!waits_for(reservation)) return;
+  state->seats[reservation.seat] = Seat{};
+  seats_freed();
 }
 
-void start_failed(int seat) {
+void start_failed(const Reservation& reservation) {
   Guard guard(LW_EXCLUSIVE);
-  Seat& s = state->seats[seat];
-  if (s.database == InvalidOid || s.worker != nullptr) return;
-  if (Pool* pool = find_pool(s.database, s.role)) ++pool->failed_starts;
-  s.database = InvalidOid;
+  if (!waits_for(reservation)) return;
+  Seat& seat = state->seats[reservation.seat];
+  if (Pool* pool = find_pool(seat.database, seat.role)) ++pool->failed_starts;
+  seat = Seat{};
+  seats_freed();
 }
 
-bool seat_is_taken(int seat) {
+bool is_reserved(const Reservation& reservation) {
   Guard guard(LW_SHARED);
-  return state->seats[seat].worker != nullptr;
+  return waits_for(reservation);
 }
 
 void set_slots(const SlotState& slots, int wanted) {
   Guard guard(LW_EXCLUSIVE);
-  const auto leaving = static_cast<int>(
-      std::count_if(state->seats, state->seats + kSeats, [](const Seat& seat) { return seat.gives_up; }));
+  const std::span<Seat> seats = used_seats();
+  const auto leaving =
+      static_cast<int>(std::count_if(seats.begin(), seats.end(), [](const Seat& seat) { return seat.gives_up; }));
   state->slots = {slots.out_of_slots, slots.out_of_seats, slots.waiting, state->slots.pools_beyond};
-  if (std::any_of(state->pools.begin(), state->pools.end(), [](const Pool& p) { return p.database == InvalidOid; }))
+  const std::span<Pool> pools = used_pools();
+  if (pools.size() < state->pools.size() ||
+      std::any_of(pools.begin(), pools.end(), [](const Pool& pool) { return is_free(pool); }))
     state->slots.pools_beyond = false;
   state->short_of_slots = slots.waiting > 0;
   state->slots_wanted = std::max(0, wanted - leaving);
   if (state->slots_wanted == 0) return;
-  for (const Seat& seat : state->seats)
+  for (const Seat& seat : used_seats())
     if (seat.waiting) SetLatch(&seat.worker->procLatch);
 }
 

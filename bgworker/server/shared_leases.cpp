@@ -61,10 +61,12 @@ namespace {
 // Under the lock: a worker of the pool has its calls run alone, and one runs, whoever's.
 bool would_be_company() {
   const auto of_pool = [](Oid database, Oid role) { return database == MyDatabaseId && role == MyProc->roleId; };
-  const bool wanted = std::any_of(state->seats, state->seats + kSeats, [&](const Seat& seat) {
+  const std::span<Seat> seats = used_seats();
+  const bool wanted = std::any_of(seats.begin(), seats.end(), [&](const Seat& seat) {
     return seat.alone && seat.worker != nullptr && of_pool(seat.database, seat.role);
   });
-  return wanted && std::any_of(state->leases, state->leases + kLeases,
+  const std::span<Lease> leases = used_leases();
+  return wanted && std::any_of(leases.begin(), leases.end(),
                                [&](const Lease& l) { return of_pool(l.database, l.role) && is_alive(l); });
 }
 
@@ -73,27 +75,25 @@ bool would_be_company() {
 int enter_lease(const NewLease& lease) {
   if (!available()) return -1;
   Guard guard(LW_EXCLUSIVE);
-  int free = -1;
   int on_channel = 0;
-  for (int i = 0; i < kLeases; ++i) {
-    Lease& l = state->leases[i];
+  for (Lease& l : used_leases()) {
     if (l.token != 0 && !is_alive(l)) l.token = 0;
-    if (l.token == 0) {
-      if (free < 0) free = i;
-    } else if (l.database == MyDatabaseId && l.name_key == lease.name_key) {
-      ++on_channel;
-    }
+    if (l.token != 0 && l.database == MyDatabaseId && l.name_key == lease.name_key) ++on_channel;
   }
-  if (free < 0 || (lease.most > 0 && on_channel >= lease.most) || would_be_company()) return -1;
-  state->leases[free] = {lease.token,   MyDatabaseId,   MyProc->roleId,      my_seat,
-                         lease.backend, lease.name_key, lease.block_on_dead, GetCurrentTimestamp()};
-  return free;
+  leases_freed();
+  if ((lease.most > 0 && on_channel >= lease.most) || would_be_company()) return -1;
+  Lease* free = take_free(std::span<Lease>(state->leases), state->leases_used);
+  if (free == nullptr) return -1;
+  *free = {lease.token,   MyDatabaseId,   MyProc->roleId,      my_seat,
+           lease.backend, lease.name_key, lease.block_on_dead, GetCurrentTimestamp()};
+  return static_cast<int>(free - state->leases);
 }
 
 void leave_lease(int number) {
   if (!available()) return;
   Guard guard(LW_EXCLUSIVE);
   state->leases[number].token = 0;
+  leases_freed();
 }
 
 void lose_lease(int number, const Uuid& message) {
@@ -102,12 +102,14 @@ void lose_lease(int number, const Uuid& message) {
   const Lease& l = state->leases[number];
   add_lost({l.database, 1, message, l.token, l.role}, Loss::kRunFailed);
   state->leases[number].token = 0;
+  leases_freed();
 }
 
 int leases_on(std::int64_t name_key) {
   if (!available()) return 0;
   Guard guard(LW_SHARED);
-  return static_cast<int>(std::count_if(state->leases, state->leases + kLeases, [&](const Lease& l) {
+  const std::span<Lease> leases = used_leases();
+  return static_cast<int>(std::count_if(leases.begin(), leases.end(), [&](const Lease& l) {
     return l.database == MyDatabaseId && l.name_key == name_key && is_alive(l);
   }));
 }
@@ -115,7 +117,8 @@ int leases_on(std::int64_t name_key) {
 bool lease_is_alive(std::int64_t token) {
   if (!available()) return false;
   Guard guard(LW_SHARED);
-  return std::any_of(state->leases, state->leases + kLeases,
+  const std::span<Lease> leases = used_leases();
+  return std::any_of(leases.begin(), leases.end(),
                      [&](const Lease& l) { return l.token == token && l.database == MyDatabaseId && is_alive(l); });
 }
 
@@ -124,7 +127,7 @@ std::vector<LeasedCallState> leased_calls() {
   if (!available()) return result;
   result.reserve(kLeases);
   Guard guard(LW_SHARED);
-  for (const Lease& l : state->leases)
+  for (const Lease& l : used_leases())
     if (l.database == MyDatabaseId && is_alive(l)) result.push_back({l.backend, l.role, l.token, l.since});
   return result;
 }
@@ -137,7 +140,7 @@ std::optional<HandledHere> handled_here() {
   if (handled_in_process.token != 0) return handled_in_process;
   if (!available()) return std::nullopt;
   Guard guard(LW_SHARED);
-  for (const Lease& l : state->leases)
+  for (const Lease& l : used_leases())
     if (l.token != 0 && l.seat >= 0 && l.backend == MyProcPid && l.database == MyDatabaseId)
       return HandledHere{l.token, l.block_on_dead};
   return std::nullopt;
@@ -145,7 +148,7 @@ std::optional<HandledHere> handled_here() {
 
 // A session whose worker ends has nobody who would hear of its end. Its lease is alive until it has ended, too.
 void abandon_leases() {
-  for (Lease& l : state->leases) {
+  for (Lease& l : used_leases()) {
     if (l.token == 0 || l.seat != my_seat) continue;
     if (is_session(l.backend, l.database, l.role)) (void)kill(l.backend, SIGTERM);
     const auto number = static_cast<int>(&l - state->leases);
@@ -164,7 +167,7 @@ void note_connecting(int sessions) {
 int connecting() {
   int result = 0;
   Guard guard(LW_SHARED);
-  for (const Seat& seat : state->seats)
+  for (const Seat& seat : used_seats())
     if (seat.database != InvalidOid && &seat != &state->seats[std::max(my_seat, 0)]) result += seat.connecting;
   return result;
 }
@@ -181,7 +184,7 @@ std::vector<Refusal> refusals() {
   if (!available()) return result;
   result.reserve(state->pools.size());
   Guard guard(LW_SHARED);
-  for (const Pool& pool : state->pools)
+  for (const Pool& pool : used_pools())
     if (pool.database == MyDatabaseId && pool.refusal[0] != 0) result.push_back({pool.role, pool.refusal});
   return result;
 }
@@ -205,16 +208,16 @@ extern "C" void mq_note_leased_call(void) {
   number = -1;
   {
     Guard guard(LW_SHARED);
-    for (int i = 0; i < kLeases; ++i) {
+    for (std::size_t i = 0; i < state->leases_used; ++i) {
       const Lease& l = state->leases[i];
       if (l.token == 0 || l.seat < 0 || l.backend != leader || l.database != MyDatabaseId) continue;
-      number = i;
+      number = static_cast<int>(i);
       token = l.token;
-      mark = kSeats + i;
+      mark = kSeats + number;
     }
-    for (int i = 0; i < kSeats; ++i) {
+    for (std::size_t i = 0; i < state->seats_used; ++i) {
       const PGPROC* worker = state->seats[i].worker;
-      if (leader != MyProcPid && worker != nullptr && worker->pid == leader) mark = i;
+      if (leader != MyProcPid && worker != nullptr && worker->pid == leader) mark = static_cast<int>(i);
     }
   }
   if (leader != MyProcPid) {

@@ -78,7 +78,8 @@ void forget_limits(const std::vector<Oid>& existing) {
 bool others_wait_for_locks() {
   if (!available()) return false;
   Guard guard(LW_SHARED);
-  return std::any_of(state->seats, state->seats + kSeats, [](const Seat& seat) {
+  const std::span<Seat> seats = used_seats();
+  return std::any_of(seats.begin(), seats.end(), [](const Seat& seat) {
     return seat.database == MyDatabaseId && seat.worker != nullptr && seat.worker != MyProc &&
            *const_cast<LOCK* volatile*>(&seat.worker->waitLock) != nullptr;
   });

@@ -73,7 +73,8 @@ struct Held {
 struct Seat {
   Oid database;  // InvalidOid: free
   Oid role;
-  PGPROC* worker;  // nullptr: reserved, the worker has not come yet
+  PGPROC* worker;             // nullptr: reserved, the worker has not come yet
+  std::uint64_t reservation;  // by which that worker knows it
   bool waiting;
   bool served;
   bool in_call;
@@ -132,14 +133,21 @@ struct State {
   LWLock* lock;
   PGPROC* launcher;
   SlotState slots;
-  bool short_of_slots;   // workers give up slots, and what they knew is in their pools
-  int slots_wanted;      // workers that should give up theirs
-  int databases_beyond;  // served, but there is no room for them
-  bool no_room;          // for a database that was announced since the launcher looked
-  bool look_around;      // databases have come or gone
+  bool short_of_slots;         // workers give up slots, and what they knew is in their pools
+  int slots_wanted;            // workers that should give up theirs
+  int databases_beyond;        // served, but there is no room for them
+  bool no_room;                // for a database that was announced since the launcher looked
+  bool look_around;            // databases have come or gone
+  std::uint64_t reservations;  // of seats, since the server started
   Audience audiences[kAudiences];
+  // Of each table entries are in use up to a high-water mark only: whoever looks through it pays for those. A new entry
+  // takes the first free one.
   std::span<Database> databases;  // behind this structure, as many as mq.max_databases
   std::span<Pool> pools;
+  std::size_t databases_used;
+  std::size_t pools_used;
+  std::size_t seats_used;
+  std::size_t leases_used;
   Seat seats[kSeats];
   Lost lost[kCasualties];
   int lost_calls;  // of them in use
@@ -173,30 +181,91 @@ class Guard {
   Guard& operator=(const Guard&) = delete;
 };
 
+inline bool is_free(const Database& d) {
+  return d.id == InvalidOid;
+}
+inline bool is_free(const Pool& pool) {
+  return pool.database == InvalidOid;
+}
+inline bool is_free(const Seat& seat) {
+  return seat.database == InvalidOid;
+}
+inline bool is_free(const Lease& lease) {
+  return lease.token == 0;
+}
+
+inline std::span<Database> used_databases() {
+  return state->databases.first(state->databases_used);
+}
+inline std::span<Pool> used_pools() {
+  return state->pools.first(state->pools_used);
+}
+inline std::span<Seat> used_seats() {
+  return {state->seats, state->seats_used};
+}
+inline std::span<Lease> used_leases() {
+  return {state->leases, state->leases_used};
+}
+
+// The first free entry, which is in use from now on; nullptr: there is none. Under the lock.
+template <class Entry>
+Entry* take_free(std::span<Entry> all, std::size_t& used) {
+  for (std::size_t i = 0; i < used; ++i)
+    if (is_free(all[i])) return &all[i];
+  return used < all.size() ? &all[used++] : nullptr;
+}
+
+// After entries were freed. Under the lock.
+template <class Entry>
+void lower_mark(std::span<Entry> all, std::size_t& used) {
+  while (used > 0 && is_free(all[used - 1])) --used;
+}
+inline void databases_freed() {
+  lower_mark(state->databases, state->databases_used);
+}
+inline void pools_freed() {
+  lower_mark(state->pools, state->pools_used);
+}
+inline void seats_freed() {
+  lower_mark(std::span<Seat>(state->seats), state->seats_used);
+}
+inline void leases_freed() {
+  lower_mark(std::span<Lease>(state->leases), state->leases_used);
+}
+
+// A process asks for the same database, and the same pool, again and again: it looks first where it found it last.
 inline Database* find_database(Oid id) {
-  const auto found =
-      std::find_if(state->databases.begin(), state->databases.end(), [&](const Database& d) { return d.id == id; });
-  return found == state->databases.end() ? nullptr : &*found;
+  static std::size_t last = 0;
+  const std::span<Database> used = used_databases();
+  if (last < used.size() && used[last].id == id) return &used[last];
+  const auto found = std::find_if(used.begin(), used.end(), [&](const Database& d) { return d.id == id; });
+  if (found == used.end()) return nullptr;
+  last = static_cast<std::size_t>(found - used.begin());
+  return &*found;
 }
 
 inline Database* find_or_add_database(Oid id) {
   if (Database* found = find_database(id)) return found;
-  Database* free = find_database(InvalidOid);
+  Database* free = take_free(state->databases, state->databases_used);
   if (free != nullptr) *free = Database{id, false, false, false, false, 0, 0, 0};
   return free;
 }
 
 inline Pool* find_pool(Oid database, Oid role) {
-  const auto found = std::find_if(state->pools.begin(), state->pools.end(),
-                                  [&](const Pool& p) { return p.database == database && p.role == role; });
-  return found == state->pools.end() ? nullptr : &*found;
+  static std::size_t last = 0;
+  const auto is_it = [&](const Pool& p) { return p.database == database && p.role == role; };
+  const std::span<Pool> used = used_pools();
+  if (last < used.size() && is_it(used[last])) return &used[last];
+  const auto found = std::find_if(used.begin(), used.end(), is_it);
+  if (found == used.end()) return nullptr;
+  last = static_cast<std::size_t>(found - used.begin());
+  return &*found;
 }
 
 inline void add_pool(Oid database, Oid role) {
   if (find_pool(database, role) != nullptr) return;
-  const auto free =
-      std::find_if(state->pools.begin(), state->pools.end(), [](const Pool& p) { return p.database == InvalidOid; });
-  if (free == state->pools.end()) {
+  Pool* free = take_free(state->pools, state->pools_used);
+  if (free == nullptr) {
     state->slots.pools_beyond = true;
     return;
   }
@@ -215,7 +284,7 @@ inline void wake_launcher() {
 }
 
 inline void wake_all_of(Oid database) {
-  for (Seat& seat : state->seats)
+  for (Seat& seat : used_seats())
     if (seat.database == database && seat.worker != nullptr) SetLatch(&seat.worker->procLatch);
 }
 

@@ -10,6 +10,7 @@
 // worker too many for the load, and when others of the database wait for its place.
 
 #include <algorithm>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -60,9 +61,10 @@ class WorkerHost : public ServerHost {
   using ServerHost::ServerHost;
 
   bool refresh(Registry& registry) override {
-    seen_ = shared::wake_count();
-    if (const std::uint64_t announced = shared::announcements(); announced != announced_) {
-      announced_ = announced;
+    const shared::News news = shared::news();
+    seen_ = news.wakes;
+    if (news.announcements != announced_) {
+      announced_ = news.announcements;
       Extension::look_again();
     }
     if (!Extension::hold()) {
@@ -275,7 +277,9 @@ void leave_seat(int code, Datum) {
 }
 
 void run(int seat) {
-  const shared::Assignment mine = shared::take_seat(seat);
+  shared::Reservation reservation{seat, 0};
+  memcpy(&reservation.number, MyBgworkerEntry->bgw_extra, sizeof reservation.number);
+  const shared::Assignment mine = shared::take_seat(reservation);
   if (!OidIsValid(mine.database)) return;
   fence::call([] { before_shmem_exit(leave_seat, 0); });
   shared::open_marks();
