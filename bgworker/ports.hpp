@@ -175,6 +175,8 @@ class Host {
   virtual bool refresh(Registry& registry) = 0;
   // True when another worker should run what is claimed: this one has settings that have changed since it started.
   virtual bool should_renew() { return false; }
+  // True when the registry may have changed since it was refreshed.
+  virtual bool is_outdated() { return false; }
   // Calls that ended so in this database since they were last asked for; and whether to ask.
   virtual bool any_casualty() { return false; }
   virtual std::vector<Casualty> casualties() { return {}; }

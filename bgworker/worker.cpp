@@ -301,6 +301,12 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
     result.claimed = 1;
     return result;
   }
+  // Asked after the claim, which may have seen what was sent after a handler was registered.
+  if (ports_.host.is_outdated()) {
+    ports_.transaction.rollback();
+    result.claimed = 1;
+    return result;
+  }
   // Asked after the claim, which may have seen what was sent after the settings were changed.
   if (ports_.host.should_renew()) {
     ports_.transaction.rollback();

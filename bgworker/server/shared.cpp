@@ -281,6 +281,13 @@ News news() {
   return d != nullptr ? News{d->wakes, d->announcements} : News{0, 0};
 }
 
+// Without the lock: asked for each batch.
+bool announced_since(std::uint64_t announcements) {
+  if (my_seat < 0) return false;
+  const Database* d = find_database(mine().database);
+  return d != nullptr && *const_cast<const volatile std::uint64_t*>(&d->announcements) != announcements;
+}
+
 bool begin_wait(std::uint64_t seen) {
   Guard guard(LW_EXCLUSIVE);
   const Database* d = find_database(mine().database);

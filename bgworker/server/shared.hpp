@@ -76,6 +76,7 @@ struct News {
   std::uint64_t announcements;
 };
 News news();
+bool announced_since(std::uint64_t announcements);  // cheap
 // Says that it waits now. False: something was sent since `seen`, so it must not.
 bool begin_wait(std::uint64_t seen);
 void end_wait();

@@ -165,6 +165,7 @@ class WorkerHost : public ServerHost {
   }
 
   bool should_renew() override { return shared::should_renew(); }
+  bool is_outdated() override { return shared::announced_since(announced_); }
   bool any_casualty() override { return working_ && ServerHost::any_casualty(); }
   std::vector<Casualty> casualties() override { return working_ ? ServerHost::casualties() : std::vector<Casualty>(); }
 

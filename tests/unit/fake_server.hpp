@@ -292,6 +292,7 @@ class FakeHost final : public Host {
   FakeHost(Table& table, FakeClock& clock) : table_(table), clock_(clock) {}
 
   bool refresh(Registry& registry) override;
+  bool is_outdated() override { return outdated && std::exchange(outdated, nullptr)(); }
   bool any_casualty() override { return !ended_calls.empty(); }
   std::vector<Casualty> casualties() override {
     for (std::size_t i = 0; i < ended_calls.size(); ++i) ended_calls[i].number = static_cast<int>(i);
@@ -351,6 +352,7 @@ class FakeHost final : public Host {
   bool may_wait_to_leave = true;
   std::function<bool()> gets_place;  // again, having given it up; by default it does not
   bool drains = false;
+  std::function<bool()> outdated;  // asked once, after a claim
   int places_given_up = 0;
   std::vector<Casualty> ended_calls;
 

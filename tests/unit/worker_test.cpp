@@ -421,5 +421,18 @@ TEST_F(WorkerTest, OrderedChannelGoesOnBehindWhatCannotBeDelivered) {
   EXPECT_TRUE(table.rows.empty());
 }
 
+TEST_F(WorkerTest, HandlerThatIsRegisteredWhileItClaimsTakesWhatItClaims) {
+  add_handler("c").function = "former(mq_message)";
+  host.outdated = [&] {
+    host.handlers.front().function = "new(mq_message)";
+    host.changed = true;
+    return true;
+  };
+  const Uuid id = table.send({});
+  run_until_empty();
+  expect_handled({id});
+  EXPECT_EQ(caller.functions, std::vector<std::string>{"new(mq_message)"});
+}
+
 }  // namespace
 }  // namespace mq::fake
