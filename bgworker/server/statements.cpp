@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "../pq_session.hpp"
+#include "create_database.hpp"
 #include "entries.h"
 #include "fence.hpp"
 #include "identity.hpp"
@@ -137,7 +138,8 @@ Wanted by_set_tablespace(const AlterDatabaseStmt* statement) {
   const Oid database = get_database_oid(statement->dbname, true);
   const Oid tablespace = get_tablespace_oid(name, true);
   if (!OidIsValid(database) || !OidIsValid(tablespace) || database == MyDatabaseId || !owns(database) ||
-      !may_create_in(tablespace) || tablespace == GLOBALTABLESPACE_OID || tablespace == row_of(database).tablespace)
+      !may_create_in(tablespace) || tablespace == GLOBALTABLESPACE_OID || tablespace == row_of(database).tablespace ||
+      !tablespace_has_room(database, tablespace))
     return {};
   return {database};
 }
@@ -162,8 +164,9 @@ Wanted by_create(const CreatedbStmt* statement) {
   if (tablespace != nullptr) {
     const Oid id = get_tablespace_oid(tablespace, true);
     if (!OidIsValid(id) || id == GLOBALTABLESPACE_OID || !may_create_in(id)) return {};
+    if (id != row_of(database).tablespace && !tablespace_has_room(database, id)) return {};
   }
-  return {database};
+  return takes_options(statement, database) ? Wanted{database} : Wanted{};
 }
 
 Wanted wanted_by(const Node* node, bool top_level) {

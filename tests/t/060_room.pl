@@ -52,6 +52,9 @@ for my $round (1 .. 5) {
 	  for 'DROP DATABASE prod', 'ALTER DATABASE prod RENAME TO gone';
 	like(as_role('postgres', $_), qr/ERROR: .*exist/, "refused for a name ($round): $_")
 	  for 'ALTER DATABASE prod RENAME TO postgres', 'ALTER DATABASE prod SET TABLESPACE nowhere', 'CREATE DATABASE postgres TEMPLATE prod';
+	like(as_role('postgres', "CREATE DATABASE copy TEMPLATE prod $_"), qr/^(?!.*being accessed).*ERROR: /s, "refused for an option ($round): $_")
+	  for q{LC_COLLATE 'C.UTF-8'}, q{LC_CTYPE 'C.UTF-8'}, q{LOCALE 'nowhere'}, q{ENCODING 'LATIN1'}, q{ENCODING 'nothing'}, 'CONNECTION LIMIT -5', q{STRATEGY 'none'},
+	    q{LOCALE_PROVIDER 'nobody'}, 'OID 5', 'NOTHING 1', 'CONNECTION LIMIT 5 CONNECTION LIMIT 6', q{IS_TEMPLATE 'perhaps'}, q{ALLOW_CONNECTIONS 7};
 	is(as_role('postgres', 'ALTER DATABASE prod SET TABLESPACE pg_default'), 'done', "to move a database to where it is disturbs nobody ($round)");
 }
 # An owner who may not create databases, or not in that tablespace.
@@ -88,6 +91,10 @@ holds($node, 'prod', q{SELECT count(*) FROM mq_failures}, '0', 'and is not charg
 
 # --- accepted -----------------------------------------------------------------------------------
 
+for my $options (q{LOCALE 'C' ENCODING 'utf-8' CONNECTION LIMIT 5 STRATEGY 'FILE_COPY' LOCALE_PROVIDER 'libc'}, q{LC_COLLATE 'POSIX' LC_CTYPE 'C' IS_TEMPLATE false OWNER DEFAULT OID 54321}, 'TABLESPACE space') {
+	is(as_role('postgres', "CREATE DATABASE copy TEMPLATE prod $options"), 'done', "CREATE DATABASE ... TEMPLATE waits for no worker: $options");
+	is(as_role('postgres', 'DROP DATABASE copy'), 'done', 'nor does DROP DATABASE');
+}
 is(as_role('postgres', 'ALTER DATABASE prod SET TABLESPACE space'), 'done', 'ALTER DATABASE ... SET TABLESPACE waits for no worker');
 $node->safe_psql('prod', q{SELECT mq_send('c', name => 'moved')});
 within(15, $node, 'prod', q{SELECT count(*) FROM handled WHERE name = 'moved'}, 1, 'the database is served in its new place');
