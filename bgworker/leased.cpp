@@ -27,6 +27,7 @@ constexpr int kTrials = 3;              // of settling a call that has failed
 
 LeasedHandlers::Turn LeasedHandlers::turn(const Registry& registry, const Scope& scope) {
   Turn turn;
+  failure_.reset();
   const Micros now = ports_.clock.steady();
   stopping_ = has_sessions() && ports_.store.is_stopping();
   const bool drain = scope.drain || stopping_;
@@ -41,6 +42,7 @@ LeasedHandlers::Turn LeasedHandlers::turn(const Registry& registry, const Scope&
     turn.handled += messages;
     turn.moved = true;
   }
+  turn.failure = failure_;
   std::erase_if(runs_, [&](const auto& run) {
     return run->state == Run::kBroken || (run->state == Run::kIdle && (drain || now - run->since > kSessionLingers));
   });
@@ -163,6 +165,7 @@ bool LeasedHandlers::try_to_settle(Run& run, Micros now) {
 void LeasedHandlers::unsettled(Run& run, const Error& error, Micros now) {
   if (ports_.settler.was_held(error)) return;
   ports_.store.warn(error);
+  failure_ = error;
   run.trouble.failed(now);
   run.settle_at = now + run.trouble.left(now);
   if (!run.error || run.trouble.failures() < kTrials) return;

@@ -111,6 +111,7 @@ class LeasedHandlers {
     bool moved = false;        // another turn may find more to do at once
     bool more_is_due = false;  // than this worker has sessions for
     std::size_t handled = 0;
+    std::optional<Error> failure = {};  // of settling a call, which is tried again
   };
   // What a turn may begin. `only` restricts the channels.
   struct Scope {
@@ -195,6 +196,7 @@ class LeasedHandlers {
   bool no_room_ = false;  // for another session, as was told
   bool stopping_ = false;
   int alone_ = 0;
+  std::optional<Error> failure_;               // of this turn
   std::unordered_set<Uuid, UuidHash> single_;  // of a batch call that failed: called one by one
   std::unordered_map<Uuid, int, UuidHash> conflicts_;
 };

@@ -168,6 +168,10 @@ struct Casualty {
 };
 
 // Everything else that a worker's loop needs.
+// What may fail for other reasons than a handler's: the parts of a worker's loop, the worker itself, which ends with an
+// error, and the launcher.
+enum class Part { kBatches, kLeasedCalls, kSweep, kCharges, kProcess, kLauncher };
+
 class Host {
  public:
   virtual ~Host() = default;
@@ -219,6 +223,9 @@ class Host {
   // A batch is over: committed, with so many handled, or rolled back.
   virtual void handled(std::size_t /* messages */) {}
   virtual void warn(const Error& error) = 0;
+  // A part of the loop fails; and the first time that it works again.
+  virtual void fails(Part /* part */, const Error& /* why */) {}
+  virtual void works_again(Part /* part */) {}
   // A message that cannot be settled is put off until then.
   virtual void put_off(const Uuid& /* message */, std::string_view /* channel_name */, const Error& /* why */,
                        Micros /* until */) {}

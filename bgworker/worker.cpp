@@ -19,6 +19,7 @@ constexpr Micros kLockedWait = kSecond / 10;
 constexpr Micros kBusyLook = kSecond;  // a worker that never rests looks so often for what has expired
 constexpr std::size_t kMostRemembered = 10'000;
 constexpr Micros kAfterTrouble = kSecond;      // wait after casualties that could not be charged
+constexpr Micros kForgiven = 10 * kSecond;     // a part that has nothing to do, after it failed
 constexpr Micros kFirstPutOff = 10 * kSecond;  // doubled each time, up to
 constexpr Micros kLastPutOff = 600 * kSecond;
 
@@ -35,23 +36,35 @@ bool is_trouble(const Error& error) {
 Worker::Worker(const Ports& ports) : ports_(ports), claimer_(ports.source, ports.clock), pace_(kFirstPace) {}
 
 template <class Body>
-void Worker::part(Backoff& trouble, Micros& most, Body&& body) {
-  const Micros left = trouble.left(ports_.clock.steady());
+void Worker::run_part(LoopPart& part, Micros& most, Body&& body) {
+  const Micros left = part.trouble.left(ports_.clock.steady());
   if (left > 0) {
     most = std::min(most, left);
     return;
   }
   try {
     body();
-    trouble.succeeded();
+    part.trouble.succeeded();
   } catch (const Error& error) {
     ports_.transaction.rollback();
     ports_.host.handled(0);
     if (is_over()) throw Over();
     ports_.host.warn(error);
-    trouble.failed(ports_.clock.steady());
-    most = std::min(most, trouble.left(ports_.clock.steady()));
+    fails(part, error);
+    part.trouble.failed(ports_.clock.steady());
+    most = std::min(most, part.trouble.left(ports_.clock.steady()));
   }
+}
+
+void Worker::fails(LoopPart& part, const Error& error) {
+  part.failed_at = ports_.clock.steady();
+  ports_.host.fails(part.part, error);
+}
+
+void Worker::works(LoopPart& part, bool proven) {
+  if (!part.failed_at || (!proven && ports_.clock.steady() - *part.failed_at < kForgiven)) return;
+  part.failed_at.reset();
+  ports_.host.works_again(part.part);
 }
 
 void Worker::run() {
@@ -69,21 +82,31 @@ void Worker::run() {
   for (;;) try {
       Micros most = ports_.host.poll_interval();
       const Micros interval = most;
-      if (ports_.clock.steady() >= charge_again_at_ && ports_.host.any_casualty()) (void)charge_casualties();
+      if (ports_.clock.steady() >= charge_again_at_) {
+        if (ports_.host.any_casualty())
+          (void)charge_casualties();
+        else
+          works(charges_, true);
+      }
       if (const Micros left = charge_again_at_ - ports_.clock.steady(); left > 0) most = std::min(most, left);
       BatchResult result;
-      part(batch_trouble_, most, [&] { result = run_batch(ports_.host.batch_size(), nullptr); });
+      run_part(batches_, most, [&] { result = run_batch(ports_.host.batch_size(), nullptr); });
       if (result.over) {
         if (leaves()) return;
         continue;
       }
+      if (batches_.trouble.failures() == 0 && !result.unsettled) works(batches_, result.claimed > 0);
       LeasedHandlers::Turn turn;
       if (ports_.leased != nullptr)
-        part(leased_trouble_, most, [&] {
+        run_part(leased_calls_, most, [&] {
           if (look_for_orphans) release_orphans();
           look_for_orphans = false;
           turn = ports_.leased->turn(registry_, {.drain = ports_.host.should_drain()});
         });
+      if (turn.failure)
+        fails(leased_calls_, *turn.failure);
+      else if (leased_calls_.trouble.failures() == 0)
+        works(leased_calls_, turn.handled > 0);
       if (turn.handled > 0) ports_.host.handled(turn.handled);
       // Of a batch it was told when it was claimed.
       if (result.claimed == 0 || turn.more_is_due) ports_.host.backlog(result.more_is_due || turn.more_is_due);
@@ -93,17 +116,18 @@ void Worker::run() {
         idle_since = now;
         next_expiry = std::min(next_expiry, now + kBusyLook);
       }
-      part(sweep_trouble_, most, [&] {
+      run_part(sweep_, most, [&] {
         again = ports_.host.wake_unhandled() || again;
         if (now >= next_expiry) {
           const bool expired = ports_.host.expire();
           next_expiry = expired ? now : now + kBusyLook;
           again = expired || again;
         }
-        if (now - last_sweep >= interval || now < last_sweep || (sweep_on && !again)) {
+        if (now - last_sweep >= interval || now < last_sweep || (sweep_on && !again) || sweep_.failed_at) {
           last_sweep = now;
           sweep_on = false;
           sweep_on = ports_.host.sweep();
+          works(sweep_, true);
           again = sweep_on || again;
           look_for_orphans = true;
         }
@@ -112,15 +136,18 @@ void Worker::run() {
         if (!ports_.host.wait(0) && leaves()) return;
         continue;
       }
-      part(batch_trouble_, most, [&] {
+      run_part(batches_, most, [&] {
         // What is due and was not claimed is locked by somebody, whose end may not wake anybody.
         const Host::Next next = ports_.host.next(registry_, ports_.leased != nullptr && ports_.leased->can_begin());
         for (const auto& moment : {next.due, next.expiry})
           if (moment) most = std::min(most, *moment > now ? *moment - now : kLockedWait);
         next_expiry = next.expiry.value_or(kNever);
       });
-      if (ports_.leased != nullptr && leased_trouble_.failures() == 0)
+      if (ports_.leased != nullptr && leased_calls_.trouble.failures() == 0)
         if (const auto turn_in = ports_.leased->next_turn()) most = std::min(most, *turn_in);
+      // What was told to fail is looked at again, although there may be nothing to do.
+      for (const LoopPart* part : {&batches_, &leased_calls_, &sweep_, &charges_})
+        if (part->failed_at) most = std::min(most, kLongestPause);
       ports_.host.report({});
       if (is_leasing()) idle_since = ports_.clock.now();
       if (ports_.host.should_leave(ports_.clock.now() - idle_since)) {
@@ -129,7 +156,7 @@ void Worker::run() {
       }
       watch();
       // After trouble it does not wait as one that is free for work.
-      if (!(batch_trouble_.failures() > 0 ? ports_.host.pause(most) : ports_.host.wait(most)) && leaves()) return;
+      if (!(batches_.trouble.failures() > 0 ? ports_.host.pause(most) : ports_.host.wait(most)) && leaves()) return;
     } catch (const Over&) {
       return;
     }
@@ -139,7 +166,7 @@ void Worker::run() {
 void Worker::watch() {
   if (ports_.leased == nullptr) return;
   // What its sockets tell would not be looked at.
-  ports_.host.watch(leased_trouble_.failures() > 0 ? std::vector<Socket>() : ports_.leased->sockets());
+  ports_.host.watch(leased_calls_.trouble.failures() > 0 ? std::vector<Socket>() : ports_.leased->sockets());
 }
 
 bool Worker::is_leasing() const {
@@ -154,7 +181,7 @@ bool Worker::drain() {
   while (ports_.leased != nullptr && ports_.leased->has_sessions()) {
     Micros most = kSecond;
     try {
-      part(leased_trouble_, most, [&] {
+      run_part(leased_calls_, most, [&] {
         const LeasedHandlers::Turn turn = ports_.leased->turn(registry_, {.drain = true});
         ports_.host.handled(turn.handled);
       });
@@ -162,7 +189,7 @@ bool Worker::drain() {
       return false;
     }
     if (!ports_.leased->has_sessions()) return false;
-    if (leased_trouble_.failures() == 0)
+    if (leased_calls_.trouble.failures() == 0)
       if (const auto turn_in = ports_.leased->next_turn()) most = std::min(most, *turn_in);
     watch();
     if (!ports_.host.wait_to_leave(most)) return false;
@@ -190,10 +217,12 @@ bool Worker::charge_casualties() {
     if (ports_.host.refresh(registry_)) all = charge(ports_.host.casualties(), settled);
     ports_.transaction.commit();
     ports_.host.casualties_settled(settled);
+    works(charges_, true);
   } catch (const Error& error) {
     ports_.transaction.rollback();
     ports_.host.casualties_settled({});
     ports_.host.warn(error);
+    fails(charges_, error);
   }
   if (!all) charge_again_at_ = ports_.clock.steady() + kAfterTrouble;
   return all;
@@ -299,6 +328,7 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
   if (learns_ && ports_.host.any_casualty() && ports_.clock.steady() >= charge_again_at_) {
     ports_.transaction.rollback();
     result.claimed = 1;
+    result.unsettled = true;
     return result;
   }
   // Asked after the claim, which may have seen what was sent after a handler was registered.
@@ -475,6 +505,7 @@ Worker::BatchResult Worker::unsettled(const std::vector<Owned>& messages, const 
     ports_.host.handled(0);
     BatchResult again;
     again.claimed = messages.size();
+    again.unsettled = true;
     return again;
   }
   ++unsettled_;
@@ -490,6 +521,7 @@ Worker::BatchResult Worker::unsettled(const std::vector<Owned>& messages, const 
   }
   BatchResult result;
   result.claimed = messages.size();
+  result.unsettled = true;
   return result;
 }
 

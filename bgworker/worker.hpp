@@ -57,7 +57,14 @@ class Worker {
     std::size_t claimed = 0;  // leftovers among them
     std::size_t handled = 0;
     bool more_is_due = false;
-    bool over = false;  // nothing to work for any more
+    bool over = false;       // nothing to work for any more
+    bool unsettled = false;  // rolled back
+  };
+  // A part of the loop, which rests after trouble.
+  struct LoopPart {
+    Part part;
+    Backoff trouble = {};
+    std::optional<Micros> failed_at = {};  // of the steady clock; none: it works
   };
   // A channel name that a batch may claim from.
   struct Offer {
@@ -89,7 +96,10 @@ class Worker {
   bool charge(const std::vector<Casualty>& casualties, std::vector<int>& settled);
   // Runs one part of the loop, unless it is to wait after trouble. Trouble with one part does not stop the others.
   template <class Body>
-  void part(Backoff& trouble, Micros& most, Body&& body);
+  void run_part(LoopPart& part, Micros& most, Body&& body);
+  void fails(LoopPart& part, const Error& error);
+  // It has not failed. `proven`: it has done its work; if it had none, that counts some time after it has failed.
+  void works(LoopPart& part, bool proven);
   BatchResult run_batch(int limit, const std::vector<std::string_view>* only);
   void note_outcomes(const Claim& claim, const Dispatcher& dispatcher, Micros began);
   BatchResult unsettled(const std::vector<Owned>& messages, const Error& error, bool alone);
@@ -130,9 +140,10 @@ class Worker {
   bool apart_first_ = false;                         // they take turns with what is mixed
   int unsettled_ = 0;                                // batches in a row
   std::unordered_map<Uuid, int, UuidHash> put_off_;  // how often
-  Backoff batch_trouble_;
-  Backoff leased_trouble_;
-  Backoff sweep_trouble_;
+  LoopPart batches_{Part::kBatches};
+  LoopPart leased_calls_{Part::kLeasedCalls};
+  LoopPart sweep_{Part::kSweep};
+  LoopPart charges_{Part::kCharges};
 };
 
 }  // namespace mq

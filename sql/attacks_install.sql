@@ -186,7 +186,7 @@ BEGIN
   PERFORM mq_redrive();
   PERFORM mq_unregister_handler('handled');
   PERFORM mq_handler_function('public.handle(queue.mq_message)'), mq_handler_trouble('public.handle(queue.mq_message)', 'regress_mq_mallory', 'leased');
-  PERFORM mq_health(), mq_why('00000000-0000-0000-0000-000000000003');
+  PERFORM mq_health(), mq_why('00000000-0000-0000-0000-000000000003'), mq_prepared('3');
   PERFORM pid FROM queue.mq_workers;
   PERFORM channel_name FROM queue.mq_stats;
   PERFORM mq_reset_stats();

@@ -49,6 +49,7 @@ MQ_ENTRY(mq_server_mode);
 MQ_ENTRY(mq_has_consumers);
 MQ_ENTRY(mq_connection_refusals);
 MQ_ENTRY(mq_unsettled);
+MQ_ENTRY(mq_failing_workers);
 MQ_ENTRY(mq_obstacles);
 MQ_ENTRY(mq_grant);
 MQ_ENTRY(mq_revoke);

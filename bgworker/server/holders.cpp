@@ -34,18 +34,25 @@ namespace {
 constexpr int kLooked = 100;  // messages of a channel
 constexpr int kMostLockers = 16;
 
+struct Locker {
+  int pid;                 // 0: the transaction is prepared
+  TransactionId prepared;  // then this one
+};
+
 struct Lockers {
-  int pids[kMostLockers];
+  Locker lockers[kMostLockers];
   int count;
 };
 
-// The processes whose transactions have locked the row, or have changed it and not ended.
+// The transactions that have locked the row, or have changed it and not ended.
 Lockers lockers_of(Oid table, Datum location) {
   return fence::call([&] {
     Lockers lockers{};
     const auto add = [&](TransactionId xid) {
       if (!TransactionIdIsInProgress(xid) || lockers.count == kMostLockers) return;
-      lockers.pids[lockers.count++] = BackendXidGetPid(SubTransGetTopmostTransaction(xid));
+      const TransactionId top = SubTransGetTopmostTransaction(xid);
+      const int pid = BackendXidGetPid(top);
+      lockers.lockers[lockers.count++] = {pid, pid == 0 ? top : InvalidTransactionId};
     };
     Relation relation = table_open(table, AccessShareLock);
     HeapTupleData tuple;
@@ -92,14 +99,18 @@ extern "C" Datum mq_row_holders_entry(FunctionCallInfo fcinfo) {
     const mq::SpiConnection spi;
     const Oid table = mq::Extension::msgs();
     const mq::Rows rows = due.run({Int64GetDatum(mq::kLooked)});
-    std::map<std::pair<int, std::string>, std::int64_t> held;
+    using Holder = std::pair<int, TransactionId>;
+    std::map<std::pair<Holder, std::string>, std::int64_t> held;
     for (std::size_t i = 0; i < rows.size(); ++i) {
       const mq::Lockers lockers = mq::lockers_of(table, rows.get(i, 1));
-      const std::set<int> pids(lockers.pids, lockers.pids + lockers.count);
-      for (const int pid : pids) ++held[{pid, std::string(mq::text_view(rows.get(i, 2)))}];
+      std::set<Holder> holders;
+      for (int k = 0; k < lockers.count; ++k) holders.emplace(lockers.lockers[k].pid, lockers.lockers[k].prepared);
+      for (const Holder& holder : holders) ++held[{holder, std::string(mq::text_view(rows.get(i, 2)))}];
     }
     for (const auto& [key, messages] : held)
-      result.add({Int32GetDatum(key.first), mq::text_datum(key.second), Int64GetDatum(messages)});
+      result.add({Int32GetDatum(key.first.first),
+                  key.first.first == 0 ? mq::Param(TransactionIdGetDatum(key.first.second)) : mq::Param(),
+                  mq::text_datum(key.second), Int64GetDatum(messages)});
     return Datum{0};
   });
 }

@@ -131,6 +131,7 @@ class Launcher {
  public:
   void run() {
     shared::launcher_attach();
+    shared::note_works(Part::kLauncher);  // what the one before could not
     for (;;) {
       Micros wait = trouble_.left(clock_.steady());
       if (wait == 0) wait = try_round();
@@ -153,6 +154,7 @@ class Launcher {
   Micros try_round() {
     try {
       const Micros wait = round();
+      if (trouble_.failures() > 0) shared::note_works(Part::kLauncher);
       trouble_.succeeded();
       return wait;
     } catch (const Error& error) {
@@ -161,6 +163,7 @@ class Launcher {
         const char* text = line->c_str();
         fence::call([&] { ereport(LOG, (errmsg_internal("mq launcher: %s", text))); });
       }
+      shared::note_fails(Part::kLauncher, error.sqlstate, error.message);
       trouble_.failed(clock_.steady());
       return trouble_.left(clock_.steady());
     }

@@ -97,6 +97,49 @@ extern "C" Datum mq_unsettled_entry(FunctionCallInfo fcinfo) {
   });
 }
 
+namespace {
+
+const char* name_of(mq::Part part) {
+  switch (part) {
+    case mq::Part::kBatches:
+      return "batches";
+    case mq::Part::kLeasedCalls:
+      return "leased calls";
+    case mq::Part::kSweep:
+      return "sweep";
+    case mq::Part::kCharges:
+      return "charges";
+    case mq::Part::kProcess:
+      return "process";
+    case mq::Part::kLauncher:
+      return "launcher";
+  }
+  return "";
+}
+
+// An error that a process raised before it knew the encoding of its database, or that knows none.
+std::string readable(std::string text) {
+  const char* bytes = text.data();
+  const auto size = static_cast<int>(text.size());
+  if (mq::fence::call([&] { return pg_verify_mbstr(GetDatabaseEncoding(), bytes, size, true); })) return text;
+  for (char& c : text)
+    if (static_cast<unsigned char>(c) >= 0x80) c = '?';
+  return text;
+}
+
+}  // namespace
+
+extern "C" Datum mq_failing_workers_entry(FunctionCallInfo fcinfo) {
+  return mq::fence::entry([&] {
+    mq::ResultSet result(fcinfo);
+    for (const mq::shared::Failing& f : mq::shared::failing())
+      result.add({f.pid != 0 ? mq::Param(Int32GetDatum(f.pid)) : mq::Param(), ObjectIdGetDatum(f.role),
+                  mq::text_datum(name_of(f.part)), TimestampTzGetDatum(f.since), TimestampTzGetDatum(f.last),
+                  Int32GetDatum(f.times), mq::text_datum(f.sqlstate), mq::text_datum(readable(f.text))});
+    return Datum{0};
+  });
+}
+
 extern "C" Datum mq_service_state_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
     mq::ResultSet result(fcinfo);
@@ -150,8 +193,11 @@ extern "C" Datum mq_obstacles_entry(FunctionCallInfo fcinfo) {
       const std::string role = !OidIsValid(pool.role) ? "the bootstrap superuser"
                                : name != nullptr      ? name
                                                       : fmt::format("role {}", pool.role);
-      add("workers start", fmt::format("as {}: {} times in a row a worker ended before it could serve; {}", role,
-                                       pool.failed_starts, obstacle.empty() ? "see the server's log" : obstacle));
+      add("workers start",
+          fmt::format("as {}: {} times in a row a worker ended before it could serve; {}", role, pool.failed_starts,
+                      !obstacle.empty()     ? obstacle
+                      : !pool.error.empty() ? readable(pool.error) + "; mend that"
+                                            : "see the server's log"));
     }
     return Datum{0};
   });

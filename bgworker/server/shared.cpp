@@ -240,6 +240,7 @@ void leave_seat() {
   Guard guard(LW_EXCLUSIVE);
   if (Pool* pool = find_pool(mine().database, mine().role); pool != nullptr && !mine().served) ++pool->failed_starts;
   abandon_leases();
+  forget_failures_of(my_seat);
   mine() = Seat{};
   seats_freed();
   my_seat = -1;
@@ -260,6 +261,7 @@ void publish_pools(bool installed, const std::vector<Oid>& roles) {
   }
   pools_freed();
   for (const Oid role : roles) add_pool(MyDatabaseId, role);
+  forget_failures_beyond_pools(MyDatabaseId);
   wake_launcher();
 }
 
@@ -528,7 +530,10 @@ std::vector<FailingPool> failing_pools() {
   result.reserve(state->pools.size());
   Guard guard(LW_SHARED);
   for (const Pool& pool : used_pools())
-    if (pool.database == MyDatabaseId && pool.failed_starts > 0) result.push_back({pool.role, pool.failed_starts});
+    if (pool.database == MyDatabaseId && pool.failed_starts > 0) {
+      const Failure* end = last_end(MyDatabaseId, pool.role);
+      result.push_back({pool.role, pool.failed_starts, end != nullptr ? end->text : ""});
+    }
   return result;
 }
 

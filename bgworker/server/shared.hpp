@@ -167,6 +167,21 @@ struct UnsettledMessage {
   int times;
 };
 std::vector<UnsettledMessage> unsettled();  // of this database, put off until a moment to come or just past
+// What fails and is no handler's fault, for mq_health(): by a worker (parts of its loop), by its pool (kProcess) or by
+// the launcher. Of a worker it is forgotten when that part works again, or the worker has left.
+void note_fails(Part part, std::string_view sqlstate, std::string_view text);
+void note_works(Part part);
+struct Failing {
+  int pid;  // 0: of a pool or the launcher
+  Oid role;
+  Part part;
+  TimestampTz since;
+  TimestampTz last;
+  int times;
+  std::string sqlstate;
+  std::string text;
+};
+std::vector<Failing> failing();  // in this database, and the launcher
 struct Refusal {
   Oid role;
   std::string text;
@@ -209,6 +224,7 @@ ServiceState service();
 struct FailingPool {
   Oid role;
   int failed_starts;
+  std::string error;  // that the last one ended with; empty: unknown
 };
 std::vector<FailingPool> failing_pools();  // of this database
 

@@ -33,6 +33,8 @@ constexpr Micros kClosedFor = 20 * kSecond;      // DROP DATABASE itself waits f
 constexpr Micros kLostFor = 3600 * kSecond;      // whoever was to charge it is gone
 constexpr int kThrottles = 256;
 constexpr int kUnsettled = 64;
+constexpr int kFailures = 128;
+constexpr std::size_t kFailureBytes = 512;
 
 struct Database {
   Oid id;  // InvalidOid: free
@@ -122,6 +124,19 @@ struct Unsettled {
   char error[kRefusalBytes];
 };
 
+struct Failure {
+  Oid database;  // InvalidOid: the launcher's
+  Oid role;
+  int seat;  // of the worker; -1: of the pool or the launcher
+  Part part;
+  TimestampTz since;
+  TimestampTz last;
+  int times;   // 0: free
+  int served;  // of those, ends of processes that could serve; the others are failed_starts of the pool
+  char sqlstate[6];
+  char text[kFailureBytes];  // cut to fit
+};
+
 struct Lost {
   inflight::Mark mark;  // of no database: free
   Loss loss;
@@ -161,6 +176,7 @@ struct State {
   Throttled throttled[kThrottles];
   int throttles;  // of them in use
   Unsettled unsettled[kUnsettled];
+  Failure failures[kFailures];
 };
 static_assert(kMarkSets % kMarkLocks == 0);
 
@@ -172,6 +188,9 @@ void abandon_leases();                                             // of this wo
 void add_lost(const inflight::Mark& mark, Loss loss);              // under the lock
 void forget_lost(const std::vector<Oid>& existing);    // of databases that are gone, or long ago; under the lock
 void forget_limits(const std::vector<Oid>& existing);  // likewise
+void forget_failures_of(int seat);                     // under the lock
+void forget_failures_beyond_pools(Oid database);       // of roles that have none any more; under the lock
+const Failure* last_end(Oid database, Oid role);       // of a process of the pool; under the lock
 
 class Guard {
  public:

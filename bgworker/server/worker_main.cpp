@@ -176,6 +176,12 @@ class WorkerHost : public ServerHost {
     fence::call([&] { ereport(LOG, (errmsg_internal("mq worker: %s", text))); });
   }
 
+  void fails(Part part, const Error& error) override {
+    shared::note_fails(part, error.sqlstate,
+                       error.detail.empty() ? error.message : error.message + ": " + error.detail);
+  }
+  void works_again(Part part) override { shared::note_works(part); }
+
  private:
   bool had_its_turn() { return clock_.now() - started_at_ >= kTurn; }
 
@@ -271,6 +277,16 @@ void note_loss(int code, Datum) {
   inflight::clear();
 }
 
+// A worker raises an error to the server only to end with it. What it is told from outside is no trouble.
+emit_log_hook_type previous_log_hook = nullptr;  // set by mq_worker_run
+
+void note_end(ErrorData* data) {
+  if (data->elevel >= ERROR && !mq_told_to_end)
+    shared::note_fails(Part::kProcess, unpack_sql_state(data->sqlerrcode),
+                       data->message != nullptr ? data->message : "");
+  if (previous_log_hook != nullptr) previous_log_hook(data);
+}
+
 // After the rollback.
 void leave_seat(int code, Datum) {
   if (code != 0) shared::wake_workers(MyDatabaseId);
@@ -315,5 +331,7 @@ void run(int seat) {
 }  // namespace mq
 
 extern "C" void mq_worker_run(int seat) {
+  mq::previous_log_hook = emit_log_hook;
+  emit_log_hook = mq::note_end;
   mq::fence::guard([&] { mq::run(seat); });
 }

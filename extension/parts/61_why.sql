@@ -7,30 +7,44 @@ CREATE FUNCTION mq_some(texts text[]) RETURNS text
             FROM pg_catalog.unnest(texts) WITH ORDINALITY AS t (text, n));
 COMMENT ON FUNCTION mq_some(text[]) IS 'The first ten of the texts, and how many more there are; for mq_health().';
 
--- Not who vacuums: autovacuum locks a table for a moment to give back its end.
+CREATE FUNCTION mq_prepared(transaction xid) RETURNS text
+  LANGUAGE sql STABLE
+  RETURN COALESCE((SELECT pg_catalog.format('prepared transaction %L (COMMIT PREPARED %L or ROLLBACK PREPARED %L ends it)', x.gid, x.gid, x.gid)
+                     FROM pg_prepared_xacts x WHERE x.transaction = mq_prepared.transaction),
+                  'a prepared transaction');
+COMMENT ON FUNCTION mq_prepared(xid) IS 'What to call a prepared transaction, and how to end it; for mq_health() and mq_why().';
+
+-- Reading a table locks its indexes, too. Not who vacuums: autovacuum locks a table for a moment to give back its end.
 CREATE FUNCTION mq_locked_tables() RETURNS SETOF text
   LANGUAGE sql VOLATILE
   BEGIN ATOMIC
-    SELECT CASE WHEN l.granted THEN pg_catalog.format('%s is locked by ', c.relname)
-                ELSE pg_catalog.format('whoever would read %s waits behind the ALTER, VACUUM FULL or LOCK of ', c.relname) END ||
-           CASE WHEN a.pid IS NULL THEN 'a prepared transaction'
+    SELECT CASE WHEN l.granted THEN pg_catalog.format('%s is locked by ', r.name)
+                ELSE pg_catalog.format('whoever would read %s waits behind the ALTER, VACUUM FULL, REINDEX or LOCK of ', r.name) END ||
+           CASE WHEN a.pid IS NULL
+                THEN mq_prepared((SELECT t.transactionid FROM pg_locks t
+                                   WHERE t.locktype = 'transactionid' AND t.pid IS NULL AND t.virtualtransaction = l.virtualtransaction LIMIT 1))
                 ELSE pg_catalog.format('process %s (%s) since %s', a.pid, pg_catalog.concat_ws(', ', nullif(a.application_name, ''), a.state),
                                        date_trunc('second', COALESCE(l.waitstart, a.xact_start))) END
-      FROM pg_locks l
-      JOIN pg_depend d ON d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass::oid AND d.objid = l.relation AND d.deptype = 'e'
-       AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass::oid
-      JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'mq'
-      JOIN pg_class c ON c.oid = l.relation
+      FROM pg_extension e
+      JOIN pg_depend d ON d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass::oid AND d.deptype = 'e'
+       AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass::oid AND d.refobjid = e.oid
+      JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'r'
+     CROSS JOIN LATERAL (
+             SELECT c.oid, c.relname::text
+              UNION ALL
+             SELECT i.indexrelid, pg_catalog.format('%s, an index of %s,', n.relname, c.relname)
+               FROM pg_index i JOIN pg_class n ON n.oid = i.indexrelid WHERE i.indrelid = c.oid) AS r (oid, name)
+      JOIN pg_locks l ON l.relation = r.oid
       LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-     WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.pid IS DISTINCT FROM pg_backend_pid()
+     WHERE e.extname = 'mq' AND l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.pid IS DISTINCT FROM pg_backend_pid()
        AND l.database = (SELECT b.oid FROM pg_database b WHERE b.datname = current_database())
        AND a.backend_type IS DISTINCT FROM 'autovacuum worker';
   END;
-COMMENT ON FUNCTION mq_locked_tables() IS 'Which of mq''s tables nobody can read now, and for whom; for mq_health() and mq_why(), which would wait for them.';
+COMMENT ON FUNCTION mq_locked_tables() IS 'Which of mq''s tables and their indexes nobody can read now, and for whom; for mq_health() and mq_why(), which would wait for them.';
 
-CREATE FUNCTION mq_row_holders(OUT pid integer, OUT channel_name text, OUT messages bigint)
+CREATE FUNCTION mq_row_holders(OUT pid integer, OUT prepared xid, OUT channel_name text, OUT messages bigint)
   RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_row_holders';
-COMMENT ON FUNCTION mq_row_holders() IS 'Which transactions have locked messages that are due, by the process id (0: a prepared transaction); of each channel the 100 oldest are looked at. For mq_health().';
+COMMENT ON FUNCTION mq_row_holders() IS 'Which transactions have locked messages that are due, by the process id, or (pid 0) the transaction id of a prepared transaction; of each channel the 100 oldest are looked at. For mq_health().';
 
 CREATE FUNCTION mq_leased_calls(OUT pid integer, OUT role oid, OUT lease bigint, OUT since timestamptz)
   RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_leased_calls';
@@ -39,6 +53,11 @@ COMMENT ON FUNCTION mq_leased_calls() IS 'The leased calls of this database that
 CREATE FUNCTION mq_obstacles(OUT "check" text, OUT detail text)
   RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_obstacles';
 COMMENT ON FUNCTION mq_obstacles() IS 'What keeps workers from this database, as the launcher found it, in words; for mq_health().';
+
+CREATE FUNCTION mq_failing_workers(OUT pid integer, OUT role oid, OUT part text, OUT since timestamptz, OUT last timestamptz,
+                                   OUT times integer, OUT sqlstate text, OUT error text)
+  RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_failing_workers';
+COMMENT ON FUNCTION mq_failing_workers() IS 'What fails for the workers of this database, or the launcher, and is no handler''s fault: part is batches, leased calls, sweep, charges, process (it ends and is started again) or launcher. Out of shared memory; for mq_health() and mq_why().';
 
 CREATE FUNCTION mq_server_mode() RETURNS text
   LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_server_mode';
@@ -57,6 +76,15 @@ CREATE FUNCTION mq_service(OUT preloaded boolean, OUT launcher boolean, OUT serv
       FROM mq_service_state() s;
   END;
 COMMENT ON FUNCTION mq_service() IS 'mq_service_state(), and in which mode the server runs: primary, standby or single-user.';
+
+CREATE FUNCTION mq_running_calls(OUT channel_name text, OUT pid integer, OUT since timestamptz) RETURNS SETOF record
+  LANGUAGE sql VOLATILE
+  BEGIN ATOMIC
+    SELECT w.channel_name, w.pid, w.since FROM mq_worker_seats() AS w WHERE w.database = current_database() AND w.state = 'handling'
+    UNION ALL
+    SELECT (SELECT m.channel_name FROM mq_msgs m WHERE m.lease = l.lease AND m.lease > 0 LIMIT 1), l.pid, l.since FROM mq_leased_calls() AS l;
+  END;
+COMMENT ON FUNCTION mq_running_calls() IS 'The calls of handlers that run in this database, of either mode; for mq_health() and mq_why().';
 
 -- Of one pending message, without a look at those before it in its ordered channel.
 CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
@@ -82,6 +110,8 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
       WHEN m.attempt_at > t.now AND m.attempt > 0
         THEN pg_catalog.format('waits for its retry at %s: %s attempts failed, the last with SQLSTATE %s (see mq_failures), %s are left',
                     date_trunc('second', m.attempt_at), m.attempt, COALESCE(f.sqlstate, 'unknown'), m.attempts)
+      WHEN m.attempt_at > t.now AND EXISTS (SELECT FROM mq_unsettled() AS x WHERE x.message_id = m.id AND x.until > t.now)
+        THEN pg_catalog.format('is put off until %s, since its result could not be written: SELECT * FROM mq_health() WHERE NOT ok says why', date_trunc('second', m.attempt_at))
       WHEN m.attempt_at > t.now THEN pg_catalog.format('is scheduled for %s', date_trunc('second', m.attempt_at))
       WHEN m.attempts <= 0 THEN 'has no attempt left: it will be moved to the dead letters'
       WHEN s.mode = 'standby' THEN 'is due, but this server is a standby: nothing is handled here until it is promoted'
@@ -92,6 +122,12 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
       WHEN NOT s.preloaded THEN 'is due, but the library is not preloaded, so there are no workers: CALL mq_run() handles it'
       WHEN NOT s.launcher OR NOT s.served OR s.out_of_slots OR s.failed_starts > 0 OR current_setting('mq.max_workers') = '0'
         THEN 'is due, but no worker can take it: SELECT * FROM mq_health() WHERE NOT ok says why'
+      WHEN k.since IS NOT NULL
+        THEN pg_catalog.format('is due, but what workers do for it fails since %s, the last time with SQLSTATE %s: SELECT * FROM mq_health() WHERE NOT ok says why', date_trunc('second', k.since), k.sqlstate)
+      WHEN r.calls >= h.most
+        THEN pg_catalog.format('is due, but as many calls for channel "%s" run as max_workers => %s of its handlers allows, the longest since %s', m.channel_name, h.most, date_trunc('second', r.since))
+      WHEN h.leased AND q.calls >= q.sessions
+        THEN pg_catalog.format('is due, but all %s sessions for leased handlers sit in calls, the longest since %s: raise mq.leased_sessions or mq.max_workers', q.calls, date_trunc('second', q.since))
       WHEN b.busy >= current_setting('mq.max_workers')::bigint
         THEN pg_catalog.format('is due, but all %s workers sit in calls, the longest since %s for channel "%s": raise mq.max_workers, or register handlers that take long with mode => ''leased''',
                     b.busy, date_trunc('second', b.since), b.channel_name)
@@ -103,13 +139,23 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
      CROSS JOIN mq_enabled_state() AS e
       LEFT JOIN mq_payloads y ON y.id = m.id
       LEFT JOIN mq_paused p ON p.channel_name = m.channel_name
-     CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS handlers,
+     CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS handlers, bool_or(r.mode = 'leased') AS leased, min(r.max_workers) AS most, pg_catalog.array_agg(r.run_as_oid) AS roles,
                                 COALESCE(bool_or(r.message_name IS NULL OR r.message_name = y.name), false) AS takes
                            FROM mq_handlers r WHERE r.channel_name = m.channel_name) AS h
       LEFT JOIN LATERAL (SELECT x.pid, x.since FROM mq_worker_seats() AS x
                           WHERE x.message_id = m.id AND x.database = current_database() LIMIT 1) AS w ON true
       LEFT JOIN LATERAL (SELECT c.pid, c.since FROM mq_leased_calls() AS c WHERE c.lease = m.lease LIMIT 1) AS l ON m.lease > 0
       LEFT JOIN LATERAL (SELECT v.sqlstate FROM mq_failures v WHERE v.message_id = m.id ORDER BY v.failure_no + 0 DESC LIMIT 1) AS f ON true
+      LEFT JOIN LATERAL (SELECT x.since, x.sqlstate FROM mq_failing_workers() AS x
+                          WHERE x.part = 'launcher'
+                             OR (x.part IN ('process', CASE WHEN h.leased THEN 'leased calls' ELSE 'batches' END) AND x.role = ANY (h.roles))
+                          ORDER BY x.since LIMIT 1) AS k ON true
+     CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS calls, min(x.since) AS since FROM mq_running_calls() AS x
+                          WHERE h.most IS NOT NULL AND x.channel_name = m.channel_name) AS r
+     CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS calls, min(x.since) AS since,
+                                current_setting('mq.leased_sessions')::bigint *
+                                (SELECT pg_catalog.count(*) FROM mq_worker_seats() AS w WHERE w.database = current_database() AND w.role = ANY (h.roles)) AS sessions
+                           FROM mq_leased_calls() AS x WHERE x.role = ANY (h.roles)) AS q
      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) FILTER (WHERE x.state = 'handling') AS busy, min(x.since) FILTER (WHERE x.state = 'handling') AS since,
                                 (pg_catalog.array_agg(x.channel_name ORDER BY x.since) FILTER (WHERE x.state = 'handling'))[1] AS channel_name
                            FROM mq_worker_seats() AS x WHERE x.database = current_database()) AS b

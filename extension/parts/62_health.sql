@@ -53,17 +53,26 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
             GROUP BY h.channel_name HAVING min(l.timeout) > interval '0'),
          overrunning AS (
            SELECT c.channel_name, c.pid, c.since
-             FROM (SELECT w.channel_name, w.pid, w.since FROM mq_worker_seats() AS w
-                    WHERE w.database = current_database() AND w.state = 'handling'
-                   UNION ALL
-                   SELECT (SELECT m.channel_name FROM mq_msgs m WHERE m.lease = l.lease AND m.lease > 0 LIMIT 1), l.pid, l.since
-                     FROM mq_leased_calls() AS l) AS c
+             FROM mq_running_calls() AS c
              JOIN limits l ON l.channel_name = c.channel_name
             WHERE c.since + l.most + interval '2 seconds' < clock_timestamp()),
          -- Workers that have been in one call for long.
          sitting AS (
            SELECT w.channel_name, w.since FROM mq_worker_seats() AS w
             WHERE w.database = current_database() AND w.state = 'handling' AND w.since < clock_timestamp() - interval '1 second'),
+         -- Roles whose leased handlers have a call in each session that their workers may open.
+         leased_full AS (
+           SELECT c.role, pg_catalog.count(*) AS calls, min(c.since) AS since FROM mq_leased_calls() AS c
+            GROUP BY c.role
+           HAVING pg_catalog.count(*) >= current_setting('mq.leased_sessions')::bigint *
+                  (SELECT pg_catalog.count(*) FROM mq_worker_seats() AS w WHERE w.database = current_database() AND w.role = c.role)
+              AND (SELECT pg_catalog.count(*) FROM mq_worker_seats() AS w WHERE w.database = current_database() AND w.state <> 'leaving') >= current_setting('mq.max_workers')::bigint),
+         -- Channels whose calls are as many as max_workers of their handlers allows.
+         full_channels AS (
+           SELECT h.channel_name, h.most, r.since
+             FROM (SELECT l.channel_name, min(l.max_workers) AS most FROM mq_handlers l GROUP BY l.channel_name) AS h
+            CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS calls, min(x.since) AS since FROM mq_running_calls() AS x WHERE x.channel_name = h.channel_name) AS r
+            WHERE r.calls >= h.most AND r.since < clock_timestamp() - interval '1 second'),
          -- Message names that no handler of their channel takes, though it has some; of the first that wait of each channel.
          unnamed AS (
            SELECT DISTINCT n.name AS channel_name, p.name
@@ -127,6 +136,23 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
       FROM (VALUES ('worker slots'), ('workers start')) AS c (name) LEFT JOIN mq_obstacles() AS o ON o."check" = c.name
      GROUP BY c.name
     UNION ALL
+    SELECT 'workers succeed', pg_catalog.count(k.part) = 0,
+           mq_some(pg_catalog.array_agg(
+             pg_catalog.format('%s %s since %s (%s times, the last with SQLSTATE %s: %s)',
+                               CASE WHEN k.part = 'launcher' THEN 'the launcher'
+                                    WHEN k.part = 'process' THEN 'each worker as ' || COALESCE((SELECT r.rolname::text FROM pg_roles r WHERE r.oid = k.role), 'the bootstrap superuser')
+                                    ELSE pg_catalog.format('worker %s as %s', k.pid, COALESCE((SELECT r.rolname::text FROM pg_roles r WHERE r.oid = k.role), 'the bootstrap superuser')) END,
+                               CASE k.part WHEN 'batches' THEN 'cannot handle messages'
+                                           WHEN 'leased calls' THEN 'cannot look after leased handlers'
+                                           WHEN 'sweep' THEN 'cannot look for what has expired, has been kept for long enough or wants to be put right'
+                                           WHEN 'charges' THEN 'cannot charge messages whose calls ended their process'
+                                           WHEN 'process' THEN 'ends with an error, and another is started,'
+                                           ELSE 'cannot start workers' END,
+                               date_trunc('second', k.since), k.times, k.sqlstate, left(k.error, 400))
+             ORDER BY k.since)) ||
+           '; messages wait, no attempt is charged, and it is tried again every few seconds; mend what the error names: a trigger, rule, constraint or publication on mq''s tables, a right that was taken away, a setting, memory or disk space'
+      FROM mq_failing_workers() AS k
+    UNION ALL
     SELECT 'workers free', NOT b.none,
            CASE WHEN b.none THEN
              pg_catalog.format('messages are due, and each of the mq.max_workers = %s workers sits in a call: %s; raise mq.max_workers, register long handlers with mode => ''leased'', or give them a smaller max_workers',
@@ -139,6 +165,15 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
               FROM sitting) b
       LEFT JOIN sitting y ON b.none
      GROUP BY b.none
+    UNION ALL
+    SELECT 'leased sessions free', pg_catalog.count(f.role) = 0,
+           'messages are due, and each session that workers may open for leased handlers sits in a call: ' ||
+           mq_some(pg_catalog.array_agg(pg_catalog.format('as %s %s calls, the longest since %s', f.role::pg_catalog.regrole, f.calls, date_trunc('second', f.since)) ORDER BY f.since)) ||
+           pg_catalog.format('; raise mq.leased_sessions = %s or mq.max_workers = %s, or have the handlers take less time', current_setting('mq.leased_sessions'), current_setting('mq.max_workers'))
+      FROM leased_full f
+     WHERE EXISTS (SELECT FROM mq_handlers h JOIN mq_channel_stats() AS c ON c.channel_name = h.channel_name
+                    WHERE h.mode = 'leased' AND h.run_as_oid = f.role AND c.ready > 0 AND NOT c.paused
+                      AND NOT EXISTS (SELECT FROM full_channels u WHERE u.channel_name = h.channel_name))
     UNION ALL
     SELECT 'messages settled', pg_catalog.count(u.message_id) = 0,
            'these are handled, but the result cannot be written, so they are put off and tried again: ' ||
@@ -199,7 +234,7 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
            'they append to an ordered channel that somebody else has appended to and not committed: ' ||
            mq_some(pg_catalog.array_agg(w.waiting ORDER BY w.waitstart)) || '; end that transaction'
       FROM (SELECT pg_catalog.format('process %s since %s for %s', a.pid, date_trunc('second', a.waitstart),
-                          COALESCE((SELECT string_agg(COALESCE('prepared transaction ' || quote_literal(x.gid), pg_catalog.format('process %s (%s)', b.pid,
+                          COALESCE((SELECT string_agg(COALESCE(CASE WHEN x.gid IS NOT NULL THEN mq_prepared(x.transaction) END, pg_catalog.format('process %s (%s)', b.pid,
                                                         pg_catalog.concat_ws(', ', nullif(o.application_name, ''), o.state))), ' and ')
                                       FROM pg_locks b
                                       LEFT JOIN pg_stat_activity o ON o.pid = b.pid
@@ -226,7 +261,7 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
     UNION ALL
     SELECT 'horizon', pg_catalog.count(h.kind) = 0,
            'held for 10 minutes, or for a million transactions, by: ' || mq_some(pg_catalog.array_agg(h.kind || ' ' || h.name ORDER BY h.xids DESC)) || '; see mq_horizon: end it, or claims and VACUUM slow down'
-      FROM mq_horizon h WHERE h.held_for > interval '10 minutes' OR h.xids > 1000000
+      FROM (SELECT o.kind, o.name, age(o.xmin) AS xids, clock_timestamp() - o.since AS held_for FROM mq_horizon_holders() AS o) AS h WHERE h.held_for > interval '10 minutes' OR h.xids > 1000000
     UNION ALL
     SELECT 'handlers succeed', pg_catalog.count(f.channel_name) = 0,
            mq_some(pg_catalog.array_agg(pg_catalog.format('%s (%s failures within an hour, the last with SQLSTATE %s)', f.channel_name, f.times, f.sqlstate)
@@ -249,9 +284,9 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
     UNION ALL
     SELECT 'messages not locked', pg_catalog.count(h.who) = 0,
            'due messages wait for the end of a transaction that has locked their rows: ' || mq_some(pg_catalog.array_agg(h.who ORDER BY h.who)) ||
-           '; the others are handled meanwhile; end it, for instance with pg_terminate_backend'
+           '; the others are handled meanwhile; end that transaction, that of a process for instance with pg_terminate_backend'
       FROM (SELECT pg_catalog.format('%s of %s by %s', h.messages, h.channel_name,
-                     CASE WHEN h.pid = 0 THEN 'a prepared transaction'
+                     CASE WHEN h.pid = 0 THEN mq_prepared(h.prepared)
                           ELSE pg_catalog.format('process %s (%s) since %s', h.pid, COALESCE(nullif(a.application_name, ''), 'no application name'),
                                                  date_trunc('second', a.xact_start)) END) AS who
               FROM mq_row_holders() AS h LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = h.pid
@@ -264,16 +299,29 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
       FROM (SELECT pg_catalog.format('process %s, %s, for %s on %s, behind %s', l.pid,
                      CASE WHEN c.handles THEN 'in its handler' ELSE 'which looks after the queue' END, l.mode,
                      COALESCE(pg_catalog.quote_ident((SELECT r.relname FROM pg_catalog.pg_class r WHERE r.oid = l.relation)), l.locktype),
-                     (SELECT string_agg(CASE WHEN b.pid = 0 THEN 'a prepared transaction'
+                     (SELECT string_agg(CASE WHEN b.pid = 0 THEN
+                                             (SELECT COALESCE(string_agg(DISTINCT mq_prepared(t.transactionid), ', '), 'a prepared transaction')
+                                                FROM pg_catalog.pg_locks g
+                                                JOIN pg_catalog.pg_locks t ON t.locktype = 'transactionid' AND t.pid IS NULL AND t.virtualtransaction = g.virtualtransaction
+                                               WHERE g.granted AND g.pid IS NULL
+                                                 AND (g.locktype, g.database, g.relation, g.page, g.tuple, g.transactionid, g.classid, g.objid, g.objsubid) IS NOT DISTINCT FROM
+                                                     (l.locktype, l.database, l.relation, l.page, l.tuple, l.transactionid, l.classid, l.objid, l.objsubid))
                                              ELSE pg_catalog.format('process %s (%s)', b.pid, COALESCE(nullif(a.application_name, ''), 'no application name')) END, ', ')
                         FROM (SELECT DISTINCT u.pid FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids(l.pid)) AS u (pid)) AS b
                         LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid)) AS who
               FROM (SELECT s.pid, s.state = 'handling' AS handles FROM mq_worker_seats() AS s WHERE s.database = current_database()
-                    UNION ALL SELECT k.pid, true FROM mq_leased_calls() AS k) AS c
+                    UNION ALL SELECT k.pid, true FROM mq_leased_calls() AS k
+                    UNION ALL SELECT a.pid, false FROM pg_catalog.pg_stat_activity a WHERE a.backend_type = 'mq launcher') AS c
               JOIN pg_catalog.pg_locks l ON l.pid = c.pid
              WHERE NOT l.granted AND l.waitstart < clock_timestamp() - interval '1 second') AS w
     UNION ALL
-    -- These two are as they should be, and say why nothing is handled all the same.
+    -- These are as they should be, and say why nothing is handled all the same.
+    SELECT 'calls limited', true,
+           'messages wait since as many calls run as max_workers of their handlers allows, in: ' ||
+           mq_some(pg_catalog.array_agg(pg_catalog.format('%s (max_workers %s, the longest since %s)', f.channel_name, f.most, date_trunc('second', f.since)) ORDER BY f.channel_name))
+      FROM full_channels f
+     WHERE EXISTS (SELECT FROM mq_channel_stats() AS c WHERE c.channel_name = f.channel_name AND c.ready > 0)
+    UNION ALL
     SELECT 'uncommitted messages', true,
            CASE WHEN u.messages > 0 THEN
              pg_catalog.format('%s two-phase messages wait for mq_commit; without that the first is removed at %s', u.messages, date_trunc('second', u.until)) END

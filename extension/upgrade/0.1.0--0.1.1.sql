@@ -52,13 +52,13 @@ COMMENT ON FUNCTION mq_enabled_state() IS 'Whether messages are handled in this 
 -- replace 40_consume.sql
 -- replace 50_handlers.sql
 
--- replace 61_why.sql
-REVOKE ALL ON FUNCTION mq_some(text[]), mq_has_consumers(), mq_leased_calls(), mq_locked_tables(), mq_obstacles(), mq_row_holders(), mq_service(), mq_server_mode(), mq_reason(uuid), mq_whereabouts(uuid), mq_why(uuid) FROM PUBLIC;
-
 CREATE FUNCTION mq_unsettled(OUT message_id uuid, OUT channel_name text, OUT error text, OUT until timestamptz, OUT times integer)
   RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_unsettled';
 COMMENT ON FUNCTION mq_unsettled() IS 'The last messages that a worker could not settle (remove, put off or move to mq_dead), why, until when they are put off, and how often; for mq_health().';
 REVOKE ALL ON FUNCTION mq_unsettled() FROM PUBLIC;
+
+-- replace 61_why.sql
+REVOKE ALL ON FUNCTION mq_some(text[]), mq_failing_workers(), mq_prepared(xid), mq_has_consumers(), mq_leased_calls(), mq_locked_tables(), mq_obstacles(), mq_row_holders(), mq_running_calls(), mq_service(), mq_server_mode(), mq_reason(uuid), mq_whereabouts(uuid), mq_why(uuid) FROM PUBLIC;
 
 -- replace 62_health.sql
 REVOKE ALL ON FUNCTION mq_health_rows() FROM PUBLIC;

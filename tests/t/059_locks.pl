@@ -153,7 +153,7 @@ my $reader = $node->background_psql($db);
 $reader->query_safe('BEGIN; SELECT count(*) FROM mq_dead');
 my $locker = $node->background_psql($db);
 $locker->query_until(qr/begun/, "BEGIN;\n\\echo begun\nLOCK TABLE mq_dead IN ACCESS EXCLUSIVE MODE;\n");
-within(20, $node, $db, q{SELECT detail FROM mq_health() WHERE NOT ok}, qr/^whoever would read mq_dead waits behind the ALTER, VACUUM FULL or LOCK of process \d+ /,
+within(20, $node, $db, q{SELECT detail FROM mq_health() WHERE NOT ok}, qr/^whoever would read mq_dead waits behind the ALTER, VACUUM FULL, REINDEX or LOCK of process \d+ /,
 	'nor behind somebody who waits to lock it');
 $reader->query_safe('COMMIT');
 $reader->quit;
