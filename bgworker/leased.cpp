@@ -43,11 +43,18 @@ LeasedHandlers::Turn LeasedHandlers::turn(const Registry& registry, const Scope&
     turn.moved = true;
   }
   turn.failure = failure_;
+  bool left = false;
   std::erase_if(runs_, [&](const auto& run) {
-    return run->state == Run::kBroken || (run->state == Run::kIdle && (drain || now - run->since > kSessionLingers));
+    const bool idle = run->state == Run::kIdle && (drain || now - run->since > kSessionLingers);
+    left = left || idle;
+    return run->state == Run::kBroken || idle;
   });
+  if (left) refused_until_ = std::min(refused_until_, now);  // there is room for one
   ports_.store.note_connecting(static_cast<int>(count(Run::kConnecting)));
-  if (drain) return turn;
+  if (drain) {
+    if (no_room_ && runs_.empty()) told_of_room(std::nullopt);  // whoever comes next will see
+    return turn;
+  }
   if (begin(registry, scope, turn)) turn.moved = true;
   open_sessions(registry, scope, turn, now);
   ports_.store.note_connecting(static_cast<int>(count(Run::kConnecting)));
@@ -91,12 +98,20 @@ void LeasedHandlers::connection_ended(Run& run, Micros now) {
   } else if (!refusal && !ports_.store.is_ours(run.session->backend())) {
     refusal = Error("08004", "mq.leased_conninfo leads to another server");
   }
-  ports_.store.note_connection(refusal);
   if (!refusal) {
-    refusals_ = 0;
+    // One that began before a refusal tells nothing of those that come after it.
+    if (refusals_ == 0 || run.since > refused_at_) {
+      ports_.store.note_connection(std::nullopt);
+      refusals_ = 0;
+      at_once_ = std::min(kMostAtOnce, 2 * at_once_);
+    }
     enter_state(run, Run::kIdle, now);
     return;
   }
+  ports_.store.note_connection(refusal);
+  refused_at_ = now;
+  at_once_ = 1;
+  no_room_ = no_room_ || count(Run::kIdle) + count(Run::kRunning) > 0;
   if (now >= refused_until_) {  // those that were refused together count once
     refused_until_ = now + std::min(kLastRefusal, kFirstRefusal << std::min(refusals_, 10));
     ++refusals_;

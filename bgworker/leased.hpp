@@ -156,6 +156,7 @@ class LeasedHandlers {
     Micros settle_at = 0;
     Backoff trouble;  // with settling it
   };
+  static constexpr std::size_t kMostAtOnce = 1024;
   struct Call {
     const Handler* handler;
     std::vector<const Claimed*> messages;
@@ -192,7 +193,10 @@ class LeasedHandlers {
   Claimer claimer_;
   std::vector<std::unique_ptr<Run>> runs_;
   Micros refused_until_ = 0;
-  int refusals_ = 0;      // in a row
+  Micros refused_at_ = 0;  // when the last one was
+  int refusals_ = 0;       // in a row
+  std::size_t at_once_ =
+      kMostAtOnce;        // so many connections are tried: one after a refusal, then twice as many each time
   bool no_room_ = false;  // for another session, as was told
   bool stopping_ = false;
   int alone_ = 0;

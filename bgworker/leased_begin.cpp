@@ -208,6 +208,7 @@ void LeasedHandlers::told_of_room(const std::optional<Error>& refusal) {
 // As many as there are messages due and no session for.
 void LeasedHandlers::open_sessions(const Registry& registry, const Scope& scope, Turn& turn, Micros now) {
   const std::size_t most = most_sessions();
+  if (count(Run::kIdle) > 0 && no_room_) told_of_room(std::nullopt);  // begin() has left it idle: no other is wanted
   if (now < refused_until_ || count(Run::kIdle) > 0 || stopping_) return;
   const auto room = static_cast<int>(most - std::min(most, runs_.size()));
   const std::vector<Source> from = sources(registry, scope, std::max<std::size_t>(1, static_cast<std::size_t>(room)));
@@ -221,7 +222,9 @@ void LeasedHandlers::open_sessions(const Registry& registry, const Scope& scope,
   if (wanted == 0 && no_room_) told_of_room(std::nullopt);
   wanted -= static_cast<int>(count(Run::kConnecting) + count(Run::kCleaning));
   if (wanted > room && alone_ == 0) turn.more_is_due = true;
-  for (int i = std::min(wanted, room); i > 0; --i) {
+  const std::size_t connecting = count(Run::kConnecting);
+  const auto tried = static_cast<int>(at_once_ - std::min(at_once_, connecting));
+  for (int i = std::min({wanted, room, tried}); i > 0; --i) {
     std::unique_ptr<HandlerSession> session;
     try {
       session = ports_.store.open(static_cast<int>(count(Run::kConnecting)));

@@ -21,15 +21,19 @@ struct Facts {
   bool login;
   bool superuser;
   bool connect;
-  int limit;  // of connections to the database; -1: none
+  bool allowed;  // the database takes connections
+  int limit;     // of connections to the database; -1: none
   int connections;
+  int role_limit;  // of the role, likewise
+  int role_connections;
   NameData role;
   NameData database;
 };
 
 Facts look(Oid database, Oid role) {
   Facts facts{};
-  facts.limit = -1;
+  facts.limit = facts.role_limit = -1;
+  facts.allowed = true;
   HeapTuple tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(role));
   if (!HeapTupleIsValid(tuple)) return facts;
   const auto* authid = (Form_pg_authid)GETSTRUCT(tuple);
@@ -37,6 +41,7 @@ Facts look(Oid database, Oid role) {
   facts.login = authid->rolcanlogin;
   facts.superuser = authid->rolsuper;
   facts.role = authid->rolname;
+  facts.role_limit = authid->rolconnlimit;
   ReleaseSysCache(tuple);
   tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(database));
   if (!HeapTupleIsValid(tuple)) {
@@ -46,6 +51,7 @@ Facts look(Oid database, Oid role) {
   const auto* form = (Form_pg_database)GETSTRUCT(tuple);
   facts.database = form->datname;
   facts.limit = form->datconnlimit;
+  facts.allowed = form->datallowconn;
   ReleaseSysCache(tuple);
 #if PG_VERSION_NUM >= 160000
   facts.connect = object_aclcheck(DatabaseRelationId, database, role, ACL_CONNECT) == ACLCHECK_OK;
@@ -53,6 +59,7 @@ Facts look(Oid database, Oid role) {
   facts.connect = pg_database_aclcheck(database, role, ACL_CONNECT) == ACLCHECK_OK;
 #endif
   facts.connections = facts.limit >= 0 ? CountDBConnections(database) : 0;
+  facts.role_connections = facts.role_limit >= 0 ? CountUserBackends(role) : 0;
   return facts;
 }
 
@@ -73,6 +80,28 @@ std::string connect_obstacle(Oid database, Oid role) {
     return fmt::format(
         "database \"{}\" has a CONNECTION LIMIT of {}, and {} connections: ALTER DATABASE ... CONNECTION LIMIT",
         NameStr(facts.database), facts.limit, facts.connections);
+  return {};
+}
+
+std::string session_obstacle(Oid database, Oid role, int connecting) {
+  const Facts facts = fence::call([&] { return look(database, role); });
+  const char* name = NameStr(facts.role);
+  const char* of_database = NameStr(facts.database);
+  if (!facts.role_exists) return "the role does not exist any more: mq_register_handler with another run_as";
+  if (!facts.login) return fmt::format("role \"{}\" may not log in: ALTER ROLE ... LOGIN", name);
+  if (!facts.allowed)
+    return fmt::format("database \"{}\" takes no connections: ALTER DATABASE ... ALLOW_CONNECTIONS", of_database);
+  if (!facts.connect)
+    return fmt::format("role \"{}\" may not connect to database \"{}\": GRANT CONNECT ON DATABASE ... TO it", name,
+                       of_database);
+  if (facts.superuser) return {};
+  if (facts.role_limit >= 0 && facts.role_connections + connecting >= facts.role_limit)
+    return fmt::format("role \"{}\" has a CONNECTION LIMIT of {}, and {} connections: ALTER ROLE ... CONNECTION LIMIT",
+                       name, facts.role_limit, facts.role_connections);
+  if (facts.limit >= 0 && facts.connections + connecting >= facts.limit)
+    return fmt::format(
+        "database \"{}\" has a CONNECTION LIMIT of {}, and {} connections: ALTER DATABASE ... CONNECTION LIMIT",
+        of_database, facts.limit, facts.connections);
   return {};
 }
 

@@ -1,5 +1,5 @@
-// Connects: whether a worker can connect to a database as a role, as far as the catalogs tell. Asked in any session
-// that is in a transaction, and by the launcher.
+// Connects: whether a worker, or a session, can connect to a database as a role, as far as the catalogs tell. Asked in
+// any session that is in a transaction, and by the launcher.
 #pragma once
 
 #include <string>
@@ -11,6 +11,9 @@ namespace mq {
 // What keeps it from connecting, and what to do about it, in a sentence; empty: nothing that is known. A role that is
 // InvalidOid is the bootstrap superuser.
 std::string connect_obstacle(Oid database, Oid role);
+
+// What keeps another session of a leased handler from connecting, while so many of this process do.
+std::string session_obstacle(Oid database, Oid role, int connecting);
 
 // The same as an error of mq_register_handler's run_as, for what is there to stay: no right to connect.
 void check_may_connect(Oid database, Oid role);

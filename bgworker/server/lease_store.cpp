@@ -1,4 +1,5 @@
 #include "lease_store.hpp"
+#include "connects.hpp"
 
 #include <csignal>
 #include <cstdio>
@@ -139,6 +140,12 @@ std::unique_ptr<HandlerSession> SqlLeaseStore::open(int connecting) {
     throw Error("53300",
                 fmt::format("no room for another session: of max_connections = {} the last {} are left to others",
                             MaxConnections, spared()));
+  // What the server is sure to refuse is not tried, which would fill its log. With one that is on its way it may be
+  // counted already: that is waited for.
+  if (const std::string obstacle = session_obstacle(MyDatabaseId, GetSessionUserId(), connecting); !obstacle.empty()) {
+    if (connecting > 0) return nullptr;
+    throw Error("53300", obstacle);
+  }
   SessionParameters parameters;
   const char* database = fence::call([] { return get_database_name(MyDatabaseId); });
   const char* role = fence::call([] { return GetUserNameFromId(GetSessionUserId(), false); });

@@ -57,6 +57,15 @@ set_hba($hba);
 within(40, $node, $db, q{SELECT attempt FROM steps WHERE step = 'refused'}, 1, 'when it is let in the message is handled');
 within(20, $node, $db, $health, 't|', 'and mq_health is content');
 sql(q{SELECT mq_unregister_handler('refused')});
+# What the server is sure to refuse is not tried: the calls of such a role share the session that they may have.
+sql(q{CREATE ROLE limited LOGIN CONNECTION LIMIT 1; GRANT ALL ON steps, steps_n_seq TO limited;
+      SELECT mq_register_handler('limited', 'take(mq_message)', mode => 'leased', run_as => 'limited');
+      SELECT count(mq_send('limited', '{"step": "limited", "seconds": 0.3}')) FROM generate_series(1, 12)});
+within(20, $node, $db, $health, qr/^f\|as limited: role "limited" has a CONNECTION LIMIT of 1, and 1 connections: ALTER ROLE/, 'mq_health tells of a connection limit');
+within(40, $node, $db, q{SELECT count(*) FROM steps WHERE step = 'limited'}, 12, 'all is handled in one session');
+within(20, $node, $db, $health, 't|', 'then mq_health is content');
+unlike(slurp_file($node->logfile), qr/too many connections for role/, 'the server has refused nothing');
+sql(q{SELECT mq_unregister_handler('limited')});
 set_and_reload($node, 'mq.leased_conninfo' => 'host=/nonexistent');
 within(20, $node, $db, $sessions, 0, 'no session is left that could be used again');
 sql(q{SELECT mq_send('work', '{"step": "elsewhere", "seconds": 0}')});

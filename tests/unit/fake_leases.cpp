@@ -31,6 +31,7 @@ FakeSession::FakeSession(Backends& backends)
   backends_.sessions[backend_] = this;
   ++backends_.opened;
   if (backends_.refuses_all) pending_ = backends_.refuses_all;
+  if (backends_.sessions.size() > backends_.most_sessions) pending_ = Error("53300", "too many connections for role");
   if (backends_.refusals.empty()) return;
   pending_ = backends_.refusals.front();
   backends_.refusals.pop_front();

@@ -35,6 +35,7 @@ struct Backends {
   Micros clean_takes = 0;
   std::deque<Error> refusals;  // of the next connections
   std::optional<Error> refuses_all;
+  std::size_t most_sessions = 1000;  // those beyond are refused
   bool another_server = false;
   bool cleans_badly = false;
   int last_backend = 100;

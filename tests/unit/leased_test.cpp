@@ -57,6 +57,46 @@ TEST_F(LeasedTest, ConnectionsRefusedTogetherCountOnce) {
   EXPECT_EQ(clock.time, start + kSecond);
 }
 
+TEST_F(LeasedTest, AfterARefusalOneConnectionIsTriedAtATimeWhateverOthersWereAccepted) {
+  add_leased();
+  store.sessions = 16;
+  backends.most_sessions = 1;
+  const std::vector<Uuid> sent = send(200, {.script = {.cost = kSecond}});
+  int opened = 0;
+  host.wants_end = [&] {
+    if (opened == 0 && clock.time - start >= 40 * kSecond) {
+      opened = backends.opened;
+      backends.most_sessions = 1000;
+    }
+    return table.rows.empty();
+  };
+  run();
+  EXPECT_EQ(opened, 16 + 5) << "those of the first turn, then after 1, 3, 7, 15 and 31 s";
+  for (const Uuid& id : sent) EXPECT_EQ(backends.finished[id], 1);
+  EXPECT_EQ(backends.most_running, 16) << "once they are accepted they grow again";
+  EXPECT_EQ(store.connections.back(), std::nullopt);
+  EXPECT_TRUE(table.failures.empty());
+}
+
+TEST_F(LeasedTest, SessionThatLeftMakesRoomForAnotherAtOnce) {
+  add_leased();
+  backends.most_sessions = 1;
+  send(20, {.script = {.cost = kSecond}});  // 20 s and the time that a session lingers: the next try is at 31 s
+  std::optional<Micros> sent_at;
+  host.wants_end = [&] {
+    if (!sent_at && table.rows.empty() && backends.sessions.empty()) {
+      sent_at = clock.time;
+      send({});
+      return false;
+    }
+    return table.rows.empty() && sent_at;
+  };
+  run();
+  ASSERT_TRUE(sent_at);
+  EXPECT_LT(*sent_at, start + 31 * kSecond);
+  EXPECT_EQ(clock.time, *sent_at);
+}
+
 TEST_F(LeasedTest, ConnectionThatTakesTooLongIsGivenUp) {
   add_leased();
   send({});
