@@ -17,9 +17,15 @@ bool rests(const PoolState& pool, Micros now) {
 
 }  // namespace
 
+bool needs_place(const PoolState& pool, Micros now) {
+  if (pool.due > now || rests(pool, now)) return false;
+  return pool.workers == 0 || (pool.stuck && pool.role != kCaretaker);
+}
+
 bool comes_first(const PoolState& a, const PoolState& b, Micros now) {
-  if (a.workers != b.workers) return a.workers < b.workers;
-  if ((a.due > now) != (b.due > now)) return a.due <= now;
+  const bool needs = needs_place(a, now);
+  if (needs != needs_place(b, now)) return needs;
+  if (!needs && a.workers != b.workers) return a.workers < b.workers;
   return a.last_start < b.last_start;
 }
 
@@ -38,7 +44,7 @@ std::optional<std::size_t> pool_to_start(const std::vector<PoolState>& pools, Da
   return running < most_workers ? best : std::nullopt;
 }
 
-bool contended(const std::vector<PoolState>& pools, DatabaseId database, int most_workers, Micros now) {
+bool in_turns(const std::vector<PoolState>& pools, DatabaseId database, int most_workers, Micros now) {
   int in_database = 0;
   int running = 0;
   bool waits = false;
@@ -49,6 +55,21 @@ bool contended(const std::vector<PoolState>& pools, DatabaseId database, int mos
     waits = waits || pool.workers == 0;
   }
   return in_database > most_workers || (waits && running >= most_workers);
+}
+
+bool contended(const std::vector<PoolState>& pools, DatabaseId database, int most_workers, Micros now) {
+  return in_turns(pools, database, most_workers, now) || places_wanted(pools, database, most_workers, now) > 0;
+}
+
+int places_wanted(const std::vector<PoolState>& pools, DatabaseId database, int most_workers, Micros now) {
+  int running = 0;
+  int needed = 0;
+  for (const PoolState& pool : pools) {
+    if (pool.database != database) continue;
+    running += pool.workers;
+    if (needs_place(pool, now)) ++needed;
+  }
+  return std::max(0, needed - std::max(0, most_workers - running));
 }
 
 Waiting waiting(const std::vector<PoolState>& pools, DatabaseId database, int most_workers, Micros now) {

@@ -28,15 +28,19 @@ struct PoolState {
   bool sits = false;     // each of its workers has had its batch for long
   Micros last_start = 0;
   int failed_starts = 0;  // in a row: a worker that ended before it could serve
-  Micros due = 0;         // where a worker gave up its slot: when there is something to do next, as far as it knew
+  Micros due = 0;         // when there is something to do next, as far as its last worker that was free knew
+  bool stuck = false;     // each of its workers has been in one call for long
   int keepers = 0;        // workers that look after leased calls without a place: they go on when they are given one
 };
 
 // A pool whose workers keep failing is tried again after 1, 2, 4 seconds and so on, at last every 5 minutes.
 Micros restart_wait(int failed_starts);
 
-// Whether a worker should rather be started for `a` than for `b`: first those with fewest workers, of those without one
-// first those that have something to do, then the one that waited longest.
+// Something is due, as far as anybody knows, and no worker of the pool is free for it.
+bool needs_place(const PoolState& pool, Micros now);
+
+// Whether a worker should rather be started for `a` than for `b`: first those that need a place, then those with fewest
+// workers, of equals the one that waited longest.
 bool comes_first(const PoolState& a, const PoolState& b, Micros now);
 
 // The pool of `database` to start a worker for now, as an index into `pools`; none: all is as it should be.
@@ -45,9 +49,16 @@ enum class Starts { kAll, kKeepers };
 std::optional<std::size_t> pool_to_start(const std::vector<PoolState>& pools, DatabaseId database, int most_workers,
                                          Micros now, Starts starts = Starts::kAll);
 
-// More pools than workers, or one that waits for a place that a second worker of another took: who has had a turn
-// should make room. For a pool whose workers fail nobody makes room.
+// More pools than workers, or one that waits for a place that a second worker of another took: they take turns. For a
+// pool whose workers fail nobody makes room.
+bool in_turns(const std::vector<PoolState>& pools, DatabaseId database, int most_workers, Micros now);
+
+// Who has had a turn should make room: pools are in turns, or all workers of one are stuck while something is due.
 bool contended(const std::vector<PoolState>& pools, DatabaseId database, int most_workers, Micros now);
+
+// Pools of the database that need a place, beyond those that are free: as many workers that are idle should make room
+// at once.
+int places_wanted(const std::vector<PoolState>& pools, DatabaseId database, int most_workers, Micros now);
 
 // Pools of the database that have no worker, though one could start; and those of them that have something to do.
 struct Waiting {

@@ -10,6 +10,7 @@
 // postmaster starts another.
 
 #include <algorithm>
+#include <map>
 #include <optional>
 #include <set>
 #include <string>
@@ -51,6 +52,7 @@ namespace {
 
 constexpr Micros kLookAround = 10 * kSecond;  // between two readings of pg_database
 constexpr Micros kOutOfSlots = kSecond;       // before the postmaster is asked again
+constexpr Micros kPause = kSecond / 10;       // between two looks that commits and batches ask for
 
 enum class Start { kStarted, kNoSlot, kNoSeat };
 
@@ -133,23 +135,41 @@ class Launcher {
     shared::launcher_attach();
     shared::note_works(Part::kLauncher);  // what the one before could not
     for (;;) {
-      Micros wait = trouble_.left(clock_.steady());
+      const Micros began = clock_.steady();
+      Micros wait = trouble_.left(began);
       if (wait == 0) wait = try_round();
-      const long milliseconds = static_cast<long>(wait / 1000);
-      fence::call([&] {
-        (void)WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, milliseconds, PG_WAIT_EXTENSION);
-        ResetLatch(MyLatch);
-        CHECK_FOR_INTERRUPTS();
-        if (ConfigReloadPending) {
-          ConfigReloadPending = false;
-          ProcessConfigFile(PGC_SIGHUP);
-        }
-      });
+      rest(began, wait);
       if (settings_changed()) looked_at_ = 0;
     }
   }
 
  private:
+  // Until so long after it began. What commits and batches ask for waits until a pause is over; whatever else sets the
+  // latch, ends it.
+  void rest(Micros began, Micros wait) {
+    bool woken = wait_for_latch(began + std::min(wait, kPause));
+    woken = shared::launcher_was_asked() || woken;
+    if (!woken) (void)wait_for_latch(began + wait);
+  }
+
+  // False: it was not set.
+  bool wait_for_latch(Micros until) {
+    const Micros left = until - clock_.steady();
+    if (left <= 0) return false;
+    const long milliseconds = static_cast<long>((left + 999) / 1000);
+    return fence::call([&] {
+      const int events =
+          WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, milliseconds, PG_WAIT_EXTENSION);
+      ResetLatch(MyLatch);
+      CHECK_FOR_INTERRUPTS();
+      if (ConfigReloadPending) {
+        ConfigReloadPending = false;
+        ProcessConfigFile(PGC_SIGHUP);
+      }
+      return (events & WL_LATCH_SET) != 0;
+    });
+  }
+
   // How long to wait after it. Trouble is waited out here: a launcher that ends is started again each second.
   Micros try_round() {
     try {
@@ -170,6 +190,7 @@ class Launcher {
   }
 
   Micros round() {
+    shared::launcher_looks();
     const Micros now = GetCurrentTimestamp();
     std::vector<shared::DatabaseState> databases = shared::databases();
     const bool announced = std::any_of(databases.begin(), databases.end(), [](const auto& d) { return d.look; });
@@ -208,61 +229,98 @@ class Launcher {
     beyond_ = beyond;
   }
 
+  // A database that one may work in, and its pools.
+  struct Open {
+    Oid database;
+    std::vector<PoolState> pools;
+    std::optional<std::size_t> next;  // pool to start a worker for
+  };
+
   // Starts what is missing: of all databases first what needs it most. Returns how long nothing more can be done.
   Micros serve(const std::vector<shared::DatabaseState>& databases, Micros now) {
-    std::vector<Oid> open;
+    std::vector<Open> open;
+    std::map<Oid, std::size_t> number;
     for (const shared::DatabaseState& database : databases) {
       if (database.closed) continue;
-      open.push_back(database.database);
+      number[database.database] = open.size();
+      open.push_back({database.database, {}, std::nullopt});
       // Somebody has to look. Where workers are, they look themselves.
       if (!database.known || (database.look && !database.installed)) shared::want_caretaker(database.database);
     }
     look_at_failing(now);
-    std::vector<PoolState> pools = shared::pools();
-    for (const Oid database : open) shared::set_contended(database, contended(pools, database, mq_max_workers, now));
+    for (const PoolState& pool : shared::pools())
+      if (const auto found = number.find(pool.database); found != number.end())
+        open[found->second].pools.push_back(pool);
 
-    std::vector<std::optional<std::size_t>> next;
-    for (const Oid database : open) next.push_back(pool_to_start(pools, database, mq_max_workers, now));
+    const Micros next_look = set_places(open, now);
+    const auto find_next = [&](Open& o, Starts starts) {
+      o.next = pool_to_start(o.pools, o.database, mq_max_workers, now, starts);
+    };
+    for (Open& o : open) find_next(o, Starts::kAll);
     Start last = Start::kStarted;
     for (;;) {
-      std::optional<std::size_t> best;
-      for (std::size_t i = 0; i < open.size(); ++i)
-        if (next[i] && (!best || comes_first(pools[*next[i]], pools[*next[*best]], now))) best = i;
-      if (!best) break;
-      PoolState& pool = pools[*next[*best]];
+      Open* best = nullptr;
+      for (Open& o : open)
+        if (o.next && (best == nullptr || comes_first(o.pools[*o.next], best->pools[*best->next], now))) best = &o;
+      if (best == nullptr) break;
+      PoolState& pool = best->pools[*best->next];
       const Start result = start(pool.database, pool.role);
       if (result == Start::kStarted) {
         ++pool.workers;
         pool.keepers = std::max(0, pool.keepers - 1);
-        pool.sits = false;
+        pool.sits = pool.stuck = false;
         pool.last_start = now;
       } else if (last != Start::kStarted) {
         break;  // its keeper has left meanwhile
       } else {
         // A worker that only needs a place to go on can have one all the same.
         last = result;
-        for (std::size_t i = 0; i < open.size(); ++i)
-          next[i] = pool_to_start(pools, open[i], mq_max_workers, now, Starts::kKeepers);
+        for (Open& o : open) find_next(o, Starts::kKeepers);
         continue;
       }
-      next[*best] = pool_to_start(pools, open[*best], mq_max_workers, now,
-                                  last == Start::kStarted ? Starts::kAll : Starts::kKeepers);
+      find_next(*best, last == Start::kStarted ? Starts::kAll : Starts::kKeepers);
     }
-    note_slots(pools, open, last, now);
-    if (last != Start::kStarted) return kOutOfSlots;
+    note_slots(open, last, now);
+    if (last != Start::kStarted) return std::min(next_look, kOutOfSlots);
     // A pool that rests after a failed start needs another look soon.
-    const bool rests = std::any_of(pools.begin(), pools.end(), [&](const PoolState& pool) {
-      return pool.workers == 0 && std::find(open.begin(), open.end(), pool.database) != open.end();
+    const bool rests = std::any_of(open.begin(), open.end(), [](const Open& o) {
+      return std::any_of(o.pools.begin(), o.pools.end(), [](const PoolState& pool) { return pool.workers == 0; });
     });
-    return rests ? kSecond : kLookAround;
+    return std::min(next_look, rests ? kSecond : kLookAround);
+  }
+
+  // Who should make room. Returns in how long that may be otherwise though nobody tells of it: a batch may have become
+  // one long call, or something due.
+  static Micros set_places(const std::vector<Open>& open, Micros now) {
+    std::vector<shared::Places> places;
+    Micros next_look = kLookAround;
+    for (const Open& o : open) {
+      shared::Places p{o.database, contended(o.pools, o.database, mq_max_workers, now), false,
+                       places_wanted(o.pools, o.database, mq_max_workers, now), InvalidOid};
+      int running = 0;
+      int needy = 0;
+      for (const PoolState& pool : o.pools) running += pool.workers;
+      for (const PoolState& pool : o.pools) {
+        if (running < mq_max_workers || (pool.workers > 0 && !pool.sits)) continue;
+        p.tight = true;
+        if (pool.workers > 0 && !pool.stuck) next_look = std::min(next_look, kPause);
+        if (pool.due > now) next_look = std::min(next_look, std::max(kPause, pool.due - now));
+        if (!needs_place(pool, now)) continue;
+        p.needy = ++needy == 1 ? pool.role : InvalidOid;
+      }
+      if (in_turns(o.pools, o.database, mq_max_workers, now)) p.needy = InvalidOid;
+      places.push_back(p);
+    }
+    shared::set_places(places);
+    return next_look;
   }
 
   // Where there are not slots for all, those that have something to do get those of others, which have had their turn.
-  void note_slots(const std::vector<PoolState>& pools, const std::vector<Oid>& open, Start last, Micros now) {
+  void note_slots(const std::vector<Open>& open, Start last, Micros now) {
     Waiting sum;
     if (last != Start::kStarted)
-      for (const Oid database : open) {
-        const Waiting w = waiting(pools, database, mq_max_workers, now);
+      for (const Open& o : open) {
+        const Waiting w = waiting(o.pools, o.database, mq_max_workers, now);
         sum.pools += w.pools;
         sum.busy += w.busy;
       }

@@ -30,6 +30,14 @@ Audience& audience() {
   return state->audiences[MyDatabaseId % kAudiences];
 }
 
+// Under the lock.
+void note_free(std::uint64_t seen, TimestampTz due) {
+  Pool* pool = find_pool(mine().database, mine().role);
+  if (pool == nullptr) return;
+  pool->seen = seen;
+  pool->due = due;
+}
+
 }  // namespace
 
 bool available() {
@@ -86,10 +94,7 @@ void wake_workers(Oid database) {
     woken[count++] = seat.role;
     SetLatch(&seat.worker->procLatch);
   }
-  if (state->short_of_slots)  // whoever gave up its slot did not know of this
-    for (Pool& pool : used_pools())
-      if (pool.database == database) pool.due = 0;
-  if (d->contended || !served || state->short_of_slots) wake_launcher();
+  if (d->contended || d->tight || !served || state->short_of_slots) wake_launcher_soon();
 }
 
 void add_listener() {
@@ -272,7 +277,7 @@ void set_backlog(bool backlog) {
   if (pool == nullptr || pool->backlog == backlog) return;
   pool->backlog = backlog;
   if (!backlog) return;
-  wake_launcher();
+  wake_launcher_soon();
   for (Seat& seat : used_seats())  // an idle one of the pool can help at once
     if (seat.database == mine().database && seat.role == mine().role && seat.waiting) SetLatch(&seat.worker->procLatch);
 }
@@ -290,10 +295,11 @@ bool announced_since(std::uint64_t announcements) {
   return d != nullptr && *const_cast<const volatile std::uint64_t*>(&d->announcements) != announcements;
 }
 
-bool begin_wait(std::uint64_t seen) {
+bool begin_wait(std::uint64_t seen, TimestampTz due) {
   Guard guard(LW_EXCLUSIVE);
   const Database* d = find_database(mine().database);
   if (d != nullptr && d->wakes != seen) return false;
+  note_free(seen, due);
   if (!mine().waiting) mine().since = GetCurrentTimestamp();
   mine().waiting = true;
   return true;
@@ -338,15 +344,31 @@ bool give_up_slot(TimestampTz due, std::uint64_t seen) {
   if (state->slots_wanted <= 0 || leasing || mine().gives_up) return false;
   --state->slots_wanted;
   mine().gives_up = true;
-  const Database* d = find_database(mine().database);
-  if (Pool* pool = find_pool(mine().database, mine().role)) pool->due = d != nullptr && d->wakes == seen ? due : 0;
+  note_free(seen, due);
   return true;
 }
 
-bool is_contended() {
+Crowd crowd() {
   Guard guard(LW_SHARED);
   const Database* d = find_database(mine().database);
-  return d != nullptr && d->contended;
+  if (d == nullptr || (OidIsValid(d->needy) && d->needy == mine().role)) return {false, false};
+  return {d->contended, d->places_wanted > 0};
+}
+
+bool yield_place(TimestampTz due, std::uint64_t seen, bool fruitless) {
+  constexpr Micros kFirstWait = kSecond / 10;
+  constexpr int kMostFruitless = 4;
+  Guard guard(LW_EXCLUSIVE);
+  Database* d = find_database(mine().database);
+  if (d == nullptr || d->places_wanted <= 0 || d->wakes != seen || mine().connecting > 0) return false;
+  --d->places_wanted;
+  mine().yields = true;
+  note_free(seen, due);
+  if (Pool* pool = find_pool(mine().database, mine().role)) {
+    pool->fruitless = fruitless ? std::min(pool->fruitless + 1, kMostFruitless) : 0;
+    pool->not_before = fruitless ? GetCurrentTimestamp() + (kFirstWait << (pool->fruitless - 1)) : 0;
+  }
+  return true;
 }
 
 bool is_extra() {
@@ -451,7 +473,7 @@ TimestampTz call_began() {
 void note_sits() {
   if (my_seat < 0 || mine().sits) return;
   mine().sits = true;
-  if (PGPROC* launcher = *const_cast<PGPROC* volatile*>(&state->launcher)) SetLatch(&launcher->procLatch);
+  wake_launcher_soon();
 }
 
 void note_handled(std::uint64_t messages) {

@@ -78,7 +78,8 @@ struct News {
 News news();
 bool announced_since(std::uint64_t announcements);  // cheap
 // Says that it waits now. False: something was sent since `seen`, so it must not.
-bool begin_wait(std::uint64_t seen);
+// Something is `due` then, as far as it knows.
+bool begin_wait(std::uint64_t seen, TimestampTz due);
 void end_wait();
 bool must_leave();    // database closed or not served, pool gone, too many workers, or one that should renew
 bool should_renew();  // see renew_workers; cheap
@@ -91,7 +92,14 @@ bool is_closed();  // somebody wants the database for himself
 // and its slot is wanted: it should leave.
 bool give_up_slot(TimestampTz due, std::uint64_t seen);
 bool slots_are_wanted();
-bool is_contended();  // other pools of the database wait for a place
+struct Crowd {
+  bool contended;  // other pools of the database wait for a place
+  bool wanted;     // one of them needs it at once
+};
+Crowd crowd();
+// This worker has nothing to do before `due`, unless something was sent since `seen`: it should leave, since its place
+// is wanted. `fruitless`: it has found nothing to do at all.
+bool yield_place(TimestampTz due, std::uint64_t seen, bool fruitless);
 bool is_extra();      // another worker of the pool is waiting for work as well
 void started_well();  // it can serve: its pool's count of failed starts begins anew
 
@@ -252,7 +260,18 @@ std::vector<PoolState> pools();
 // once.
 void set_obstructed(Oid database, Oid role, bool obstructed);
 void retry_failed_starts();  // at once
-void set_contended(Oid database, bool contended);
+struct Places {
+  Oid database;
+  bool contended;
+  bool tight;  // a commit may be for a pool that none of the workers which are free belongs to
+  int wanted;  // of idle workers, at once
+  Oid needy;   // the only pool that they are wanted for; InvalidOid: there are others
+};
+void set_places(const std::vector<Places>& places);
+// It looks now, and pauses then; what it is asked from now on it has not seen. At the end of the pause it learns
+// whether somebody asked.
+void launcher_looks();
+bool launcher_was_asked();
 int most_workers();  // that there are seats for
 Reservation reserve_seat(Oid database, Oid role);
 bool give_place(Oid database, Oid role);  // to a worker of the pool that has given its own up; false: there is none

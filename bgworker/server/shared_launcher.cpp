@@ -13,6 +13,7 @@ namespace mq::shared {
 void launcher_attach() {
   Guard guard(LW_EXCLUSIVE);
   state->launcher = MyProc;
+  state->launcher_pauses = false;
   // A launcher that was restarted knows nothing of the processes that the one before asked for.
   for (Seat& seat : used_seats())
     if (seat.database != InvalidOid && seat.worker == nullptr) seat.database = InvalidOid;
@@ -83,19 +84,33 @@ void want_caretaker(Oid database) {
   add_pool(database, kCaretaker);
 }
 
+namespace {
+
+const Database* database_of(Pool& pool) {
+  const std::span<Database> used = used_databases();
+  if (pool.database_at < used.size() && used[pool.database_at].id == pool.database) return &used[pool.database_at];
+  const Database* d = find_database(pool.database);
+  if (d != nullptr) pool.database_at = static_cast<std::size_t>(d - used.data());
+  return d;
+}
+
+}  // namespace
+
 std::vector<PoolState> pools() {
   std::vector<PoolState> result;
   result.reserve(state->pools.size());
   std::array<const Seat*, kSeats> taken;  // a few, as a rule, where pools may be many
   int count = 0;
   Guard guard(LW_SHARED);
+  const TimestampTz now = GetCurrentTimestamp();
   for (const Seat& seat : used_seats())
     if (seat.database != InvalidOid && !seat.renew) taken[count++] = &seat;
-  for (const Pool& pool : used_pools()) {
+  for (Pool& pool : used_pools()) {
     if (pool.database == InvalidOid) continue;
     int workers = 0;
     int keepers = 0;
     int sitting = 0;
+    int stuck = 0;
     for (const Seat* seat : std::span(taken.data(), count)) {
       if (seat->database != pool.database || seat->role != pool.role) continue;
       if (seat->keeper) {
@@ -103,10 +118,15 @@ std::vector<PoolState> pools() {
         continue;
       }
       ++workers;
-      if (seat->sits) ++sitting;
+      if (!seat->sits) continue;
+      ++sitting;
+      if (seat->in_call && now - seat->since >= kLongCall) ++stuck;
     }
+    const Database* d = database_of(pool);
+    TimestampTz due = d != nullptr && d->wakes == pool.seen && !pool.backlog ? pool.due : 0;
+    if (now < pool.not_before && pool.not_before - now < kSecond) due = std::max(due, pool.not_before);
     result.push_back({pool.database, pool.role, workers, pool.backlog, workers > 0 && sitting == workers,
-                      pool.last_start, pool.failed_starts, pool.due, keepers});
+                      pool.last_start, pool.failed_starts, due, workers > 0 && stuck == workers, keepers});
   }
   return result;
 }
@@ -125,12 +145,39 @@ void retry_failed_starts() {
     if (pool.failed_starts > 0) pool.last_start = 0;
 }
 
-void set_contended(Oid database, bool contended) {
+void set_places(const std::vector<Places>& places) {
   Guard guard(LW_EXCLUSIVE);
-  Database* d = find_database(database);
-  if (d == nullptr || d->contended == contended) return;
-  d->contended = contended;
-  if (contended) wake_all_of(database);
+  for (const Places& p : places) {
+    Database* d = find_database(p.database);
+    if (d == nullptr) continue;
+    const bool begins = p.contended && !d->contended;
+    d->contended = p.contended;
+    d->tight = p.tight;
+    d->needy = p.needy;
+    d->places_wanted = 0;
+    if (begins) wake_all_of(p.database);
+    if (p.wanted == 0) continue;
+    const std::span<Seat> seats = used_seats();
+    const auto leaving = std::count_if(seats.begin(), seats.end(), [&](const Seat& seat) {
+      return seat.database == p.database && seat.yields && has_place(seat);
+    });
+    d->places_wanted = std::max(0, p.wanted - static_cast<int>(leaving));
+    if (d->places_wanted == 0) continue;
+    for (const Seat& seat : seats)
+      if (seat.database == p.database && seat.waiting) SetLatch(&seat.worker->procLatch);
+  }
+}
+
+void launcher_looks() {
+  state->launcher_pauses = true;
+  state->launcher_asked = false;
+  pg_memory_barrier();
+}
+
+bool launcher_was_asked() {
+  state->launcher_pauses = false;
+  pg_memory_barrier();
+  return state->launcher_asked;
 }
 
 int most_workers() {
@@ -166,7 +213,7 @@ bool give_place(Oid database, Oid role) {
   Guard guard(LW_EXCLUSIVE);
   for (Seat& seat : used_seats()) {
     if (seat.database != database || seat.role != role || !seat.keeper || seat.renew || seat.gives_up) continue;
-    seat.keeper = false;
+    seat.keeper = seat.yields = false;
     SetLatch(&seat.worker->procLatch);
     if (Pool* pool = find_pool(database, role)) {
       pool->last_start = GetCurrentTimestamp();

@@ -31,6 +31,7 @@ constexpr std::uint32_t kAudiences = 256;
 constexpr Micros kConsumersGone = 60 * kSecond;  // since somebody has polled; mq_poll tells nobody to wait for longer
 constexpr Micros kClosedFor = 20 * kSecond;      // DROP DATABASE itself waits for 5, and the hook before it
 constexpr Micros kLostFor = 3600 * kSecond;      // whoever was to charge it is gone
+constexpr Micros kLongCall = kSecond / 10;       // its worker is not there for others of its pool
 constexpr int kThrottles = 256;
 constexpr int kUnsettled = 64;
 constexpr int kFailures = 128;
@@ -42,6 +43,9 @@ struct Database {
   bool known;
   bool installed;
   bool contended;
+  bool tight;         // a commit may be for a pool that has no worker which is free, and no room for another
+  int places_wanted;  // idle workers that should make room at once
+  Oid needy;          // the only pool that they should make room for; InvalidOid: there are others
   TimestampTz closed_until;
   std::uint64_t wakes;
   std::uint64_t announcements;
@@ -59,11 +63,18 @@ struct Audience {
 struct Pool {
   Oid database;  // InvalidOid: free
   Oid role;
+  std::size_t database_at;  // where the launcher found it last
   bool backlog;
   TimestampTz last_start;
   int failed_starts;
-  bool obstructed;              // when it was last looked at: something keeps the role from connecting
-  TimestampTz due;              // see PoolState
+  bool obstructed;  // when it was last looked at: something keeps the role from connecting
+  // When a worker of it was free last: of all that was sent until the database had been woken `seen` times the next was
+  // due then. `due` 0: nobody knows.
+  std::uint64_t seen;
+  TimestampTz due;
+  // Workers in a row that found nothing to do though it seemed so; the next one is not started before that.
+  int fruitless;
+  TimestampTz not_before;
   char refusal[kRefusalBytes];  // of the last connection for leased handlers; empty: it was accepted
 };
 
@@ -87,6 +98,7 @@ struct Seat {
   TimestampTz since;
   std::uint64_t handled;
   bool gives_up;   // its slot, to another database
+  bool yields;     // its place, to another pool
   bool gives_way;  // was asked to
   bool renew;      // it should leave: a new one would have other settings
   bool keeper;     // has no place: it looks after leased calls that it began, until the launcher gives it one
@@ -147,8 +159,10 @@ struct Lost {
 struct State {
   LWLock* lock;
   PGPROC* launcher;
+  volatile bool launcher_pauses;  // it looks, or has just looked, and does so again soon if it is asked to
+  volatile bool launcher_asked;
   SlotState slots;
-  bool short_of_slots;         // workers give up slots, and what they knew is in their pools
+  bool short_of_slots;         // workers give up slots
   int slots_wanted;            // workers that should give up theirs
   int databases_beyond;        // served, but there is no room for them
   bool no_room;                // for a database that was announced since the launcher looked
@@ -266,7 +280,10 @@ inline Database* find_database(Oid id) {
 inline Database* find_or_add_database(Oid id) {
   if (Database* found = find_database(id)) return found;
   Database* free = take_free(state->databases, state->databases_used);
-  if (free != nullptr) *free = Database{id, false, false, false, false, 0, 0, 0};
+  if (free != nullptr) {
+    *free = Database{};
+    free->id = id;
+  }
   return free;
 }
 
@@ -300,6 +317,15 @@ inline bool has_place(const Seat& seat) {
 
 inline void wake_launcher() {
   if (state->launcher != nullptr) SetLatch(&state->launcher->procLatch);
+}
+
+// At most every 100 ms, however many ask. It changes nothing that needs the lock, and may be called by a signal
+// handler.
+inline void wake_launcher_soon() {
+  state->launcher_asked = true;
+  pg_memory_barrier();
+  if (state->launcher_pauses) return;
+  if (PGPROC* launcher = *const_cast<PGPROC* volatile*>(&state->launcher)) SetLatch(&launcher->procLatch);
 }
 
 inline void wake_all_of(Oid database) {

@@ -55,6 +55,8 @@ namespace {
 
 constexpr Micros kExtraLingers = 5 * kSecond;  // an idle worker that is not the last of its pool
 constexpr Micros kTurn = kSecond;              // of a worker, busy or not, whose place another pool waits for
+constexpr Micros kLeastTurn = kSecond / 10;    // of one that is idle, and whose place another pool needs
+constexpr Micros kUnclaimed = kSecond;         // what is due but cannot be claimed is looked at again by then
 
 class WorkerHost : public ServerHost {
  public:
@@ -89,18 +91,32 @@ class WorkerHost : public ServerHost {
   bool wait(Micros most) override {
     fence::call([&] { (void)pgstat_report_stat(most > 0); });
     reload();
-    const bool contended = shared::is_contended();
-    if (had_its_turn() && (contended || shared::give_up_slot(clock_.now() + most, seen_))) return false;
+    const shared::Crowd crowd = shared::crowd();
+    if (had_its_turn() && (crowd.contended || shared::give_up_slot(clock_.now() + most, seen_))) return false;
+    if (crowd.wanted && most > 0) {
+      const bool fruitless = handled_ == 0;
+      if ((fruitless || clock_.now() - started_at_ >= kLeastTurn) && shared::yield_place(due_, seen_, fruitless))
+        return false;
+      most = std::min(most, kLeastTurn);
+    }
     // Not beyond the moment when there may be reason to leave.
-    if (contended || shared::slots_are_wanted()) most = std::min(most, kTurn);
+    if (crowd.contended || shared::slots_are_wanted()) most = std::min(most, kTurn);
     if (most > kExtraLingers && shared::is_extra()) most = kExtraLingers;
     if (most > 0) long_call::disarm();
-    if (most > 0 && !shared::must_leave() && shared::begin_wait(seen_)) {
+    if (most > 0 && !shared::must_leave() && shared::begin_wait(seen_, due_)) {
       wait_for_events(most);
       shared::end_wait();
     }
     after_wait();
     return !shared::must_leave();
+  }
+
+  Next next(const Registry& registry, bool leased) override {
+    const Next next = ServerHost::next(registry, leased);
+    const Micros now = clock_.now();
+    due_ = now + poll_interval();
+    if (next.due) due_ = std::min(due_, *next.due > now ? *next.due : now + kUnclaimed);
+    return next;
   }
 
   bool pause(Micros most) override {
@@ -139,6 +155,7 @@ class WorkerHost : public ServerHost {
   bool has_place() override {
     if (!shared::has_place()) return false;
     started_at_ = clock_.now();
+    handled_ = 0;
     return true;
   }
 
@@ -162,6 +179,7 @@ class WorkerHost : public ServerHost {
     long_call::end_batch();
     shared::note_idle();
     shared::note_handled(messages);
+    handled_ += messages;
   }
 
   bool should_renew() override { return shared::should_renew(); }
@@ -265,6 +283,8 @@ class WorkerHost : public ServerHost {
   bool working_ = true;                        // unless it was found that messages are not handled here
   std::string said_;                           // why not
   Micros started_at_ = GetCurrentTimestamp();  // its turn
+  std::size_t handled_ = 0;                    // in it
+  Micros due_ = 0;                             // when something is due next, as it was found last
 };
 
 // On the way out of a handler, and before its transaction is rolled back: others must know before they can have its

@@ -60,6 +60,30 @@ holds($node, $db, handled('long') . ' AND attempt = 1', 2, '... once, at their f
 holds($node, $db, 'SELECT count(*) FROM mq_failures', 0, 'no failure is charged');
 within(20, $node, $db, q{SELECT count(*) FROM mq_workers WHERE state = 'leaving'}, 0, 'nobody looks after calls any more');
 
+# --- a role whose workers are all in long calls, beside one that is idle --------------------------
+
+# Two places, two roles, each with a worker.
+sql(q{SELECT mq_unregister_handler('c3'), mq_register_handler('slow', 'wait_for_lock(mq_message)')});
+$holder->query_safe('SELECT pg_advisory_lock(1)');
+within(20, $node, $db, q{SELECT count(DISTINCT role) FROM mq_worker_seats() WHERE state = 'waiting'}, 2, 'each of two roles has a worker');
+sql(q{SELECT mq_send('slow', '{"lock": 1}', 'slow')});
+my $waiting = q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'mq worker' AND wait_event = 'advisory'};
+within(20, $node, $db, $waiting, 1, 'a handler of one takes long');
+for my $round (1 .. 3) {
+	for my $channel ('c', 'l', 'c2') {
+		sql("SELECT mq_send('$channel', '{}', 'beside $channel $round')");
+		within(30, $node, $db, handled("beside $channel $round"), 1, "the other's place is for whoever has something to do: $channel, round $round");
+	}
+}
+sql(q{SELECT mq_send('c', '{}', 'later c', delay => '2 s'), mq_send('c2', '{}', 'later c2', delay => '3 s')});
+within(30, $node, $db, handled("later $_"), 1, "what becomes due is handled, too: $_") for 'c', 'c2';
+holds($node, $db, $waiting, 1, '... while the long call goes on');
+holds($node, $db, q{SELECT count(*) <= 2 FROM mq_workers WHERE state <> 'leaving'}, 't', 'and no more workers than mq.max_workers');
+$holder->query_safe('SELECT pg_advisory_unlock_all()');
+within(20, $node, $db, 'SELECT count(*) FROM mq_msgs', 0, 'all are handled');
+holds($node, $db, q{SELECT count(*) FROM handled WHERE attempt > 1}, 0, 'each at its first attempt');
+sql(q{SELECT mq_unregister_handler('slow')});
+
 # --- processes for one worker, two databases ----------------------------------------------------
 
 # The server's launcher of logical replication, ours, and one.
@@ -78,6 +102,18 @@ $node->safe_psql('other', q{SELECT mq_send('c', '{}', 'beside')});
 within(30, $node, 'other', handled('beside'), 1, 'a stream of leased calls leaves another database its turn');
 holds($node, $db, q{SELECT count(*) > 0 FROM mq_msgs WHERE channel_name = 'l'}, 't', '... before it is over');
 sql('SELECT mq_clear_all()');
+
+# --- what commits cost the launcher -------------------------------------------------------------
+
+# Processes are short still, so each commit asks the launcher whether a worker should go to its database.
+SKIP: {
+	my ($launcher) = pids($node, $db, $MqTest::LAUNCHER, 1);
+	my $switches = sub { return slurp_file("/proc/$launcher/status") =~ /^voluntary_ctxt_switches:\s+(\d+)/m ? $1 : undef };
+	skip 'the system does not tell how often a process woke up', 1 unless -r "/proc/$launcher/status" && defined $switches->();
+	my $before = $switches->();
+	$node->safe_psql('other', q{DO $$ BEGIN FOR i IN 1 .. 3000 LOOP PERFORM mq_send('nobody'); COMMIT; END LOOP; END $$});
+	cmp_ok($switches->() - $before, '<', 1000, 'thousands of commits do not wake the launcher as often');
+}
 
 $node->stop;
 log_is_clean($node);

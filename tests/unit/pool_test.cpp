@@ -154,6 +154,39 @@ TEST(Pool, WithoutRoomForProcessesOnlyKeepersGoOn) {
   EXPECT_EQ(pool_to_start(pools, kDatabase, 1, kNow, Starts::kKeepers), 1U);
 }
 
+TEST(Pool, WhoseWorkersAreAllStuckNeedsAPlaceWhenSomethingIsDue) {
+  std::vector<PoolState> pools{pool(10, 1), pool(11, 1)};
+  EXPECT_EQ(places_wanted(pools, kDatabase, 2, kNow), 0);
+  pools[0].sits = pools[0].stuck = true;
+  EXPECT_TRUE(needs_place(pools[0], kNow));
+  EXPECT_EQ(places_wanted(pools, kDatabase, 2, kNow), 1);
+  EXPECT_EQ(places_wanted(pools, kDatabase, 3, kNow), 0);
+  EXPECT_TRUE(contended(pools, kDatabase, 2, kNow));
+  EXPECT_FALSE(in_turns(pools, kDatabase, 2, kNow));
+  pools[0].due = kNow + 1;
+  EXPECT_EQ(places_wanted(pools, kDatabase, 2, kNow), 0);
+  EXPECT_FALSE(contended(pools, kDatabase, 2, kNow));
+  EXPECT_EQ(places_wanted(pools, kDatabase, 2, kNow + 1), 1);
+  pools[0].role = kCaretaker;
+  EXPECT_FALSE(needs_place(pools[0], kNow + 1));
+}
+
+TEST(Pool, ThatGaveItsPlaceUpToOneThatNeedsItDoesNotGetItBackAtOnce) {
+  PoolState stuck = pool(10, 1);
+  stuck.sits = stuck.stuck = true;
+  PoolState idle = pool(11);
+  idle.due = kNow + kSecond;
+  EXPECT_TRUE(comes_first(stuck, idle, kNow));
+  EXPECT_FALSE(comes_first(idle, stuck, kNow));
+  EXPECT_EQ(pool_to_start({stuck, idle}, kDatabase, 2, kNow), 0U);
+  idle.due = 0;
+  idle.last_start = 20;
+  stuck.last_start = 10;
+  EXPECT_TRUE(comes_first(stuck, idle, kNow));
+  stuck.last_start = 30;
+  EXPECT_TRUE(comes_first(idle, stuck, kNow));
+}
+
 // The launcher and workers that make room when others wait: one place, five roles.
 TEST(Pool, MorePoolsThanWorkersTakeTurns) {
   std::vector<PoolState> pools;
