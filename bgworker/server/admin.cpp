@@ -203,6 +203,7 @@ bool set_paused(FunctionCallInfo fcinfo, Statement& statement) {
 
 extern "C" Datum mq_register_handler_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
+    mq::refuse_read_only("mq_register_handler()");
     mq::register_handler(fcinfo);
     return Datum{0};
   });
@@ -235,11 +236,15 @@ extern "C" Datum mq_handler_trouble_entry(FunctionCallInfo fcinfo) {
 }
 
 extern "C" Datum mq_unregister_handler_entry(FunctionCallInfo fcinfo) {
-  return mq::fence::entry([&] { return BoolGetDatum(mq::unregister_handler(fcinfo)); });
+  return mq::fence::entry([&] {
+    mq::refuse_read_only("mq_unregister_handler()");
+    return BoolGetDatum(mq::unregister_handler(fcinfo));
+  });
 }
 
 extern "C" Datum mq_pause_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
+    mq::refuse_read_only("mq_pause()");
     static mq::Statement pause(
         "INSERT INTO $S.mq_paused (channel_name) VALUES ($1) ON CONFLICT DO NOTHING RETURNING channel_name", {TEXTOID});
     return BoolGetDatum(mq::set_paused(fcinfo, pause));
@@ -248,6 +253,7 @@ extern "C" Datum mq_pause_entry(FunctionCallInfo fcinfo) {
 
 extern "C" Datum mq_resume_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
+    mq::refuse_read_only("mq_resume()");
     static mq::Statement resume("DELETE FROM $S.mq_paused WHERE channel_name = $1 RETURNING channel_name", {TEXTOID});
     return BoolGetDatum(mq::set_paused(fcinfo, resume));
   });

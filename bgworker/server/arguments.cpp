@@ -8,12 +8,18 @@
 #include "spi.hpp"
 
 extern "C" {
+#include "access/xact.h"
+#include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/jsonb.h"
 #include "utils/uuid.h"
 }
 
 namespace mq {
+
+void refuse_read_only(const char* function) {
+  if (XactReadOnly) fence::call([&] { PreventCommandIfReadOnly(function); });
+}
 
 std::string_view text_of(const Value& value, std::string_view field) {
   if (value.null) check::fail_null(field);

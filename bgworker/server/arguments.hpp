@@ -11,6 +11,9 @@
 
 namespace mq {
 
+// For functions that write: 25006 in a READ ONLY transaction, and on a standby, where every transaction is.
+void refuse_read_only(const char* function);
+
 // An argument that may be NULL.
 struct Value {
   Datum datum = 0;

@@ -2,14 +2,19 @@
 
 #include <fmt/core.h>
 
+#include <cstring>
+
 #include "fence.hpp"
+#include "settings.h"
 
 extern "C" {
 #include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
 #include "storage/procarray.h"
 #include "utils/acl.h"
+#include "utils/builtins.h"
 #include "utils/syscache.h"
+#include "utils/varlena.h"
 }
 
 namespace mq {
@@ -64,6 +69,55 @@ Facts look(Oid database, Oid role) {
 }
 
 }  // namespace
+
+bool is_named(const char* database) {
+  if (strcmp(mq_databases, "*") == 0) return true;
+  return fence::call([&] {
+    char* copy = pstrdup(mq_databases);
+    List* names = NIL;
+    bool found = false;
+    if (SplitIdentifierString(copy, ',', &names)) {
+      ListCell* cell = nullptr;
+      foreach (cell, names) found = found || strcmp(static_cast<const char*>(lfirst(cell)), database) == 0;
+    }
+    list_free(names);
+    pfree(copy);
+    return found;
+  });
+}
+
+std::string serving_obstacle(Oid database) {
+  struct Row {
+    NameData name;
+    const char* quoted;
+    bool is_template;
+    bool allows;
+    bool is_list;
+  };
+  const Row row = fence::call([&] {
+    Row r{};
+    HeapTuple tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(database));
+    if (!HeapTupleIsValid(tuple)) return r;
+    const auto* form = (Form_pg_database)GETSTRUCT(tuple);
+    r = {form->datname, nullptr, form->datistemplate, form->datallowconn, true};
+    ReleaseSysCache(tuple);
+    r.quoted = quote_identifier(NameStr(r.name));
+    List* names = NIL;
+    r.is_list = strcmp(mq_databases, "*") == 0 || SplitIdentifierString(pstrdup(mq_databases), ',', &names);
+    return r;
+  });
+  if (row.quoted == nullptr) return {};
+  if (row.is_template)
+    return fmt::format("it is a template: ALTER DATABASE {} IS_TEMPLATE false lets it be served", row.quoted);
+  if (!row.allows)
+    return fmt::format("it lets nobody connect: ALTER DATABASE {} ALLOW_CONNECTIONS true lets it be served", row.quoted);
+  if (!row.is_list)
+    return fmt::format("mq.databases = {} is no list of names with commas between, so no database is served", mq_databases);
+  if (!is_named(NameStr(row.name)))
+    return fmt::format("mq.databases = {} does not name it: add {}{}", mq_databases, row.quoted,
+                       row.quoted[0] == '"' ? ", with the double quotes: without them names are folded to lower case" : "");
+  return {};
+}
 
 std::string connect_obstacle(Oid database, Oid role) {
   if (!OidIsValid(role)) return {};

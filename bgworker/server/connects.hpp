@@ -8,6 +8,13 @@
 
 namespace mq {
 
+// Whether mq.databases names the database. Its names are folded to lower case unless they are in double quotes, as in the
+// server's own lists. The launcher and whoever asks read it anew each time: it changes with a reload.
+bool is_named(const char* database);
+
+// Why the launcher passes over this database, and what to do about it; empty: it does not.
+std::string serving_obstacle(Oid database);
+
 // What keeps it from connecting, and what to do about it, in a sentence; empty: nothing that is known. A role that is
 // InvalidOid is the bootstrap superuser.
 std::string connect_obstacle(Oid database, Oid role);

@@ -206,6 +206,7 @@ std::vector<Uuid> commit_messages(const std::vector<Uuid>& ids) {
 
 extern "C" Datum mq_poll_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
+    mq::refuse_read_only("mq_poll()");
     mq::refuse_in_handler("mq_poll");
     const int batch_size = mq::int_of(mq::argument(fcinfo, 1), "batch_size");
     mq::check::count("batch_size", batch_size, 1, mq::kMostPolled);
@@ -217,6 +218,7 @@ extern "C" Datum mq_poll_entry(FunctionCallInfo fcinfo) {
 
 extern "C" Datum mq_delete_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
+    mq::refuse_read_only("mq_delete()");
     const std::vector<mq::Uuid> ids = mq::ids_of(mq::argument(fcinfo, 0), "msg_ids");
     const mq::OwnerScope scope;
     const mq::SpiConnection spi;
@@ -227,6 +229,7 @@ extern "C" Datum mq_delete_entry(FunctionCallInfo fcinfo) {
 
 extern "C" Datum mq_keep_alive_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
+    mq::refuse_read_only("mq_keep_alive()");
     const std::vector<mq::Uuid> ids = mq::ids_of(mq::argument(fcinfo, 0), "msg_ids");
     const mq::Micros duration = mq::interval_of(mq::argument(fcinfo, 1), "duration", GetCurrentTimestamp());
     const mq::OwnerScope scope;
@@ -238,6 +241,7 @@ extern "C" Datum mq_keep_alive_entry(FunctionCallInfo fcinfo) {
 
 extern "C" Datum mq_checkpoint_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
+    mq::refuse_read_only("mq_checkpoint()");
     const mq::Value id = mq::argument(fcinfo, 0);
     if (id.null) mq::check::fail_null("msg_id");
     const mq::Micros duration = mq::interval_of(mq::argument(fcinfo, 1), "duration", GetCurrentTimestamp());
@@ -276,6 +280,7 @@ extern "C" Datum mq_checkpoint_entry(FunctionCallInfo fcinfo) {
 
 extern "C" Datum mq_commit_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
+    mq::refuse_read_only("mq_commit()");
     const std::vector<mq::Uuid> ids = mq::ids_of(mq::argument(fcinfo, 0), "msg_ids");
     std::vector<mq::Uuid> committed;
     {
@@ -294,6 +299,7 @@ extern "C" Datum mq_commit_entry(FunctionCallInfo fcinfo) {
 
 extern "C" Datum mq_clear_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
+    mq::refuse_read_only("mq_clear()");
     const mq::Value names = mq::argument(fcinfo, 0);
     (void)mq::elements(names, "channel_names");
     const mq::OwnerScope scope;
@@ -305,6 +311,7 @@ extern "C" Datum mq_clear_entry(FunctionCallInfo fcinfo) {
 
 extern "C" Datum mq_clear_all_entry(FunctionCallInfo) {
   return mq::fence::entry([] {
+    mq::refuse_read_only("mq_clear_all()");
     const mq::OwnerScope scope;
     const mq::SpiConnection spi;
     mq::clear_messages({});

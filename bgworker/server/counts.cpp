@@ -3,7 +3,9 @@
 #include <algorithm>
 
 #include "entries.h"
+#include "extension.hpp"
 #include "fence.hpp"
+#include "shared.hpp"
 
 extern "C" {
 #include "access/transam.h"
@@ -256,6 +258,9 @@ extern "C" void mq_counts_startup(void) {
   LWLockRelease(AddinShmemInitLock);
 }
 
+// Nobody knows any more what it owed: it may have sent, resumed, registered or created the extension.
 extern "C" void mq_prepared_committed(void) {
   mq::counts::forget(InvalidOid);
+  mq::Extension::look_again();
+  if (mq::Extension::installed()) mq::shared::wake_or_announce(MyDatabaseId);
 }

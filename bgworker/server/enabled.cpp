@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <climits>
 
+#include "arguments.hpp"
 #include "claim_source.hpp"
 #include "entries.h"
 #include "extension.hpp"
@@ -310,6 +311,7 @@ void restored() {
 
 extern "C" Datum mq_enable_entry(FunctionCallInfo) {
   return mq::fence::entry([] {
+    mq::refuse_read_only("mq_enable()");
     // Of a script, CREATE EXTENSION or an update: the row in pg_extension has only just been written.
     if (creating_extension) mq::Extension::look_again();
     if (!creating_extension || !mq::enabled::is_restoring()) mq::enabled::enable();

@@ -42,7 +42,6 @@ extern "C" {
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
-#include "utils/varlena.h"
 #include "utils/wait_event.h"
 }
 
@@ -60,23 +59,6 @@ struct Starting {
   shared::Reservation reservation;
   BackgroundWorkerHandle* handle;
 };
-
-// mq.databases, read anew each time: it changes with a reload.
-bool is_served(const char* name) {
-  if (strcmp(mq_databases, "*") == 0) return true;
-  return fence::call([&] {
-    char* copy = pstrdup(mq_databases);
-    List* names = NIL;
-    bool found = false;
-    if (SplitIdentifierString(copy, ',', &names)) {
-      ListCell* cell = nullptr;
-      foreach (cell, names) found = found || strcmp(static_cast<const char*>(lfirst(cell)), name) == 0;
-    }
-    list_free(names);
-    pfree(copy);
-    return found;
-  });
-}
 
 struct Found {
   Oid id;
@@ -117,7 +99,7 @@ std::vector<Oid> served_databases() {
   });
   std::vector<Oid> databases;
   for (int i = 0; i < list.count; ++i)
-    if (is_served(NameStr(list.found[i].name))) databases.push_back(list.found[i].id);
+    if (is_named(NameStr(list.found[i].name))) databases.push_back(list.found[i].id);
   pfree(list.found);
   return databases;
 }

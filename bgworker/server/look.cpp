@@ -186,6 +186,8 @@ extern "C" Datum mq_obstacles_entry(FunctionCallInfo fcinfo) {
       add("database served", fmt::format("mq.max_databases = {} others are served: raise it and restart the server, or "
                                          "name in mq.databases those to serve",
                                          mq_max_databases));
+    else if (!state.served)
+      add("database served", mq::serving_obstacle(MyDatabaseId));
     add("worker slots", slots_obstacle(state.slots));
     for (const mq::shared::FailingPool& pool : mq::shared::failing_pools()) {
       const std::string obstacle = mq::connect_obstacle(MyDatabaseId, pool.role);

@@ -65,6 +65,7 @@ Datum heed(FunctionCallInfo fcinfo, Wish wish) {
 
 extern "C" Datum mq_snooze_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
+    mq::refuse_read_only("mq_snooze()");
     const mq::Micros delay = mq::interval_of(mq::argument(fcinfo, 0), "delay", GetCurrentTimestamp());
     return mq::heed(fcinfo, {mq::Wish::kSnooze, {}, delay, {}});
   });
@@ -72,6 +73,7 @@ extern "C" Datum mq_snooze_entry(FunctionCallInfo fcinfo) {
 
 extern "C" Datum mq_discard_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
+    mq::refuse_read_only("mq_discard()");
     const std::string reason = mq::kept(mq::text_of(mq::argument(fcinfo, 0), "reason"));
     return mq::heed(fcinfo, {mq::Wish::kDiscard, {}, 0, reason});
   });

@@ -188,6 +188,7 @@ bool redrive_step(const Selection& which, int retries, std::int64_t& behind, std
 
 extern "C" Datum mq_redrive_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
+    mq::refuse_read_only("mq_redrive()");
     const int retries = mq::int_of(mq::argument(fcinfo, 2), "retries");
     mq::check::retries("retries", retries);
     const auto optional = [&](int n) { return PG_ARGISNULL(n) ? mq::Param() : mq::Param(PG_GETARG_DATUM(n)); };

@@ -96,6 +96,7 @@ void change(FunctionCallInfo fcinfo, const char* verb, const char* preposition) 
 
 extern "C" Datum mq_grant_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
+    mq::refuse_read_only("mq_grant()");
     mq::change(fcinfo, "GRANT", "TO");
     return Datum{0};
   });
@@ -103,6 +104,7 @@ extern "C" Datum mq_grant_entry(FunctionCallInfo fcinfo) {
 
 extern "C" Datum mq_revoke_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
+    mq::refuse_read_only("mq_revoke()");
     mq::change(fcinfo, "REVOKE", "FROM");
     return Datum{0};
   });

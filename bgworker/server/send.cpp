@@ -1,3 +1,4 @@
+#include "arguments.hpp"
 #include "send.hpp"
 
 #include <fmt/core.h>
@@ -305,6 +306,7 @@ NewMessage common_arguments(FunctionCallInfo fcinfo, int name = 2) {
 
 extern "C" Datum mq_insert_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
+    mq::refuse_read_only("mq_insert()");
     if (PG_ARGISNULL(0)) mq::check::fail_null("new_messages");
     const mq::Elements elements = mq::elements_of(PG_GETARG_DATUM(0));
     mq::Sender sender(mq::Sender::Json::kText, true);
@@ -321,6 +323,7 @@ extern "C" Datum mq_insert_entry(FunctionCallInfo fcinfo) {
 
 extern "C" Datum mq_send_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
+    mq::refuse_read_only("mq_send()");
     mq::NewMessage message = mq::common_arguments(fcinfo);
     message.payload_json = mq::argument(fcinfo, 1);
     Datum id = PG_ARGISNULL(10) ? mq::uuid_datum(mq::new_id()) : PG_GETARG_DATUM(10);
@@ -345,6 +348,7 @@ extern "C" Datum mq_send_entry(FunctionCallInfo fcinfo) {
 
 extern "C" Datum mq_send_once_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
+    mq::refuse_read_only("mq_send_once()");
     if (PG_ARGISNULL(1)) mq::check::fail_null("dedup_key");
     mq::NewMessage message = mq::common_arguments(fcinfo, 3);
     message.dedup_key = mq::argument(fcinfo, 1);
@@ -374,6 +378,7 @@ extern "C" Datum mq_send_once_entry(FunctionCallInfo fcinfo) {
 
 extern "C" Datum mq_send_many_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
+    mq::refuse_read_only("mq_send_many()");
     if (PG_ARGISNULL(1)) mq::check::fail_null("payloads");
     mq::ResultSet result(fcinfo);
     const mq::Elements elements = mq::elements_of(PG_GETARG_DATUM(1));

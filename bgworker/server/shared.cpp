@@ -97,6 +97,17 @@ void wake_workers(Oid database) {
   if (d->contended || d->tight || !served || state->short_of_slots) wake_launcher_soon();
 }
 
+void wake_or_announce(Oid database) {
+  if (!available()) return;
+  bool known = false;
+  {
+    Guard guard(LW_SHARED);
+    const Database* d = find_database(database);
+    known = d != nullptr && d->installed;
+  }
+  known ? wake_workers(database) : announce_database(database);
+}
+
 void add_listener() {
   pg_atomic_fetch_add_u32(&audience().listeners, 1);
 }

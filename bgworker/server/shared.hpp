@@ -29,6 +29,7 @@ bool available();
 // From any session.
 void announce_database(Oid database);  // the launcher should look at it
 void wake_workers(Oid database);       // one waiting worker of each pool
+void wake_or_announce(Oid database);   // the first, if workers are known to be for it; its extension may just have come
 // Sessions of this database that LISTEN to a channel of ours. A session that counts must see to it that it is taken off
 // again; after a crash of one the server begins anew.
 void add_listener();

@@ -77,6 +77,7 @@ extern "C" Datum mq_channel_stats_entry(FunctionCallInfo fcinfo) {
 
 extern "C" Datum mq_reset_stats_entry(FunctionCallInfo) {
   return mq::fence::entry([] {
+    mq::refuse_read_only("mq_reset_stats()");
     const mq::OwnerScope scope;
     const mq::SpiConnection spi;
     mq::tally::reset();

@@ -118,7 +118,7 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
     SELECT 'database served', s.served OR NOT s.launcher,
            CASE WHEN s.launcher AND NOT s.served THEN COALESCE(
              (SELECT min(o.detail) FROM mq_obstacles() AS o WHERE o."check" = 'database served'),
-             'mq.databases = ' || current_setting('mq.databases')) END
+             'the launcher has not looked at it yet: it does every ten seconds') END
       FROM s
     UNION ALL
     SELECT 'database enabled', e.enabled, e.reason FROM mq_enabled_state() e

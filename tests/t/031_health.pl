@@ -59,7 +59,7 @@ set_and_reload($node, 'mq.max_workers' => 2);
 within(10, $node, $db, $ill, '', 'they may come again');
 set_and_reload($node, 'mq.databases' => 'other');
 within(10, $node, $db, $ill, 'database served', 'the database is not served');
-holds($node, $db, detail('database served'), 'mq.databases = other', 'it says why');
+holds($node, $db, detail('database served'), 'mq.databases = other does not name it: add postgres', 'it says why');
 set_and_reload($node, 'mq.databases' => '*');
 within(10, $node, $db, $ill, '', 'and served again');
 
