@@ -144,9 +144,10 @@ void register_handler(FunctionCallInfo fcinfo) {
 #define COLUMNS                                                                                                 \
   "(channel_name, message_name, handler, mode, batch_size, timeout, max_workers, run_as, max_backoff, on_dead," \
   " priority, enabled_id, run_as_oid)"
-#define UPSERT                                                                                                 \
-  "INSERT INTO $S.mq_handlers " COLUMNS " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON " \
-                                        "CONFLICT "
+#define UPSERT                                                           \
+  "INSERT INTO $S.mq_handlers " COLUMNS                                  \
+  " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON " \
+  "CONFLICT "
 #define REPLACE                                                                                           \
   " DO UPDATE SET handler = $3, mode = $4, batch_size = $5, timeout = $6, max_workers = $7, run_as = $8," \
   " max_backoff = $9, on_dead = $10, priority = $11, enabled_id = $12, run_as_oid = $13"

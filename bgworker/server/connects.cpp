@@ -101,7 +101,7 @@ std::string serving_obstacle(Oid database) {
     const auto* form = (Form_pg_database)GETSTRUCT(tuple);
     r = {form->datname, nullptr, form->datistemplate, form->datallowconn, true};
     ReleaseSysCache(tuple);
-    r.quoted = quote_identifier(NameStr(r.name));
+    r.quoted = pstrdup(quote_identifier(NameStr(r.name)));  // it may be the name itself, which is moved
     List* names = NIL;
     r.is_list = strcmp(mq_databases, "*") == 0 || SplitIdentifierString(pstrdup(mq_databases), ',', &names);
     return r;
@@ -110,12 +110,15 @@ std::string serving_obstacle(Oid database) {
   if (row.is_template)
     return fmt::format("it is a template: ALTER DATABASE {} IS_TEMPLATE false lets it be served", row.quoted);
   if (!row.allows)
-    return fmt::format("it lets nobody connect: ALTER DATABASE {} ALLOW_CONNECTIONS true lets it be served", row.quoted);
+    return fmt::format("it lets nobody connect: ALTER DATABASE {} ALLOW_CONNECTIONS true lets it be served",
+                       row.quoted);
   if (!row.is_list)
-    return fmt::format("mq.databases = {} is no list of names with commas between, so no database is served", mq_databases);
+    return fmt::format("mq.databases = {} is no list of names with commas between, so no database is served",
+                       mq_databases);
   if (!is_named(NameStr(row.name)))
-    return fmt::format("mq.databases = {} does not name it: add {}{}", mq_databases, row.quoted,
-                       row.quoted[0] == '"' ? ", with the double quotes: without them names are folded to lower case" : "");
+    return fmt::format(
+        "mq.databases = {} does not name it: add {}{}", mq_databases, row.quoted,
+        row.quoted[0] == '"' ? ", with the double quotes: without them names are folded to lower case" : "");
   return {};
 }
 

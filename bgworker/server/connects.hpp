@@ -8,8 +8,8 @@
 
 namespace mq {
 
-// Whether mq.databases names the database. Its names are folded to lower case unless they are in double quotes, as in the
-// server's own lists. The launcher and whoever asks read it anew each time: it changes with a reload.
+// Whether mq.databases names the database. Its names are folded to lower case unless they are in double quotes, as in
+// the server's own lists. The launcher and whoever asks read it anew each time: it changes with a reload.
 bool is_named(const char* database);
 
 // Why the launcher passes over this database, and what to do about it; empty: it does not.

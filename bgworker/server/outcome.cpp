@@ -28,6 +28,7 @@ void settle_here(const Wish& wish, bool any) {
   if (!handled)
     throw Error("55000", fmt::format("{} must be called by a handler", name_of(wish.kind)),
                 "It says what is to become of the message that the handler was called with.");
+  refuse_read_only(name_of(wish.kind));
   const OwnerScope scope;
   const SpiConnection spi;
   // What somebody has locked is waited for: it may be there still when that one is done.
@@ -65,7 +66,6 @@ Datum heed(FunctionCallInfo fcinfo, Wish wish) {
 
 extern "C" Datum mq_snooze_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
-    mq::refuse_read_only("mq_snooze()");
     const mq::Micros delay = mq::interval_of(mq::argument(fcinfo, 0), "delay", GetCurrentTimestamp());
     return mq::heed(fcinfo, {mq::Wish::kSnooze, {}, delay, {}});
   });
@@ -73,7 +73,6 @@ extern "C" Datum mq_snooze_entry(FunctionCallInfo fcinfo) {
 
 extern "C" Datum mq_discard_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
-    mq::refuse_read_only("mq_discard()");
     const std::string reason = mq::kept(mq::text_of(mq::argument(fcinfo, 0), "reason"));
     return mq::heed(fcinfo, {mq::Wish::kDiscard, {}, 0, reason});
   });

@@ -160,5 +160,8 @@ Datum run(FunctionCallInfo fcinfo) {
 }  // namespace mq
 
 extern "C" Datum mq_run_entry(FunctionCallInfo fcinfo) {
-  return mq::fence::entry([&] { return mq::run(fcinfo); });
+  return mq::fence::entry([&] {
+    mq::refuse_read_only("mq_run()");
+    return mq::run(fcinfo);
+  });
 }

@@ -1,4 +1,3 @@
-#include "arguments.hpp"
 #include "send.hpp"
 
 #include <fmt/core.h>
@@ -10,6 +9,7 @@
 #include "../channel_key.hpp"
 #include "../check.hpp"
 #include "../uuid.hpp"
+#include "arguments.hpp"
 #include "dedup.hpp"
 #include "entries.h"
 #include "extension.hpp"

@@ -6,6 +6,7 @@ use lib "$FindBin::RealBin/lib";
 use MqTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes ();
 
 my $db = 'postgres';
 my $ill = q{SELECT string_agg("check", ', ' ORDER BY "check") FROM mq_health() WHERE NOT ok};
@@ -60,8 +61,33 @@ within(10, $node, $db, $ill, '', 'they may come again');
 set_and_reload($node, 'mq.databases' => 'other');
 within(10, $node, $db, $ill, 'database served', 'the database is not served');
 holds($node, $db, detail('database served'), 'mq.databases = other does not name it: add postgres', 'it says why');
+set_and_reload($node, 'mq.databases' => 'postgres other');
+within(10, $node, $db, detail('database served'), 'mq.databases = postgres other is no list of names with commas between, so no database is served', 'a list that is none');
 set_and_reload($node, 'mq.databases' => '*');
 within(10, $node, $db, $ill, '', 'and served again');
+
+# Names as the server's own lists have them.
+my $served = q{SELECT ok FROM mq_health() WHERE "check" = 'database served'};
+$node->safe_psql($db, q{CREATE DATABASE "MyDb"});
+$node->safe_psql('MyDb', q{CREATE EXTENSION mq});
+within(30, $node, 'MyDb', $served, 't', 'a name with capital letters');
+set_and_reload($node, 'mq.databases' => 'postgres, MyDb');
+within(20, $node, 'MyDb', detail('database served'), 'mq.databases = postgres, MyDb does not name it: add "MyDb", with the double quotes: without them names are folded to lower case',
+	'is folded to lower case');
+set_and_reload($node, 'mq.databases' => 'postgres, "MyDb"');
+within(20, $node, 'MyDb', $served, 't', 'unless it is in double quotes');
+set_and_reload($node, 'mq.databases' => '*');
+my $inside = $node->background_psql('MyDb');
+$node->safe_psql($db, q{ALTER DATABASE "MyDb" IS_TEMPLATE true});
+within(30, $node, 'MyDb', detail('database served'), 'it is a template: ALTER DATABASE "MyDb" IS_TEMPLATE false lets it be served', 'a template is not served, and it says so');
+$node->safe_psql($db, q{ALTER DATABASE "MyDb" IS_TEMPLATE false});
+within(30, $node, 'MyDb', $served, 't', 'served again');
+$node->safe_psql($db, q{ALTER DATABASE "MyDb" ALLOW_CONNECTIONS false});
+my $tries = 0;
+until ($inside->query_safe(detail('database served')) ne '' || $tries++ > 300) { Time::HiRes::usleep(100_000) }
+is($inside->query_safe(detail('database served')), 'it lets nobody connect: ALTER DATABASE "MyDb" ALLOW_CONNECTIONS true lets it be served', 'one that lets nobody connect says so to who is there');
+$inside->quit;
+$node->safe_psql($db, q{DROP DATABASE "MyDb"});
 
 # --- channels and handlers ----------------------------------------------------------------------
 

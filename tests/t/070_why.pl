@@ -138,6 +138,17 @@ $node->wait_for_catchup($standby, 'replay');
 is($standby->safe_psql($db, detail('server mode')), 'f|standby: messages are handled where they are sent; here nothing is until this server is promoted', 'a standby says that it is one');
 is($standby->safe_psql($db, q{SELECT string_agg("check", ', ') FROM mq_health() WHERE NOT ok}), 'server mode', 'and gives no other reason');
 like($standby->safe_psql($db, why($id_there)), qr/^is scheduled for /, 'mq_why() answers there');
+for my $call (
+	q{mq_send('c')}, q{mq_send_many('c', '{1}')}, q{mq_send_once('c', 'key')}, q{mq_insert(ARRAY[]::mq_new_t[])}, q{mq_commit(ARRAY[]::uuid[])},
+	q{mq_poll('{c}')}, q{mq_delete(ARRAY[]::uuid[])}, q{mq_keep_alive(ARRAY[]::uuid[], '1 s')}, "mq_checkpoint('$missing', '1 s', NULL, NULL, NULL)", q{mq_clear('{c}')}, 'mq_clear_all()',
+	q{mq_pause('c')}, q{mq_resume('c')}, q{mq_register_handler('x', 'work(mq_message)')}, q{mq_unregister_handler('c')}, q{mq_redrive('{}'::uuid[])},
+	'mq_reset_stats()', 'mq_enable()', q{mq_grant('postgres', 'produce')}, q{mq_revoke('postgres', 'produce')}, 'CALL mq_run()'
+) {
+	my ($name) = $call =~ /(mq_\w+)/;
+	my $statement = $call =~ /^CALL/ ? $call : "SELECT $call";
+	my ($status, undef, $error) = $standby->psql($db, "\\set VERBOSITY verbose\n$statement");
+	like($error, qr/^psql:<stdin>:\d+: ERROR:  25006: cannot execute $name\(\) in a read-only transaction$/m, "$name() says that it cannot write here");
+}
 $standby->promote;
 within(20, $standby, $db, detail('server mode'), 't|', 'promoted, it is none');
 within(20, $standby, $db, q{SELECT count(*) > 0 FROM mq_workers}, 't', 'and has workers');

@@ -171,6 +171,20 @@ sql(q{SELECT mq_pause('c'); SELECT mq_send('c', name => 'waits'); BEGIN; LOCK mq
 within(20, $node, $db, detail('workers do not wait for locks'), qr/^f\|.*for RowExclusiveLock on mq_payloads, behind $ends/, 'and one that a worker waits for');
 sql(q{COMMIT PREPARED 'it''s held'});
 within(20, $node, $db, q{SELECT count(*) FROM handled WHERE name = 'waits'}, 1, 'which then goes on');
+
+# What one committed wakes the workers, whoever prepared it and whatever it did.
+sub prepared { my ($statements) = @_; return sql("BEGIN; $statements; PREPARE TRANSACTION 'p'; COMMIT PREPARED 'p'") }
+sql(q{SELECT mq_pause('c'); SELECT mq_send('c', name => 'resumed'), mq_send('new', name => 'registered')});
+prepared(q{SELECT mq_resume('c')});
+within(20, $node, $db, q{SELECT count(*) FROM handled WHERE name = 'resumed'}, 1, 'a channel resumed by a prepared transaction goes on when that is committed');
+prepared(q{SELECT mq_register_handler('new', 'handle(mq_message)')});
+within(20, $node, $db, q{SELECT count(*) FROM handled WHERE name = 'registered'}, 1, 'a handler registered by one gets what is there');
+$node->safe_psql($db, 'CREATE DATABASE fresh');
+$node->safe_psql('fresh', q{BEGIN; CREATE EXTENSION mq;
+	CREATE FUNCTION handle(m mq_message) RETURNS void LANGUAGE sql RETURN NULL;
+	SELECT mq_register_handler('c', 'handle(mq_message)'); SELECT mq_send('c'); PREPARE TRANSACTION 'p'});
+$node->safe_psql('fresh', q{COMMIT PREPARED 'p'});
+within(30, $node, 'fresh', 'SELECT count(*) FROM mq_msgs', 0, 'an extension created by one is served');
 within(20, $node, $db, $ill, '', 'all is well at the end');
 
 $node->stop;
