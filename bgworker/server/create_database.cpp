@@ -16,8 +16,11 @@ extern "C" {
 #include "common/relpath.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
-#include "utils/pg_locale.h"
 #include "utils/syscache.h"
+
+// With it, pg_locale.h wants the headers of ICU, of which nothing is used here.
+#undef USE_ICU
+#include "utils/pg_locale.h"
 }
 
 namespace mq {
