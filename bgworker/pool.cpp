@@ -9,6 +9,15 @@ Micros restart_wait(int failed_starts) {
   return std::min(300 * kSecond, kSecond << std::min(failed_starts - 1, 9));
 }
 
+Micros after_fruitless(int fruitless, Micros now, Micros& next) {
+  constexpr Micros kFirst = kSecond / 10;
+  constexpr int kMostDoubled = 3;
+  constexpr Micros kApart = kSecond / 5;
+  const Micros room = std::clamp(next, now, now + kLastFruitless);
+  next = room + kApart;
+  return std::max(room, now + (kFirst << std::min(fruitless - 1, kMostDoubled)));
+}
+
 namespace {
 
 bool rests(const PoolState& pool, Micros now) {

@@ -36,6 +36,12 @@ struct PoolState {
 // A pool whose workers keep failing is tried again after 1, 2, 4 seconds and so on, at last every 5 minutes.
 Micros restart_wait(int failed_starts);
 
+// When a pool may need a place again whose worker has found nothing to do, for the so-manyth time in a row: after 0.1,
+// 0.2, 0.4, then 0.8 s, but in all pools of a database not more than five a second, as long as that is within
+// kLastFruitless. `next` is the database's, when it has room for another.
+inline constexpr Micros kLastFruitless = 10 * kSecond;
+Micros after_fruitless(int fruitless, Micros now, Micros& next);
+
 // Something is due, as far as anybody knows, and no worker of the pool is free for it.
 bool needs_place(const PoolState& pool, Micros now);
 

@@ -191,6 +191,7 @@ class Host {
   struct Next {
     std::optional<Micros> due;
     std::optional<Micros> expiry;
+    std::optional<Micros> later = std::nullopt;  // when the next one becomes due that is not yet
   };
   virtual Next next(const Registry& registry, bool leased) = 0;
   // Buries messages that have expired, a bounded number. True: there were some.

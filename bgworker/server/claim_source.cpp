@@ -333,4 +333,16 @@ std::optional<Micros> SqlClaimSource::next_due(std::string_view channel_name) {
   return due == kNever ? std::nullopt : std::optional(due);
 }
 
+std::optional<Micros> SqlClaimSource::next_due(std::string_view channel_name, Micros after) {
+  static Statement next(
+      "SELECT m.attempt_at FROM $S.mq_msgs m WHERE m.channel_name = $1 AND m.attempt_at > $2 AND " HEAD
+      " ORDER BY m.attempt_at, m.place LIMIT 1",
+      {TEXTOID, TIMESTAMPTZOID});
+  const OwnerScope scope;
+  const Rows rows = next.run({text_datum(channel_name), TimestampTzGetDatum(after)});
+  if (rows.empty()) return std::nullopt;
+  const Micros due = DatumGetTimestampTz(rows.get(0, 1));
+  return due == kNever ? std::nullopt : std::optional(due);
+}
+
 }  // namespace mq

@@ -73,6 +73,8 @@ class SqlClaimSource : public ClaimSource {
   // Names of all channels with a head, and when the first of each is due. For mq_poll without names.
   std::vector<std::string> channel_names();
   std::optional<Micros> next_due(std::string_view channel_name);
+  // Of those that are due after that moment.
+  std::optional<Micros> next_due(std::string_view channel_name, Micros after);
 
   // Rows of the current batch; the tuples live as long as the SPI connection.
   const ClaimedRow& row(const Claimed& message) const { return rows_[message.row]; }

@@ -27,10 +27,13 @@ Host::Next ServerHost::next(const Registry& registry, bool leased) {
   Next next;
   transaction_.begin();
   const bool working = works();
+  const Micros now = clock_.now();
   for (const auto& [name, channel] : registry.channels()) {
     if (!working || !channel.parked.empty() || (channel.leased() && !leased)) continue;
     const auto due = source_.next_due(name);
     if (due && (!next.due || *due < *next.due)) next.due = due;
+    const auto later = due && *due <= now ? source_.next_due(name, now) : due;
+    if (later && (!next.later || *later < *next.later)) next.later = later;
   }
   if (working) next.expiry = source_.next_expiry(clock_.now());
   transaction_.commit();

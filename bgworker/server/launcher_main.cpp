@@ -136,8 +136,7 @@ class Launcher {
 
   // False: it was not set.
   bool wait_for_latch(Micros until) {
-    const Micros left = until - clock_.steady();
-    if (left <= 0) return false;
+    const Micros left = std::max<Micros>(0, until - clock_.steady());
     const long milliseconds = static_cast<long>((left + 999) / 1000);
     return fence::call([&] {
       const int events =
@@ -283,7 +282,8 @@ class Launcher {
       int needy = 0;
       for (const PoolState& pool : o.pools) running += pool.workers;
       for (const PoolState& pool : o.pools) {
-        if (running < mq_max_workers || (pool.workers > 0 && !pool.sits)) continue;
+        // Of a pool that is alone nobody could make room.
+        if (o.pools.size() < 2 || running < mq_max_workers || (pool.workers > 0 && !pool.sits)) continue;
         p.tight = true;
         if (pool.workers > 0 && !pool.stuck) next_look = std::min(next_look, kPause);
         if (pool.due > now) next_look = std::min(next_look, std::max(kPause, pool.due - now));

@@ -4,6 +4,7 @@
 #include <array>
 
 #include "../channel_key.hpp"
+#include "../pool.hpp"
 #include "entries.h"
 #include "inflight.hpp"
 #include "settings.h"
@@ -366,9 +367,14 @@ Crowd crowd() {
   return {d->contended, d->places_wanted > 0};
 }
 
+void end_turn(TimestampTz due, std::uint64_t seen, bool fruitless) {
+  Guard guard(LW_EXCLUSIVE);
+  note_free(seen, due);
+  Pool* pool = find_pool(mine().database, mine().role);
+  if (pool != nullptr && !fruitless) pool->fruitless = 0;
+}
+
 bool yield_place(TimestampTz due, std::uint64_t seen, bool fruitless) {
-  constexpr Micros kFirstWait = kSecond / 10;
-  constexpr int kMostFruitless = 4;
   Guard guard(LW_EXCLUSIVE);
   Database* d = find_database(mine().database);
   if (d == nullptr || d->places_wanted <= 0 || d->wakes != seen || mine().connecting > 0) return false;
@@ -376,8 +382,8 @@ bool yield_place(TimestampTz due, std::uint64_t seen, bool fruitless) {
   mine().yields = true;
   note_free(seen, due);
   if (Pool* pool = find_pool(mine().database, mine().role)) {
-    pool->fruitless = fruitless ? std::min(pool->fruitless + 1, kMostFruitless) : 0;
-    pool->not_before = fruitless ? GetCurrentTimestamp() + (kFirstWait << (pool->fruitless - 1)) : 0;
+    pool->fruitless = fruitless ? pool->fruitless + 1 : 0;
+    pool->not_before = fruitless ? after_fruitless(pool->fruitless, GetCurrentTimestamp(), d->next_fruitless) : 0;
   }
   return true;
 }

@@ -98,8 +98,10 @@ struct Crowd {
   bool wanted;     // one of them needs it at once
 };
 Crowd crowd();
-// This worker has nothing to do before `due`, unless something was sent since `seen`: it should leave, since its place
-// is wanted. `fruitless`: it has found nothing to do at all.
+// This worker leaves since it has had its turn. It has nothing to do before `due`, unless something was sent since
+// `seen`; 0: it does not know. `fruitless`: it has found nothing to do at all.
+void end_turn(TimestampTz due, std::uint64_t seen, bool fruitless);
+// Likewise before it has had it, and only if nothing was sent since `seen`: it should leave, since its place is wanted.
 bool yield_place(TimestampTz due, std::uint64_t seen, bool fruitless);
 bool is_extra();      // another worker of the pool is waiting for work as well
 void started_well();  // it can serve: its pool's count of failed starts begins anew

@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "../pool.hpp"
+#include "settings.h"
 #include "shared_state.hpp"
 
 namespace mq::shared {
@@ -124,7 +126,8 @@ std::vector<PoolState> pools() {
     }
     const Database* d = database_of(pool);
     TimestampTz due = d != nullptr && d->wakes == pool.seen && !pool.backlog ? pool.due : 0;
-    if (now < pool.not_before && pool.not_before - now < kSecond) due = std::max(due, pool.not_before);
+    if (due - now > Micros{mq_poll_interval} * 1000) due = 0;  // the clock was set back, or the interval is another now
+    if (now < pool.not_before && pool.not_before - now <= kLastFruitless) due = std::max(due, pool.not_before);
     result.push_back({pool.database, pool.role, workers, pool.backlog, workers > 0 && sitting == workers,
                       pool.last_start, pool.failed_starts, due, workers > 0 && stuck == workers, keepers});
   }

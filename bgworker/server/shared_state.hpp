@@ -43,9 +43,10 @@ struct Database {
   bool known;
   bool installed;
   bool contended;
-  bool tight;         // a commit may be for a pool that has no worker which is free, and no room for another
-  int places_wanted;  // idle workers that should make room at once
-  Oid needy;          // the only pool that they should make room for; InvalidOid: there are others
+  bool tight;             // a commit may be for a pool that has no worker which is free, and no room for another
+  int places_wanted;      // idle workers that should make room at once
+  Oid needy;              // the only pool that they should make room for; InvalidOid: there are others
+  Micros next_fruitless;  // see after_fruitless
   TimestampTz closed_until;
   std::uint64_t wakes;
   std::uint64_t announcements;
@@ -322,6 +323,7 @@ inline void wake_launcher() {
 // At most every 100 ms, however many ask. It changes nothing that needs the lock, and may be called by a signal
 // handler.
 inline void wake_launcher_soon() {
+  pg_write_barrier();  // whoever is told to look sees why
   state->launcher_asked = true;
   pg_memory_barrier();
   if (state->launcher_pauses) return;

@@ -56,7 +56,7 @@ namespace {
 constexpr Micros kExtraLingers = 5 * kSecond;  // an idle worker that is not the last of its pool
 constexpr Micros kTurn = kSecond;              // of a worker, busy or not, whose place another pool waits for
 constexpr Micros kLeastTurn = kSecond / 10;    // of one that is idle, and whose place another pool needs
-constexpr Micros kUnclaimed = kSecond;         // what is due but cannot be claimed is looked at again by then
+constexpr Micros kUnclaimed = kSecond;         // before what is due but cannot be claimed is looked at again
 
 class WorkerHost : public ServerHost {
  public:
@@ -91,11 +91,17 @@ class WorkerHost : public ServerHost {
   bool wait(Micros most) override {
     fence::call([&] { (void)pgstat_report_stat(most > 0); });
     reload();
+    if (most == 0) fruitless_ = false;
     const shared::Crowd crowd = shared::crowd();
-    if (had_its_turn() && (crowd.contended || shared::give_up_slot(clock_.now() + most, seen_))) return false;
+    if (had_its_turn()) {
+      if (crowd.contended) {
+        shared::end_turn(most > 0 ? due_ : 0, seen_, fruitless_);
+        return false;
+      }
+      if (shared::give_up_slot(clock_.now() + most, seen_)) return false;
+    }
     if (crowd.wanted && most > 0) {
-      const bool fruitless = handled_ == 0;
-      if ((fruitless || clock_.now() - started_at_ >= kLeastTurn) && shared::yield_place(due_, seen_, fruitless))
+      if ((fruitless_ || clock_.now() - started_at_ >= kLeastTurn) && shared::yield_place(due_, seen_, fruitless_))
         return false;
       most = std::min(most, kLeastTurn);
     }
@@ -115,7 +121,9 @@ class WorkerHost : public ServerHost {
     const Next next = ServerHost::next(registry, leased);
     const Micros now = clock_.now();
     due_ = now + poll_interval();
-    if (next.due) due_ = std::min(due_, *next.due > now ? *next.due : now + kUnclaimed);
+    if (next.later) due_ = std::min(due_, *next.later);
+    // Others have it, for as long again maybe.
+    if (next.due && *next.due <= now) due_ = std::min(due_, now + std::max(kUnclaimed, now - *next.due));
     return next;
   }
 
@@ -155,7 +163,7 @@ class WorkerHost : public ServerHost {
   bool has_place() override {
     if (!shared::has_place()) return false;
     started_at_ = clock_.now();
-    handled_ = 0;
+    fruitless_ = true;
     return true;
   }
 
@@ -179,7 +187,6 @@ class WorkerHost : public ServerHost {
     long_call::end_batch();
     shared::note_idle();
     shared::note_handled(messages);
-    handled_ += messages;
   }
 
   bool should_renew() override { return shared::should_renew(); }
@@ -283,7 +290,7 @@ class WorkerHost : public ServerHost {
   bool working_ = true;                        // unless it was found that messages are not handled here
   std::string said_;                           // why not
   Micros started_at_ = GetCurrentTimestamp();  // its turn
-  std::size_t handled_ = 0;                    // in it
+  bool fruitless_ = true;                      // it has found nothing to do in it
   Micros due_ = 0;                             // when something is due next, as it was found last
 };
 

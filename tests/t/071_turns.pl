@@ -79,6 +79,14 @@ sql(q{SELECT mq_send('c', '{}', 'later c', delay => '2 s'), mq_send('c2', '{}', 
 within(30, $node, $db, handled("later $_"), 1, "what becomes due is handled, too: $_") for 'c', 'c2';
 holds($node, $db, $waiting, 1, '... while the long call goes on');
 holds($node, $db, q{SELECT count(*) <= 2 FROM mq_workers WHERE state <> 'leaving'}, 't', 'and no more workers than mq.max_workers');
+# The message of the long call is due, and nobody else can have it. Who looks for it needs the other's place.
+within(20, $node, $db, q{SELECT now() - attempt_at > '5 s' FROM mq_msgs WHERE channel_name = 'slow'}, 't', 'a message has been with its call for long');
+set_and_reload($node, log_min_messages => 'debug1');
+my $before = -s $node->logfile;
+sql('SELECT pg_sleep(10)');
+my $starts = () = slurp_file($node->logfile, $before) =~ /starting background worker process "mq worker"/g;
+cmp_ok($starts, '<', 7, 'which is not looked for again and again while nothing is sent');
+set_and_reload($node, log_min_messages => 'warning');
 $holder->query_safe('SELECT pg_advisory_unlock_all()');
 within(20, $node, $db, 'SELECT count(*) FROM mq_msgs', 0, 'all are handled');
 holds($node, $db, q{SELECT count(*) FROM handled WHERE attempt > 1}, 0, 'each at its first attempt');
@@ -110,7 +118,7 @@ SKIP: {
 	my ($launcher) = pids($node, $db, $MqTest::LAUNCHER, 1);
 	my $switches = sub { return slurp_file("/proc/$launcher/status") =~ /^voluntary_ctxt_switches:\s+(\d+)/m ? $1 : undef };
 	skip 'the system does not tell how often a process woke up', 1 unless -r "/proc/$launcher/status" && defined $switches->();
-	my $before = $switches->();
+	$before = $switches->();
 	$node->safe_psql('other', q{DO $$ BEGIN FOR i IN 1 .. 3000 LOOP PERFORM mq_send('nobody'); COMMIT; END LOOP; END $$});
 	cmp_ok($switches->() - $before, '<', 1000, 'thousands of commits do not wake the launcher as often');
 }

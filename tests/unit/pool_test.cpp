@@ -187,6 +187,21 @@ TEST(Pool, ThatGaveItsPlaceUpToOneThatNeedsItDoesNotGetItBackAtOnce) {
   EXPECT_TRUE(comes_first(idle, stuck, kNow));
 }
 
+TEST(Pool, WhoseWorkersFindNothingIsLookedAtLessOften) {
+  Micros next = 0;
+  EXPECT_EQ(after_fruitless(1, kNow, next), kNow + kSecond / 10);
+  EXPECT_EQ(after_fruitless(2, kNow + kSecond, next), kNow + kSecond + kSecond / 5);
+  EXPECT_EQ(after_fruitless(9, kNow + 2 * kSecond, next), kNow + 2 * kSecond + kSecond * 8 / 10);
+  // Many of one database: five a second.
+  std::vector<Micros> when;
+  for (int i = 0; i < 20; ++i) when.push_back(after_fruitless(4, kNow + 3 * kSecond, next));
+  for (std::size_t i = 5; i < when.size(); ++i) EXPECT_EQ(when[i] - when[i - 1], kSecond / 5);
+  EXPECT_LE(when.back(), kNow + 7 * kSecond);
+  // None waits for long, however many there are or the clock is set.
+  for (int i = 0; i < 1000; ++i) EXPECT_LE(after_fruitless(4, kNow, next), kNow + kLastFruitless);
+  EXPECT_LE(after_fruitless(1, 0, next), kLastFruitless);
+}
+
 // The launcher and workers that make room when others wait: one place, five roles.
 TEST(Pool, MorePoolsThanWorkersTakeTurns) {
   std::vector<PoolState> pools;
