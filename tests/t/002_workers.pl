@@ -54,8 +54,9 @@ within(5, $node, $db, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type
 $node->safe_psql($db, "SELECT pg_cancel_backend($worker)");
 within(5, $node, $db, q{SELECT reason, attempts_made, sqlstate FROM mq_dead WHERE name = 'cancelled'}, 'exhausted|1|57014',
 	'the attempt of a cancelled handler fails');
+within(5, $node, $db, "SELECT state FROM mq_workers WHERE pid = $worker", 'waiting', 'its worker waits');
 $node->safe_psql($db, qq{SELECT pg_cancel_backend($worker); SELECT mq_send('c', name => 'after cancel')});
-within(5, $node, $db, "SELECT pid FROM handled WHERE name = 'after cancel'", $worker, 'and its worker goes on');
+within(5, $node, $db, "SELECT pid FROM handled WHERE name = 'after cancel'", $worker, 'and goes on, cancelled once more');
 
 $node->safe_psql($db, q{
 	SELECT mq_register_handler('limited', 'handle_slowly(mq_message)', timeout => '0.3 s');
