@@ -169,6 +169,14 @@ SELECT pg_temp.handled();
 SELECT channel_name, priority FROM mq_handlers ORDER BY priority;
 SELECT mq_unregister_handler('later'), mq_unregister_handler('sooner');
 
+-- A row that is written by hand has the bounds of the arguments.
+SELECT mq_register_handler('bounds', 'handle(jsonb)');
+SELECT change, regexp_replace(pg_temp.refusal('UPDATE mq_handlers SET ' || change || $$ WHERE channel_name = 'bounds'$$), ' \| Failing row .*', '') AS outcome
+  FROM unnest(ARRAY['batch_size = 0', 'batch_size = 100001', $$mode = 'other'$$, $$timeout = '0'$$, $$timeout = '-1 s'$$, $$timeout = '36501 days'$$, 'max_workers = 0', 'max_workers = 1001',
+                    $$max_backoff = '0'$$, $$on_dead = 'wait'$$, 'priority = 1001', 'priority = -1001']) AS change;
+UPDATE mq_handlers SET batch_size = 100000, timeout = '36500 days', max_workers = 1000, max_backoff = '36500 days', on_dead = 'block', priority = -1000 WHERE channel_name = 'bounds';
+SELECT mq_unregister_handler('bounds');
+
 -- The shapes. f(jsonb) gets the payload; one that is STRICT is not called without.
 SELECT mq_register_handler('json', 'handle(jsonb)');
 CREATE FUNCTION handle_strict(payload jsonb) RETURNS void STRICT LANGUAGE sql AS $$ INSERT INTO handled (what) VALUES ('strict ' || payload::text) $$;

@@ -107,9 +107,10 @@ class WorkerHost : public ServerHost {
     }
     // Not beyond the moment when there may be reason to leave.
     if (crowd.contended || shared::slots_are_wanted()) most = std::min(most, kTurn);
-    if (most > kExtraLingers && shared::is_extra()) most = kExtraLingers;
     if (most > 0) long_call::disarm();
     if (most > 0 && !shared::must_leave() && shared::begin_wait(seen_, due_)) {
+      // Asked once it waits itself: of two that begin at once, each sees the other.
+      if (most > kExtraLingers && shared::is_extra()) most = kExtraLingers;
       wait_for_events(most);
       shared::end_wait();
     }

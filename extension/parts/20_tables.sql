@@ -147,7 +147,15 @@ CREATE TABLE mq_handlers (
   on_dead text NOT NULL,
   priority integer NOT NULL,
   enabled_id uuid,
-  run_as_oid oid
+  run_as_oid oid,
+  -- As mq_register_handler has them.
+  CONSTRAINT mq_handlers_mode CHECK (mode IN ('transactional', 'leased')),
+  CONSTRAINT mq_handlers_batch_size CHECK (batch_size BETWEEN 1 AND 100000),
+  CONSTRAINT mq_handlers_timeout CHECK (timeout > '0' AND timeout <= '36500 days'),
+  CONSTRAINT mq_handlers_max_workers CHECK (max_workers BETWEEN 1 AND 1000),
+  CONSTRAINT mq_handlers_max_backoff CHECK (max_backoff > '0' AND max_backoff <= '36500 days'),
+  CONSTRAINT mq_handlers_on_dead CHECK (on_dead IN ('skip', 'block')),
+  CONSTRAINT mq_handlers_priority CHECK (priority BETWEEN -1000 AND 1000)
 );
 COMMENT ON TABLE mq_handlers IS 'The registered handlers. Written by mq_register_handler and mq_unregister_handler.';
 COMMENT ON COLUMN mq_handlers.message_name IS 'NULL: every name on the channel that has no handler of its own.';
@@ -165,7 +173,7 @@ CREATE TABLE mq_paused (
 COMMENT ON TABLE mq_paused IS 'Channels that workers leave alone. Written by mq_pause and mq_resume.';
 
 -- Totals: what each transaction adds is appended to mq_tally, so nobody waits for anybody; later those rows are folded
--- into mq_totals. mq_stats sums both. Histograms are arrays of step, count, step, count, ….
+-- into mq_totals. mq_stats sums both. Histograms are arrays of step, count, step, count and so on.
 CREATE TABLE mq_totals (
   channel_name text COLLATE "C" NOT NULL,
   handled bigint NOT NULL,

@@ -18,6 +18,15 @@ COMMENT ON COLUMN mq_handlers.enabled_id IS 'Id of the row in mq_enabled under w
 ALTER TABLE mq_handlers ADD COLUMN run_as_oid oid;
 COMMENT ON COLUMN mq_handlers.run_as_oid IS 'The role run_as, in the database that enabled_id tells; elsewhere mq_enable() looks for its name. 0: it was dropped.';
 
+ALTER TABLE mq_handlers
+  ADD CONSTRAINT mq_handlers_mode CHECK (mode IN ('transactional', 'leased')),
+  ADD CONSTRAINT mq_handlers_batch_size CHECK (batch_size BETWEEN 1 AND 100000),
+  ADD CONSTRAINT mq_handlers_timeout CHECK (timeout > '0' AND timeout <= '36500 days'),
+  ADD CONSTRAINT mq_handlers_max_workers CHECK (max_workers BETWEEN 1 AND 1000),
+  ADD CONSTRAINT mq_handlers_max_backoff CHECK (max_backoff > '0' AND max_backoff <= '36500 days'),
+  ADD CONSTRAINT mq_handlers_on_dead CHECK (on_dead IN ('skip', 'block')),
+  ADD CONSTRAINT mq_handlers_priority CHECK (priority BETWEEN -1000 AND 1000);
+
 -- Not in a dump: a database that is restored is not the one that it is a dump of.
 CREATE TABLE mq_enabled (
   only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),

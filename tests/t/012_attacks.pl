@@ -194,6 +194,16 @@ like($heard, qr/notification "mq_work" received/, 'whoever knows the name of a c
 unlike($heard, qr/payload|s[e3]cret/, 'and nothing more');
 $listener->quit;
 
+# --- an encoding that has few signs ---------------------------------------------------------------------
+
+$node->safe_psql($db, q{CREATE DATABASE japanese TEMPLATE template0 ENCODING 'EUC_JP' LOCALE 'C'});
+$node->safe_psql('japanese', q{
+	CREATE EXTENSION mq;
+	CREATE FUNCTION fail(payload jsonb) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE '%', convert_from('\xa4a2', 'EUC_JP') || repeat('x', 20000); END $$;
+	SELECT mq_register_handler('c', 'fail(jsonb)'), mq_send('c', '1', retries => 0)});
+within(20, $node, 'japanese', q{SELECT encode(convert_to(left(error, 1), 'EUC_JP'), 'hex'), length(error) < 9000 FROM mq_dead}, 'a4a2|t', 'a database whose encoding has few signs');
+holds($node, 'japanese', q{SELECT count(*) > 20 FROM mq_health()}, 't', '... and its health');
+
 # --- names that are not valid anywhere else -----------------------------------------------------------
 
 $node->safe_psql($db, q{CREATE DATABASE ascii TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'});
