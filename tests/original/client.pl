@@ -8,7 +8,7 @@ use MqClient;
 use MqTest;
 use Test::More;
 
-# What goes wrong on the original, by the numbers of docs/design.md. All of it does so every time.
+# What goes wrong on the original, by the numbers of docs/compatibility.md. All of it does so every time.
 my %flaws = (
 	checkpoint_of_last_attempt => '5',
 	dead => '7',
