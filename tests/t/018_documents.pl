@@ -257,6 +257,8 @@ for my $document (@documents) {
 		$node->append_conf('postgresql.conf', $conf);
 		holds($node, $db, q{SELECT f.name, f.error FROM pg_file_settings f LEFT JOIN pg_settings s USING (name)
 			WHERE f.error IS NOT NULL AND s.context IS DISTINCT FROM 'postmaster'}, '', "$document: the server accepts these settings");
+		my $names = join ', ', map { "('$_')" } $conf =~ /^(\w[\w.]*) = /mg;
+		holds($node, $db, "SELECT name FROM (VALUES $names) AS n (name) EXCEPT SELECT name FROM pg_settings", '', "$document: it has them");
 	}
 	for my $rules (blocks(document($document), 'pg_hba')) {
 		$node->append_conf('pg_hba.conf', $rules);
