@@ -1,4 +1,4 @@
--- The storage. docs/design.md says why it is as it is; in short: no triggers, no foreign keys, nothing unique
+-- The storage. docs/architecture.md says why it is as it is; in short: no triggers, no foreign keys, nothing unique
 -- across channels but the id, and a channel_key (XXH3 of channel_name and channel_args, computed in C++) on
 -- every table of messages in place of two texts.
 
