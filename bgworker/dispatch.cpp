@@ -33,7 +33,7 @@ bool Dispatcher::run_range(std::size_t first, std::size_t last, std::size_t most
       continue;
     }
     if (!tried.failed()) {
-      if (tried.reached < end) return false;
+      if (tried.reached < end || cut_short_) return false;
       i = end;
       piece = std::min(last - first, piece * 2);
       continue;
@@ -118,6 +118,8 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
       return {i, 0, cut};
     }
     i = end;
+    cut_short_ = caller_.has_changed(messages_.subspan(end));
+    if (cut_short_) break;
   }
   transaction_.release_savepoint();
   ++savepoints_;

@@ -13,6 +13,9 @@
 // prepared statement) though another one ran before it in the transaction is not charged either: it may have met what
 // that has left, even if it was rolled back.
 //
+// A call may change or remove messages that are claimed with its own. What was claimed of them is not what is there any
+// more, so nothing is called behind it: the batch ends, and they are claimed again.
+//
 // A transaction uses at most kMostSavepoints savepoints (more than 64 overflow the server's cache of
 // subtransactions, and every snapshot taken in the server pays for it) and ends early when its slice of time
 // is over; what it did not reach stays as it was and is claimed again.
@@ -68,6 +71,8 @@ class Dispatcher {
   // Whether the messages that are kYielded waited for a lock, as others did.
   bool yielded_in_conflict() const { return yielded_in_conflict_; }
   Micros yielded_after() const { return duration_; }
+  // Whether it ended behind a call that may have changed what was to run next.
+  bool cut_short() const { return cut_short_; }
   // Of the messages that are kSnoozed or kDiscarded, by their index.
   const std::map<std::size_t, Wish>& wishes() const { return wishes_; }
 
@@ -116,6 +121,7 @@ class Dispatcher {
   int resolving_ = 0;   // failures being resolved: that goes on when the slice is over, or it would never end
   bool began_ = false;  // something has run: the slice counts
   bool yielded_in_conflict_ = false;
+  bool cut_short_ = false;
 };
 
 }  // namespace mq

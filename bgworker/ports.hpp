@@ -149,6 +149,9 @@ class HandlerCaller {
   virtual void call(const Handler& handler, std::span<const Claimed* const> messages, bool yields) = 0;
   // What was wished for in the last call.
   virtual std::vector<Wish> wishes() { return {}; }
+  // Whether the last call has changed or removed any of these, or what they would be handled by, as far as that can be
+  // told: true where it may have.
+  virtual bool has_changed(std::span<const Claimed> /* messages */) { return false; }
   // True when what runs should come to an end soon: shutdown, or somebody waits for our locks.
   virtual bool hurry() = 0;
 };

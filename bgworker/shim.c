@@ -15,6 +15,7 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
+#include "nodes/plannodes.h"
 #include "parser/parsetree.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
@@ -199,6 +200,22 @@ note_restored_rows(PlannedStmt *plan)
 	}
 }
 
+static bool
+holds_messages(const char *name)
+{
+	return strcmp(name, "mq_msgs") == 0 || strcmp(name, "mq_payloads") == 0;
+}
+
+/* Whether rows that are there stay as they are. */
+static bool
+only_inserts(const QueryDesc *query)
+{
+	const PlannedStmt *plan = query->plannedstmt;
+
+	return query->operation == CMD_INSERT && !plan->hasModifyingCTE && IsA(plan->planTree, ModifyTable) &&
+		castNode(ModifyTable, plan->planTree)->onConflictAction != ONCONFLICT_UPDATE;
+}
+
 /* Who keeps count of our tables' rows has to know of what others do to them: INSERT, UPDATE and DELETE, ... */
 static void
 executor_start(QueryDesc *query, int flags)
@@ -222,6 +239,8 @@ executor_start(QueryDesc *query, int flags)
 
 		if (mq_counts_table(RelationGetRelationName(relation)))
 			mq_table_changed(RelationGetRelid(relation));
+		if (holds_messages(RelationGetRelationName(relation)) && !only_inserts(query))
+			mq_messages_changed();
 	}
 }
 
@@ -242,6 +261,8 @@ note_changed_tables(Node *node)
 
 		if (mq_counts_table(table->relname))
 			mq_table_changed(RangeVarGetRelid(table, NoLock, true));
+		if (IsA(node, TruncateStmt) && holds_messages(table->relname))
+			mq_messages_changed();
 		if (IsA(node, CopyStmt) && is_restored(table->relname))
 			mq_rows_restored(RangeVarGetRelid(table, NoLock, true));
 	}

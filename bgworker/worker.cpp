@@ -368,7 +368,7 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
   dispose(claim.leftovers, now, settlement);
   for (const Claimed& message : unhandled) settlement.unhandled.push_back(&message);
   std::size_t ran = 0;
-  bool ended_early = false;  // for another reason than its slice
+  bool ended_early = dispatcher.cut_short();  // for another reason than its slice
   for (std::size_t i = 0; i < claim.messages.size(); ++i) {
     const Outcome outcome = dispatcher.outcomes()[i];
     if (outcome != Outcome::kUntouched && !runs_again_alone(outcome)) ++ran;

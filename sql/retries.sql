@@ -331,13 +331,15 @@ SELECT mq_send('errors', to_jsonb(statement), 'meddler', retries => 0, id => pg_
                     'DELETE FROM mq_payloads WHERE id = ''00000000-0000-0000-0000-000000000003''',
                     'DO $d$ BEGIN PERFORM mq_delete(ARRAY[''00000000-0000-0000-0000-000000000004''::uuid]); RAISE EXCEPTION ''after all''; END $d$',
                     'SELECT mq_checkpoint(''00000000-0000-0000-0000-000000000005'', ''1 hour'', ''"changed"'', NULL, 5)',
-                    'SELECT mq_unregister_handler(''errors'')',
                     'SELECT mq_pause(''errors''), mq_resume(''errors'')',
-                    'DROP FUNCTION handle_errors(jsonb)']) WITH ORDINALITY AS s (statement, n);
+                    'SELECT mq_unregister_handler(''errors'')']) WITH ORDINALITY AS s (statement, n);
 CALL mq_run();
 SELECT id, payload_json, reason, error FROM mq_dead;
 SELECT count(*) AS messages, (SELECT count(*) FROM mq_payloads) AS payloads FROM mq_msgs;
 SELECT count(*) AS registered FROM mq_handlers WHERE channel_name = 'errors';
+SELECT mq_register_handler('errors', 'handle_errors(jsonb)');
+SELECT mq_send('errors', '"DROP FUNCTION handle_errors(jsonb)"', 'meddler') IS NOT NULL AS sent;
+CALL mq_run();
 -- All of it at once.
 CREATE OR REPLACE FUNCTION handle_errors(payload jsonb) RETURNS void LANGUAGE sql AS $$ SELECT mq_clear_all() $$;
 SELECT mq_register_handler('errors', 'handle_errors(jsonb)');

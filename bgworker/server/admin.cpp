@@ -163,6 +163,7 @@ void register_handler(FunctionCallInfo fcinfo) {
             text_datum(run_as_name), max_backoff, text_datum(on_dead), Int32GetDatum(priority),
             enabled_id ? Param(uuid_datum(*enabled_id)) : Param(), ObjectIdGetDatum(run_as)});
   Extension::registry_changed();
+  note_changed(channel);
   ledger::announce();
   ledger::wake(channel);
   if (!enabled::here()) say_waits();
@@ -180,6 +181,7 @@ bool unregister_handler(FunctionCallInfo fcinfo) {
   const bool removed = !remove.run({channel.datum, PG_ARGISNULL(1) ? Param() : Param(PG_GETARG_DATUM(1))}).empty();
   if (removed) {
     Extension::registry_changed();
+    note_changed(name);
     ledger::announce();
   }
   return removed;
@@ -193,6 +195,7 @@ bool set_paused(FunctionCallInfo fcinfo, Statement& statement) {
   const SpiConnection spi;
   if (statement.run({channel.datum}).empty()) return false;
   Extension::registry_changed();
+  note_changed(name);
   ledger::announce();
   ledger::wake(name);
   return true;

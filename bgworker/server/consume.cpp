@@ -179,6 +179,7 @@ void keep_alive(const std::vector<Uuid>& ids, Micros duration) {
       "     + pg_catalog.make_interval(secs => EXTRACT(epoch FROM $2 - m.attempt_at)::float8)"
       " WHERE m.id = ANY ($1) AND m.attempt_at < $2",
       {UUIDARRAYOID, TIMESTAMPTZOID});
+  note_changed(ids);
   update.run({uuid_array(ids), TimestampTzGetDatum(GetCurrentTimestamp() + duration)});
 }
 
@@ -222,6 +223,7 @@ extern "C" Datum mq_delete_entry(FunctionCallInfo fcinfo) {
     const std::vector<mq::Uuid> ids = mq::ids_of(mq::argument(fcinfo, 0), "msg_ids");
     const mq::OwnerScope scope;
     const mq::SpiConnection spi;
+    mq::note_changed(ids);
     mq::remove_messages(ids, true);
     return Datum{0};
   });
@@ -301,7 +303,7 @@ extern "C" Datum mq_clear_entry(FunctionCallInfo fcinfo) {
   return mq::fence::entry([&] {
     mq::refuse_read_only("mq_clear()");
     const mq::Value names = mq::argument(fcinfo, 0);
-    (void)mq::elements(names, "channel_names");
+    for (const Datum name : mq::elements(names, "channel_names")) mq::note_changed(mq::text_view(name));
     const mq::OwnerScope scope;
     const mq::SpiConnection spi;
     mq::clear_messages(names.datum);
@@ -314,6 +316,7 @@ extern "C" Datum mq_clear_all_entry(FunctionCallInfo) {
     mq::refuse_read_only("mq_clear_all()");
     const mq::OwnerScope scope;
     const mq::SpiConnection spi;
+    mq::note_any_changed();
     mq::clear_messages({});
     return Datum{0};
   });

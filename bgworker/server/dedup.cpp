@@ -71,6 +71,7 @@ bool settle_spent(const Uuid& id) {
   if (later || (!message.uncommitted && message.expires_at > now)) return true;  // it has changed
   Settlement settlement;
   dispose(batch, now, settlement);
+  note_changed({&id, 1});
   SqlSettler().settle(settlement);
   return true;
 }

@@ -113,6 +113,9 @@ extern void mq_statement_over(const MqStatement* statement, bool succeeded);
  */
 extern bool mq_must_be_alone(void);
 
+/* Hooks: a statement of somebody else changes or removes rows of messages or payloads. */
+extern void mq_messages_changed(void);
+
 /*
  * Hooks: the statement that starts is one of ours (ask once for each); a statement changes the rows of a table of
  * this name; transactions that other sessions prepared have been committed.

@@ -59,6 +59,7 @@ struct CurrentCall {
   CurrentCall* outer;
   bool company;       // others are called in its transaction
   bool felt = false;  // it has asked for what they would feel
+  Changes changes = {};
 };
 CurrentCall* current_call = nullptr;
 
@@ -150,6 +151,20 @@ bool is_of_the_call(const Uuid& message) {
 
 bool is_in_handler() {
   return current_call != nullptr;
+}
+
+void note_changed(std::span<const Uuid> messages) {
+  if (current_call == nullptr) return;
+  std::vector<Uuid>& ids = current_call->changes.ids;
+  ids.insert(ids.end(), messages.begin(), messages.end());
+}
+
+void note_changed(std::string_view channel_name) {
+  if (current_call != nullptr) current_call->changes.channel_names.emplace_back(channel_name);
+}
+
+void note_any_changed() {
+  if (current_call != nullptr) current_call->changes.any = true;
 }
 
 void refuse_in_handler(const char* function) {
@@ -419,6 +434,7 @@ void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> me
     if (!HandlerTimeout::explain(error, handler.timeout)) note_cancel(error);
     throw;
   }
+  changes_ = std::move(running.call().changes);
   wishes_.clear();
   for (auto& made : running.call().wishes) wishes_.push_back(std::move(made.second));
 }
@@ -429,6 +445,18 @@ void FmgrCaller::note_cancel(const Error& error) {
 
 std::vector<Wish> FmgrCaller::wishes() {
   return std::move(wishes_);
+}
+
+bool FmgrCaller::has_changed(std::span<const Claimed> messages) {
+  auto& [ids, names, any] = changes_;
+  if (any) return !messages.empty();
+  if (ids.empty() && names.empty()) return false;
+  std::sort(ids.begin(), ids.end());
+  std::sort(names.begin(), names.end());
+  return std::any_of(messages.begin(), messages.end(), [&](const Claimed& message) {
+    return std::binary_search(ids.begin(), ids.end(), message.id) ||
+           std::binary_search(names.begin(), names.end(), message.channel_name);
+  });
 }
 
 Datum FmgrCaller::argument(const Handler& handler, std::span<const Claimed* const> messages, bool& null) const {
@@ -478,6 +506,10 @@ bool FmgrCaller::hurry() {
 }
 
 }  // namespace mq
+
+extern "C" void mq_messages_changed() {
+  mq::note_any_changed();
+}
 
 extern "C" bool mq_must_be_alone() {
   if (mq::current_call == nullptr || !mq::current_call->company) return false;

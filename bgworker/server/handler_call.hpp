@@ -14,6 +14,13 @@
 
 namespace mq {
 
+// What a call has changed or removed, other than by its outcome.
+struct Changes {
+  std::vector<Uuid> ids;
+  std::vector<std::string> channel_names;  // all their messages, or what they are handled by
+  bool any = false;                        // it may be any message
+};
+
 // The argument type of a handler's shape in this database. Throws 42704.
 Oid argument_type(Shape shape);
 // The shape of a function, or of a procedure for leased mode; throws 42883 naming the shapes there are.
@@ -31,6 +38,7 @@ class FmgrCaller : public HandlerCaller {
 
   void call(const Handler& handler, std::span<const Claimed* const> messages, bool yields) override;
   std::vector<Wish> wishes() override;
+  bool has_changed(std::span<const Claimed> messages) override;
   // The call of a leased handler, for its session. The messages are those of the current claim.
   LeasedCall leased_call(const Handler& handler, std::span<const Claimed* const> messages);
   bool hurry() override;
@@ -58,6 +66,7 @@ class FmgrCaller : public HandlerCaller {
   std::map<std::string, std::string> parked_;  // by channel, why: what the log was told already
   Micros asked_at_ = 0;                        // when shared memory was last asked whether to hurry
   std::vector<Wish> wishes_;                   // of the last call
+  Changes changes_;                            // likewise
   bool stop_when_cancelled_ = false;
   std::optional<Error> cancelled_;  // with what
 };
@@ -73,6 +82,14 @@ bool is_of_the_call(const Uuid& message);
 // Notes what the transactional handler that runs in this process wishes for the message of that id, or for `any`: all
 // that it was called with. Throws 22023 for an id that is not of the call. False: no such handler runs.
 bool note_wish(const Wish& wish, bool any);
+
+// Notes what the transactional handler that runs in this process, if one does, changes or removes: these messages;
+// those of a channel name, or their handlers. Of what is rolled back again the note stays, which costs no more than a
+// claim.
+void note_changed(std::span<const Uuid> messages);
+void note_changed(std::string_view channel_name);
+void note_any_changed();
+
 const char* name_of(Wish::Kind kind);
 Error not_of_the_call(Wish::Kind kind);
 

@@ -101,6 +101,7 @@ inline const Message kGood;
 inline const Message kBad{.script = {.failures = kAlways}};
 inline const Message kConflicting{.script = {.conflicts = kAlways}};
 inline const Message kSnoozing{.script = {.snoozes = kAlways}};
+inline const Message kChangingOthers{.script = {.changes_others = true}};
 inline const Message kDiscarding{.script = {.discards = true}};
 
 }  // namespace mq

@@ -73,6 +73,40 @@ TEST_F(DispatchTest, HurryEndsTheSearchForACulprit) {
   EXPECT_EQ(session.caller.calls.size(), 2U);
 }
 
+// --- Calls that change what is claimed with them ---
+
+TEST_F(DispatchTest, EndsBehindACallThatChangesOthers) {
+  EXPECT_EQ(run({kGood, kChangingOthers, kGood, kGood}, &json), "HHUU");
+  EXPECT_EQ(calls(2), 0);
+  start_over();
+  EXPECT_EQ(run({kGood, kGood, kChangingOthers}, &json), "HHH");
+}
+
+TEST_F(DispatchTest, CallThatChangesOthersEndsTheBatchInAShorterPieceToo) {
+  // Behind the failure pieces are as long as what is left; the second one ends with the call.
+  EXPECT_EQ(run({kBad, kBad, kGood, kChangingOthers, kBad, kGood}, &json), "FFHHUU");
+  EXPECT_EQ(calls(4), 0);
+}
+
+TEST_F(DispatchTest, WhatOnlyChangesOthersWhenItRunsAgainLeavesTheFailureBehindItUncharged) {
+  int call = 0;
+  session.caller.during = [&] { table.find(claimed[0].id)->script.changes_others = ++call > 2; };
+  EXPECT_EQ(run({kGood, kBad, kGood}, &json), "HUU");
+  EXPECT_TRUE(failures.empty());
+}
+
+TEST_F(DispatchTest, BatchHandlerThatChangesOthersHasItsArrayHandled) {
+  EXPECT_EQ(run({kGood, kChangingOthers, kGood}, &batch), "HHH");
+  session.transaction.rollback();
+  session.transaction.begin();
+  EXPECT_EQ(run_again({&batch, &batch, &json}), "HHU");
+}
+
+TEST_F(DispatchTest, FailureOfACallThatChangesOthersEndsNothing) {
+  const Message bad{.script = {.failures = kAlways, .changes_others = true}};
+  EXPECT_EQ(run({kGood, bad, kGood, kGood}, &json), "HFHH");
+}
+
 // --- All of it, at random ---
 
 TEST_F(DispatchTest, ChargesTheGuiltyAndHandlesTheOthersAtRandom) {

@@ -316,6 +316,7 @@ void FakeHandlers::call(const Handler& handler, std::span<const Claimed* const> 
   if (std::any_of(messages.begin(), messages.end(), [](const Claimed* message) { return message->ordered; }))
     done = transaction_.done();
   wishes_.clear();
+  changed_ = false;
   for (const Claimed* message : messages) {
     Row* row = table_.find(message->id);
     if (row == nullptr) throw Error("XX000", "a handler is called with a message that is gone");
@@ -329,6 +330,7 @@ void FakeHandlers::call(const Handler& handler, std::span<const Claimed* const> 
       throw Yielded{in_conflict};
     }
     clock_.time += script.cost;
+    changed_ = changed_ || script.changes_others;
     const bool snoozes = table_.snoozes[row->id] < script.snoozes;
     const bool discards = !snoozes && script.discards;
     if (snoozes) wishes_.push_back({Wish::kSnooze, row->id, kSnooze, ""});

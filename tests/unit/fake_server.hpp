@@ -39,6 +39,7 @@ struct Script {
   bool collides = false;          // with what any other call has left in the transaction: 42P07
   int snoozes = 0;                // so often it wants to come again later, when it does not fail
   bool discards = false;          // it wants to be dead, when it does not fail
+  bool changes_others = false;    // it changes messages that may be claimed with it
   double flaky = 0;               // chance that a call fails, whatever was before
   Micros cost = 0;
   bool stubborn = false;           // leased: it does not heed a cancel
@@ -269,6 +270,7 @@ class FakeHandlers final : public HandlerCaller {
 
   void call(const Handler& handler, std::span<const Claimed* const> messages, bool yields) override;
   std::vector<Wish> wishes() override { return std::exchange(wishes_, {}); }
+  bool has_changed(std::span<const Claimed> messages) override { return changed_ && !messages.empty(); }
   bool hurry() override { return static_cast<int>(calls.size()) >= hurry_after; }
 
   int calls_of(const Uuid& id) const;
@@ -285,6 +287,7 @@ class FakeHandlers final : public HandlerCaller {
   FakeTransaction& transaction_;
   FakeClock& clock_;
   std::vector<Wish> wishes_;
+  bool changed_ = false;
 };
 
 class FakeHost final : public Host {

@@ -57,6 +57,15 @@ TEST_F(WorkerTest, GrowsItsBatchesAgainBehindSlowMessages) {
   EXPECT_LE(history.size(), 10U + 25U);
 }
 
+TEST_F(WorkerTest, CallThatChangesOthersDoesNotShrinkTheBatch) {
+  add_handler("c");
+  table.send(2000, {.script = {.cost = 1}});
+  table.send(1, {.script = {.changes_others = true, .cost = 1}});
+  table.send(3000, {.script = {.cost = 1}});
+  EXPECT_EQ(run_until_empty(), 5001);
+  EXPECT_LE(history.size(), 20U);
+}
+
 TEST_F(WorkerTest, ConflictDoesNotShrinkTheBatch) {
   add_handler("c");
   table.send({.script = {.conflicts = 8}});
