@@ -17,13 +17,14 @@ namespace {
 
 struct Holder {
   Uuid id;
+  std::int64_t place;
   bool uncommitted;
   bool spent;  // will not be delivered any more, unless somebody handles it or commits it at this moment
 };
 
 std::optional<Holder> find_holder(const DedupKey& wanted) {
   static Statement find(
-      "SELECT m.id, m.commit_interval IS NOT NULL, (m.attempt_at <= t.now OR m.attempt_at = 'infinity')"
+      "SELECT m.id, m.place, m.commit_interval IS NOT NULL, (m.attempt_at <= t.now OR m.attempt_at = 'infinity')"
       "         AND (m.commit_interval IS NOT NULL OR COALESCE(m.expires_at <= t.now, false))"
       "  FROM $S.mq_msgs m CROSS JOIN pg_catalog.clock_timestamp() AS t (now)"
       " WHERE m.channel_key = $1 AND m.dedup_key = $2 AND m.channel_name = $3 AND m.channel_args = $4",
@@ -31,7 +32,8 @@ std::optional<Holder> find_holder(const DedupKey& wanted) {
   const Rows rows = find.run({Int64GetDatum(wanted.channel_key), text_datum(wanted.key),
                               text_datum(wanted.channel_name), text_datum(wanted.channel_args)});
   if (rows.empty()) return std::nullopt;
-  return Holder{uuid_of(rows.get(0, 1)), DatumGetBool(rows.get(0, 2)), DatumGetBool(rows.get(0, 3))};
+  return Holder{uuid_of(rows.get(0, 1)), DatumGetInt64(rows.get(0, 2)), DatumGetBool(rows.get(0, 3)),
+                DatumGetBool(rows.get(0, 4))};
 }
 
 // As the server does for ON CONFLICT DO NOTHING: nothing is left out for a message that the transaction cannot see.
@@ -47,11 +49,11 @@ void refuse_stale_snapshot(const Uuid& id) {
 
 // The message that this very call handles gives its key up to what the call sends; with the call's (sub)transaction, so
 // it has it again if that fails. False: it is not of this call.
-bool give_up_key(const Uuid& id) {
+bool give_up_key(const Uuid& id, std::int64_t place) {
   static Statement give_up("UPDATE $S.mq_msgs m SET dedup_key = NULL WHERE m.id = $1 RETURNING 1", {UUIDOID});
   static Statement give_up_leased(
       "UPDATE $S.mq_msgs m SET dedup_key = NULL WHERE m.id = $1 AND m.lease = $2 RETURNING 1", {UUIDOID, INT8OID});
-  if (is_of_the_call(id)) return !give_up.run({uuid_datum(id)}).empty();
+  if (is_of_the_call(id, place)) return !give_up.run({uuid_datum(id)}).empty();
   const auto handled = shared::handled_here();
   return handled && !give_up_leased.run({uuid_datum(id), Int64GetDatum(handled->token)}).empty();
 }
@@ -83,7 +85,7 @@ std::optional<Uuid> find_pending(const DedupKey& wanted, bool free_own_key) {
   for (std::optional<Uuid> held;;) {
     const std::optional<Holder> holder = find_holder(wanted);
     if (!holder) return std::nullopt;
-    if (free_own_key && give_up_key(holder->id)) continue;
+    if (free_own_key && give_up_key(holder->id, holder->place)) continue;
     // Expired while a handler runs: it may still be handled.
     if (!holder->spent || held == holder->id) {
       refuse_stale_snapshot(holder->id);

@@ -144,9 +144,10 @@ bool note_wish(const Wish& wish, bool any) {
   return true;
 }
 
-bool is_of_the_call(const Uuid& message) {
-  return current_call != nullptr && std::any_of(current_call->messages.begin(), current_call->messages.end(),
-                                                [&](const Claimed* mine) { return mine->id == message; });
+bool is_of_the_call(const Uuid& id, std::int64_t place) {
+  return current_call != nullptr &&
+         std::any_of(current_call->messages.begin(), current_call->messages.end(),
+                     [&](const Claimed* mine) { return mine->id == id && mine->place == place; });
 }
 
 bool is_in_handler() {

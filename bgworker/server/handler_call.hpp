@@ -76,8 +76,8 @@ class FmgrCaller : public HandlerCaller {
 void refuse_in_handler(const char* function);
 bool is_in_handler();  // a transactional handler runs in this process
 
-// Whether the transactional handler that runs in this process was called with the message.
-bool is_of_the_call(const Uuid& message);
+// Whether the transactional handler that runs in this process was called with the message of that id and place.
+bool is_of_the_call(const Uuid& id, std::int64_t place);
 
 // Notes what the transactional handler that runs in this process wishes for the message of that id, or for `any`: all
 // that it was called with. Throws 22023 for an id that is not of the call. False: no such handler runs.

@@ -120,7 +120,7 @@ void prolong_leases(const std::vector<Lease>& leases) {
   }
   static Statement prolong(
       "UPDATE $S.mq_msgs m SET attempt_at = l.lease_end"
-      "  FROM unnest($1, $2) AS l (id, lease_end) WHERE m.id = l.id AND m.attempt_at < l.lease_end",
+      "  FROM unnest($1, $2) AS l (id, lease_end) WHERE m.id = l.id AND m.lease = 0 AND m.attempt_at < l.lease_end",
       {UUIDARRAYOID, TIMESTAMPTZARRAYOID});
   prolong.run({ids.datum(), ends.datum()});
 }

@@ -11,6 +11,7 @@
 #include "kept.hpp"
 #include "ledger.hpp"
 #include "link.hpp"
+#include "refused.hpp"
 #include "row_locks.hpp"
 #include "sequences.hpp"
 #include "spi.hpp"
@@ -24,6 +25,34 @@ namespace {
 
 Param text_or_null(const std::string& text) {
   return text.empty() ? Param() : Param(text_datum(text));
+}
+
+// Messages as they were claimed. The id alone would not do: a handler may have deleted its message, or another of its
+// batch, and sent a new one under that id. The new one has another place.
+struct ClaimedRows {
+  ArrayParam ids{UUIDOID}, places{INT8OID};
+  std::size_t size = 0;
+
+  void add(const Claimed& message) {
+    ids.add(uuid_datum(message.id));
+    places.add(Int64GetDatum(message.place));
+    ++size;
+  }
+};
+
+#define IS_CLAIMED "m.id = r.id AND m.place = r.place"
+
+// How many of them are there.
+std::size_t count_there(const ClaimedRows& rows) {
+  static Statement count("SELECT 1 FROM unnest($1, $2) AS r (id, place) JOIN $S.mq_msgs m ON " IS_CLAIMED,
+                         {UUIDARRAYOID, INT8ARRAYOID});
+  return count.run({rows.ids.datum(), rows.places.datum()}).size();
+}
+
+// After an UPDATE of that many of them: the others have been removed by their handlers.
+void expect_updated(const ClaimedRows& rows, std::size_t updated) {
+  if (updated < rows.size && may_refuse(Extension::msgs()) && count_there(rows) > updated)
+    throw refused("mq_msgs", "being changed");
 }
 
 // For columns that an error may not have.
@@ -104,76 +133,93 @@ void retry(const std::vector<Retry>& retries) {
   static Statement update(
       "UPDATE $S.mq_msgs m SET attempt_at = r.attempt_at, retry_backoff = r.backoff, attempts = m.attempts - r.charged,"
       "       attempt = m.attempt + r.charged, lease = NULL"
-      "  FROM unnest($1, $2, $3, $4) AS r (id, attempt_at, backoff, charged) WHERE m.id = r.id",
-      {UUIDARRAYOID, TIMESTAMPTZARRAYOID, INTERVALARRAYOID, INT4ARRAYOID});
-  ArrayParam ids(UUIDOID), times(TIMESTAMPTZOID), backoffs(INTERVALOID), charged(INT4OID);
+      "  FROM unnest($1, $2, $3, $4, $5) AS r (id, place, attempt_at, backoff, charged) WHERE " IS_CLAIMED,
+      {UUIDARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID, INTERVALARRAYOID, INT4ARRAYOID});
+  ClaimedRows rows;
+  ArrayParam times(TIMESTAMPTZOID), backoffs(INTERVALOID), charged(INT4OID);
   for (const Retry& r : retries) {
-    ids.add(uuid_datum(r.message->id));
+    rows.add(*r.message);
     times.add(TimestampTzGetDatum(r.attempt_at));
     backoffs.add(interval_datum(r.retry_backoff));
     ledger::due(r.message->channel_name, {r.attempt_at, r.message->place});
     charged.add(Int32GetDatum(to_charge(*r.message)));
   }
-  update.run({ids.datum(), times.datum(), backoffs.datum(), charged.datum()});
+  const Rows updated =
+      update.run({rows.ids.datum(), rows.places.datum(), times.datum(), backoffs.datum(), charged.datum()});
+  expect_updated(rows, updated.size());
 }
 
 void snooze(const std::vector<Snooze>& snoozes) {
   static Statement update(
-      "UPDATE $S.mq_msgs m SET attempt_at = s.attempt_at, attempts = m.attempts + s.back, attempt = m.attempt - s.back,"
+      "UPDATE $S.mq_msgs m SET attempt_at = r.attempt_at, attempts = m.attempts + r.back, attempt = m.attempt - r.back,"
       "       lease = NULL"
-      "  FROM unnest($1, $2, $3) AS s (id, attempt_at, back) WHERE m.id = s.id",
-      {UUIDARRAYOID, TIMESTAMPTZARRAYOID, INT4ARRAYOID});
-  ArrayParam ids(UUIDOID), times(TIMESTAMPTZOID), back(INT4OID);
+      "  FROM unnest($1, $2, $3, $4) AS r (id, place, attempt_at, back) WHERE " IS_CLAIMED,
+      {UUIDARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID, INT4ARRAYOID});
+  ClaimedRows rows;
+  ArrayParam times(TIMESTAMPTZOID), back(INT4OID);
   for (const Snooze& s : snoozes) {
-    ids.add(uuid_datum(s.message->id));
+    rows.add(*s.message);
     times.add(TimestampTzGetDatum(s.attempt_at));
     ledger::due(s.message->channel_name, {s.attempt_at, s.message->place});
     back.add(Int32GetDatum(1 - to_charge(*s.message)));
   }
-  update.run({ids.datum(), times.datum(), back.datum()});
+  const Rows updated = update.run({rows.ids.datum(), rows.places.datum(), times.datum(), back.datum()});
+  expect_updated(rows, updated.size());
 }
 
 // Where no claim looks; see unhandled.hpp.
 void put_aside(const std::vector<const Claimed*>& messages) {
-  static Statement update("UPDATE $S.mq_msgs m SET attempt_at = 'infinity', lease = NULL WHERE m.id = ANY ($1)",
-                          {UUIDARRAYOID});
-  ArrayParam ids(UUIDOID, messages.size());
-  for (const Claimed* message : messages) ids.add(uuid_datum(message->id));
-  update.run({ids.datum()});
+  static Statement update(
+      "UPDATE $S.mq_msgs m SET attempt_at = 'infinity', lease = NULL"
+      "  FROM unnest($1, $2) AS r (id, place) WHERE " IS_CLAIMED,
+      {UUIDARRAYOID, INT8ARRAYOID});
+  ClaimedRows rows;
+  for (const Claimed* message : messages) rows.add(*message);
+  expect_updated(rows, update.run({rows.ids.datum(), rows.places.datum()}).size());
 }
 
 // Messages whose burial is to be followed as their handlers were registered: those whose channels wait.
 void add_blocking(const std::vector<Burial>& burials, std::set<Uuid>& blocking) {
   static Statement select(
-      "SELECT m.id FROM $S.mq_msgs m LEFT JOIN $S.mq_payloads p ON p.id = m.id"
+      "SELECT m.id FROM unnest($1, $2) AS r (id, place) JOIN $S.mq_msgs m ON " IS_CLAIMED
+      " LEFT JOIN $S.mq_payloads p ON p.id = m.id"
       " CROSS JOIN LATERAL (SELECT h.on_dead FROM $S.mq_handlers h WHERE h.channel_name = m.channel_name"
       "    AND (h.message_name IS NULL OR h.message_name = p.name) ORDER BY h.message_name IS NULL LIMIT 1) h"
-      " WHERE m.id = ANY ($1) AND h.on_dead = 'block'",
-      {UUIDARRAYOID});
-  ArrayParam ids(UUIDOID);
-  bool any = false;
+      " WHERE h.on_dead = 'block'",
+      {UUIDARRAYOID, INT8ARRAYOID});
+  ClaimedRows claimed;
   for (const Burial& burial : burials) {
     if (!burial.block_as_registered || !burial.message->ordered) continue;
-    ids.add(uuid_datum(burial.message->id));
-    any = true;
+    claimed.add(*burial.message);
   }
-  if (!any) return;
-  const Rows rows = select.run({ids.datum()});
+  if (claimed.size == 0) return;
+  const Rows rows = select.run({claimed.ids.datum(), claimed.places.datum()});
   for (std::size_t i = 0; i < rows.size(); ++i) blocking.insert(uuid_of(rows.get(i, 1)));
 }
 
-// Those that are held are left to the sweep where that is asked for.
-void remove_payloads(Datum ids) {
-  static Statement all("DELETE FROM $S.mq_payloads p WHERE p.id = ANY ($1)", {UUIDARRAYOID});
-  static Statement free(
-      "DELETE FROM $S.mq_payloads p WHERE p.ctid = ANY (ARRAY("
-      "  SELECT l.ctid FROM $S.mq_payloads l WHERE l.id = ANY ($1) FOR UPDATE SKIP LOCKED))",
-      {UUIDARRAYOID});
-  (row_locks::Removal::skips() ? free : all).run({ids});
+// Payloads of that many messages. `all`: none of them is anybody else's; otherwise only those without a message go.
+// What others hold is left to the sweep where that is asked for.
+void remove_payloads(Datum ids, std::size_t messages, bool all) {
+#define NO_MESSAGE "NOT EXISTS (SELECT 1 FROM $S.mq_msgs m WHERE m.id = p.id)"
+#define FREE(condition)                                     \
+  "DELETE FROM $S.mq_payloads p WHERE p.ctid = ANY (ARRAY(" \
+  "  SELECT p.ctid FROM $S.mq_payloads p WHERE p.id = ANY ($1)" condition " FOR UPDATE SKIP LOCKED))"
+  static Statement named("DELETE FROM $S.mq_payloads p WHERE p.id = ANY ($1)", {UUIDARRAYOID});
+  static Statement orphans("DELETE FROM $S.mq_payloads p WHERE p.id = ANY ($1) AND " NO_MESSAGE, {UUIDARRAYOID});
+  static Statement named_and_free(FREE(""), {UUIDARRAYOID});
+  static Statement orphans_and_free(FREE(" AND " NO_MESSAGE), {UUIDARRAYOID});
+  static Statement left("SELECT 1 FROM $S.mq_payloads p WHERE p.id = ANY ($1) AND " NO_MESSAGE, {UUIDARRAYOID});
+  if (row_locks::Removal::skips()) {
+    (all ? named_and_free : orphans_and_free).run({ids});
+    return;
+  }
+  const Rows removed = (all ? named : orphans).run({ids});
+  if (removed.size() < messages && may_refuse(Extension::payloads()) && !left.run({ids}).empty())
+    throw refused("mq_payloads", "being removed");
 }
 
 // A blocked message leaves its row behind, without payload and never due: its ordered channel waits for it.
-void bury(const std::vector<Burial>& burials, std::vector<Uuid>& removed) {
+void bury(const std::vector<Burial>& burials, std::vector<const Claimed*>& removed) {
   // The last failure is found by the message and then sorted, not looked for from the end of all.
   static Statement insert(
       "INSERT INTO $S.mq_dead (id, created_at, died_at, channel_name, channel_args, name, payload_json,"
@@ -181,55 +227,58 @@ void bury(const std::vector<Burial>& burials, std::vector<Uuid>& removed) {
       "channel_key,"
       "  dedup_key)"
       " SELECT m.id, m.created_at, pg_catalog.clock_timestamp(), m.channel_name, m.channel_args, p.name,"
-      "        p.payload_json, p.payload_bytes, m.after_message_id IS NOT NULL, m.attempt + d.charged, d.reason,"
-      "        COALESCE(d.sqlstate, f.sqlstate), COALESCE(d.error, f.error), COALESCE(d.detail, f.detail),"
-      "        COALESCE(d.hint, f.hint), COALESCE(d.context, f.context), m.retry_backoff, m.channel_key,"
+      "        p.payload_json, p.payload_bytes, m.after_message_id IS NOT NULL, m.attempt + r.charged, r.reason,"
+      "        COALESCE(r.sqlstate, f.sqlstate), COALESCE(r.error, f.error), COALESCE(r.detail, f.detail),"
+      "        COALESCE(r.hint, f.hint), COALESCE(r.context, f.context), m.retry_backoff, m.channel_key,"
       "        m.dedup_key"
-      "   FROM unnest($1, $2, $3, $4, $5, $6, $7, $8)"
-      "          AS d (id, charged, reason, sqlstate, error, detail, hint, context)"
-      "   JOIN $S.mq_msgs m ON m.id = d.id"
-      "   LEFT JOIN $S.mq_payloads p ON p.id = d.id"
-      "   LEFT JOIN LATERAL (SELECT * FROM $S.mq_failures l WHERE l.message_id = d.id AND d.error IS NULL"
+      "   FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+      "          AS r (id, place, charged, reason, sqlstate, error, detail, hint, context)"
+      "   JOIN $S.mq_msgs m ON " IS_CLAIMED
+      "   LEFT JOIN $S.mq_payloads p ON p.id = r.id"
+      "   LEFT JOIN LATERAL (SELECT * FROM $S.mq_failures l WHERE l.message_id = r.id AND r.error IS NULL"
       "                       ORDER BY l.failure_no + 0 DESC LIMIT 1) f ON true",
-      {UUIDARRAYOID, INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID});
+      {UUIDARRAYOID, INT8ARRAYOID, INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
+       TEXTARRAYOID});
   static Statement block(
-      "UPDATE $S.mq_msgs m SET attempt_at = NULL, attempts = 0, attempt = m.attempt + d.charged,"
+      "UPDATE $S.mq_msgs m SET attempt_at = NULL, attempts = 0, attempt = m.attempt + r.charged,"
       "             lease = NULL, dedup_key = NULL, expires_at = NULL"
-      "             FROM unnest($1, $2) AS d (id, charged) WHERE m.id = d.id",
-      {UUIDARRAYOID, INT4ARRAYOID});
-  ArrayParam ids(UUIDOID), charged(INT4OID), reasons(TEXTOID), blocked(UUIDOID), blocked_charged(INT4OID);
+      "             FROM unnest($1, $2, $3) AS r (id, place, charged) WHERE " IS_CLAIMED " RETURNING m.id",
+      {UUIDARRAYOID, INT8ARRAYOID, INT4ARRAYOID});
+  ClaimedRows rows, blocked;
+  ArrayParam charged(INT4OID), reasons(TEXTOID), blocked_charged(INT4OID);
   ErrorColumns errors;
   std::set<Uuid> blocking;
   add_blocking(burials, blocking);
-  bool blocks = false;
   for (const Burial& burial : burials) {
-    const Datum id = uuid_datum(burial.message->id);
-    ids.add(id);
+    rows.add(*burial.message);
     charged.add(Int32GetDatum(burial.charged ? to_charge(*burial.message) : 0));
     reasons.add(text_datum(burial.reason));
     errors.add(burial.error ? *burial.error : Error("", ""));
     if ((burial.block && burial.message->ordered) || blocking.contains(burial.message->id)) {
-      blocked.add(id);
+      blocked.add(*burial.message);
       blocked_charged.add(Int32GetDatum(burial.charged ? to_charge(*burial.message) : 0));
-      blocks = true;
     } else {
-      removed.push_back(burial.message->id);
+      removed.push_back(burial.message);
     }
   }
   const Rows inserted = sequences::insert(sequences::Numbered::kDead, [&] {
-    return insert.run({ids.datum(), charged.datum(), reasons.datum(), errors.sqlstate.datum(), errors.message.datum(),
-                       errors.detail.datum(), errors.hint.datum(), errors.context.datum()});
+    return insert.run({rows.ids.datum(), rows.places.datum(), charged.datum(), reasons.datum(), errors.sqlstate.datum(),
+                       errors.message.datum(), errors.detail.datum(), errors.hint.datum(), errors.context.datum()});
   });
   if (inserted.size() == burials.size()) {
     ledger::RowChanges changes(Extension::dead());
     for (const Burial& burial : burials) changes.add(burial.message->channel_name, 1);
   } else {
+    if (may_refuse(Extension::dead()) && count_there(rows) > inserted.size()) throw refused("mq_dead", "being added");
     ledger::changed_by_hand(Extension::dead());  // a handler has removed its message
   }
-  if (!blocks) return;
+  if (blocked.size == 0) return;
   row_locks::Removal::run([&] {
-    block.run({blocked.datum(), blocked_charged.datum()});
-    remove_payloads(blocked.datum());
+    const Rows updated = block.run({blocked.ids.datum(), blocked.places.datum(), blocked_charged.datum()});
+    expect_updated(blocked, updated.size());
+    ArrayParam ids(UUIDOID, updated.size());
+    for (std::size_t i = 0; i < updated.size(); ++i) ids.add(updated.get(i, 1));
+    remove_payloads(ids.datum(), updated.size(), true);
   });
 }
 
@@ -279,13 +328,34 @@ Datum array_of(const std::vector<std::uint64_t>& locations) {
   return array.datum();
 }
 
-Rows remove_rows(const std::vector<Uuid>& ids) {
-  static Statement messages("DELETE FROM $S.mq_msgs m WHERE m.id = ANY ($1)" REMOVED, {UUIDARRAYOID});
+// By what they are, wherever they are. What is not there any more their handlers have removed.
+Rows remove_rows(const ClaimedRows& rows) {
+  static Statement messages("DELETE FROM $S.mq_msgs m USING unnest($1, $2) AS r (id, place) WHERE " IS_CLAIMED REMOVED,
+                            {UUIDARRAYOID, INT8ARRAYOID});
+  return row_locks::Removal::run([&] {
+    const Rows removed = messages.run({rows.ids.datum(), rows.places.datum()});
+    const bool all = removed.size() == rows.size;
+    if (!all && may_refuse(Extension::msgs()) && count_there(rows) > 0) throw refused("mq_msgs", "being removed");
+    remove_payloads(rows.ids.datum(), rows.size, all);
+    return removed;
+  });
+}
+
+// By their ids alone, or those of them that block their channels.
+Rows remove_rows(const std::vector<Uuid>& ids, bool blocking) {
+#define NAMED "DELETE FROM $S.mq_msgs m WHERE m.id = ANY ($1)"
+  static Statement any(NAMED REMOVED, {UUIDARRAYOID});
+  static Statement blocked(NAMED " AND m.attempt_at IS NULL" REMOVED, {UUIDARRAYOID});
+  static Statement left("SELECT 1 FROM $S.mq_msgs m WHERE m.id = ANY ($1) AND (m.attempt_at IS NULL OR NOT $2)",
+                        {UUIDARRAYOID, BOOLOID});
   ArrayParam array(UUIDOID, ids.size());
   for (const Uuid& id : ids) array.add(uuid_datum(id));
   return row_locks::Removal::run([&] {
-    const Rows removed = messages.run({array.datum()});
-    remove_payloads(array.datum());
+    const Rows removed = (blocking ? blocked : any).run({array.datum()});
+    const bool all = removed.size() == ids.size();
+    if (!all && may_refuse(Extension::msgs()) && !left.run({array.datum(), BoolGetDatum(blocking)}).empty())
+      throw refused("mq_msgs", "being removed");
+    remove_payloads(array.datum(), ids.size(), all);
     return removed;
   });
 }
@@ -307,7 +377,7 @@ bool has_new_file(Oid table) {
 
 // The same as remove_messages for rows that this transaction has locked: found by where they are, without a
 // descent of an index each; nothing else can take the place of a row that is locked, nor of a payload (HeldSnapshot).
-// One that was changed since is elsewhere; then they go by their ids.
+// One that was changed since is elsewhere; then they go by what they are.
 void remove_claimed(const std::vector<const Claimed*>& messages) {
   static Statement unordered("DELETE FROM $S.mq_msgs m WHERE m.ctid = ANY ($1)", {TIDARRAYOID});
   static Statement ordered("DELETE FROM $S.mq_msgs m WHERE m.ctid = ANY ($1)" REMOVED, {TIDARRAYOID});
@@ -328,21 +398,31 @@ void remove_claimed(const std::vector<const Claimed*>& messages) {
   if (!has_new_file(Extension::msgs()) && !has_new_file(Extension::payloads()))
     row_locks::Removal::run([&] {
       removed = (any_ordered ? ordered : unordered).run({array_of(locations)});
-      if (!skips) payloads_removed = payloads.run({array_of(payload_locations)}).size();
+      // Where a message is missing its payload may be another's by now.
+      if (!skips && removed.size() == messages.size())
+        payloads_removed = payloads.run({array_of(payload_locations)}).size();
     });
   if (any_ordered) link_behind(removed);
   {
     ledger::RowChanges changes(Extension::msgs());
     for (const Claimed* message : messages) changes.add(message->channel_name, -1);
   }
-  if (removed.size() == messages.size() && (!skips && payloads_removed == payload_locations.size())) return;
-  std::vector<Uuid> ids;
-  ids.reserve(messages.size());
-  for (const Claimed* message : messages) ids.push_back(message->id);
-  const Rows others = remove_rows(ids);
+  if (removed.size() == messages.size() && !skips && payloads_removed == payload_locations.size()) return;
+  ClaimedRows rows;
+  for (const Claimed* message : messages) rows.add(*message);
+  const Rows others = remove_rows(rows);
   link_behind(others);
   // Others were removed by their handlers, and have been counted by that.
   if (removed.size() + others.size() != messages.size()) ledger::changed_by_hand(Extension::msgs());
+}
+
+void remove_buried(const std::vector<const Claimed*>& messages) {
+  if (messages.empty()) return;
+  ClaimedRows rows;
+  for (const Claimed* message : messages) rows.add(*message);
+  const Rows removed = remove_rows(rows);
+  link_behind(removed);
+  count_removed(removed);
 }
 
 }  // namespace
@@ -379,12 +459,19 @@ void remove_letters(const std::vector<Uuid>& ids, const Rows& removed) {
 
 void remove_messages(const std::vector<Uuid>& ids, bool consumed) {
   if (ids.empty()) return;
-  const Rows removed = remove_rows(ids);
+  const Rows removed = remove_rows(ids, false);
   link_behind(removed);
   count_removed(removed);
   if (!consumed) return;
   count_consumed(removed);
   remove_letters(ids, removed);
+}
+
+void remove_blocking(const std::vector<Uuid>& ids) {
+  if (ids.empty()) return;
+  const Rows removed = remove_rows(ids, true);
+  link_behind(removed);
+  count_removed(removed);
 }
 
 void clear_messages(const Param& channel_names) {
@@ -393,12 +480,15 @@ void clear_messages(const Param& channel_names) {
       "WITH doomed AS MATERIALIZED (SELECT m.id FROM $S.mq_msgs m WHERE $1 IS NULL OR m.channel_name = ANY ($1)"
       "                               ORDER BY m.id FOR UPDATE),"
       " gone AS (DELETE FROM $S.mq_msgs m USING doomed d WHERE m.id = d.id RETURNING m.*),"
-      " payloads AS (DELETE FROM $S.mq_payloads p USING doomed d WHERE p.id = d.id)"
+      " payloads AS (DELETE FROM $S.mq_payloads p USING gone g WHERE p.id = g.id)"
       " SELECT m.channel_key, m.channel_name, m.channel_args, m.place, true FROM gone m"
       "  WHERE m.after_message_id = " NIL_ID
-      " UNION ALL SELECT 0, m.channel_name, '', count(*), false FROM gone m GROUP BY m.channel_name",
+      " UNION ALL SELECT 0, m.channel_name, '', count(*), false FROM gone m GROUP BY m.channel_name"
+      " UNION ALL SELECT 0, '', '', k.kept, NULL"
+      "   FROM (SELECT (SELECT count(*) FROM doomed) - (SELECT count(*) FROM gone) AS kept) AS k WHERE k.kept > 0",
       {TEXTARRAYOID});
   const Rows rows = clear.run({channel_names});
+  if (!rows.empty() && rows.is_null(rows.size() - 1, 5)) throw refused("mq_msgs", "being removed");
   link_behind(rows);
   ledger::RowChanges changes(Extension::msgs());
   for (std::size_t i = 0; i < rows.size(); ++i)
@@ -408,13 +498,13 @@ void clear_messages(const Param& channel_names) {
 void SqlSettler::settle(const Settlement& settlement) {
   const OwnerScope scope;
   const row_locks::Removal removal;
-  std::vector<Uuid> buried;
+  std::vector<const Claimed*> buried;
   if (!settlement.failures.empty()) record(settlement.failures);
   if (!settlement.retries.empty()) retry(settlement.retries);
   if (!settlement.unhandled.empty()) put_aside(settlement.unhandled);
   if (!settlement.snoozes.empty()) snooze(settlement.snoozes);
   if (!settlement.burials.empty()) bury(settlement.burials, buried);
-  remove_messages(buried);
+  remove_buried(buried);
   remove_claimed(settlement.removed);
   tally::append(tally::of(settlement));
 }

@@ -22,6 +22,10 @@ class SqlSettler : public Settler {
 // `consumed`: those that are leased were handled by who calls, and count as that.
 void remove_messages(const std::vector<Uuid>& ids, bool consumed = false);
 
+// The same for those of the messages that are dead and block their channels (on_dead => 'block'), and for payloads
+// without a message.
+void remove_blocking(const std::vector<Uuid>& ids);
+
 // Deletes every message of the named channels; a null Param: of all.
 void clear_messages(const Param& channel_names);
 

@@ -1,0 +1,29 @@
+#include "refused.hpp"
+
+#include <fmt/core.h>
+
+#include "fence.hpp"
+
+extern "C" {
+#include "utils/rel.h"
+#include "utils/relcache.h"
+}
+
+namespace mq {
+
+bool may_refuse(Oid table) {
+  return fence::call([&] {
+    const Relation relation = RelationIdGetRelation(table);
+    if (relation == nullptr) return false;
+    const bool may = relation->trigdesc != nullptr || relation->rd_rules != nullptr || relation->rd_rel->relrowsecurity;
+    RelationClose(relation);
+    return may;
+  });
+}
+
+Error refused(const char* table, const char* what) {
+  return {"27000", fmt::format("a trigger, rule or policy on {} keeps rows from {}", table, what), "",
+          "Drop it, or have it let through what mq writes."};
+}
+
+}  // namespace mq
