@@ -10,7 +10,9 @@
 #include "entries.h"
 #include "extension.hpp"
 #include "ledger.hpp"
+#include "refused.hpp"
 #include "send.hpp"
+#include "session.hpp"
 #include "settle.hpp"
 #include "spi.hpp"
 
@@ -19,6 +21,7 @@ namespace mq {
 namespace {
 
 constexpr int kStep = 10000;  // letters that are looked at once
+constexpr int kTries = 20;    // of a step, while others send messages under its ids
 
 // Which letters; a null Param sets no condition.
 struct Selection {
@@ -86,29 +89,21 @@ bool send_in_place(const NewMessage& message) {
       "               payload_bytes = EXCLUDED.payload_bytes, channel_key = EXCLUDED.channel_key)"
       " SELECT b.attempt_at, b.place, b.after_message_id = $7 FROM back b",
       {UUIDOID, INT4OID, INTERVALOID, TEXTOID, JSONBOID, BYTEAOID, UUIDOID, TEXTOID});
+  static Statement still("SELECT 1 FROM $S.mq_msgs m WHERE m.id = $1 AND m.attempt_at IS NULL", {UUIDOID});
   const auto param = [](const Value& value) { return value.null ? Param() : Param(value.datum); };
   const Rows rows = send.run({message.id.datum, Int32GetDatum(DatumGetInt32(message.retries.datum) + 1),
                               message.retry_backoff.datum, message.name.datum, param(message.payload_json),
                               param(message.payload_bytes), uuid_datum(Uuid()), param(message.dedup_key)});
-  if (rows.empty()) return false;
+  if (rows.empty()) {
+    if (may_refuse(Extension::msgs()) && !still.run({message.id.datum}).empty())
+      throw refused("mq_msgs", "being changed");
+    return false;
+  }
   const std::string_view channel_name = text_view(message.channel_name.datum);
   ledger::wake(channel_name);
   if (DatumGetBool(rows.get(0, 3)))
     ledger::due(channel_name, {DatumGetTimestampTz(rows.get(0, 1)), DatumGetInt64(rows.get(0, 2))});
   return true;
-}
-
-// What dead messages left behind: the row that blocks a channel, and a payload that the sweep was to remove, since
-// somebody held it; whoever holds it now is waited for.
-void remove_rest(const std::vector<Uuid>& ids) {
-  static Statement payloads(
-      "DELETE FROM $S.mq_payloads p WHERE p.id = ANY ($1)"
-      "   AND NOT EXISTS (SELECT 1 FROM $S.mq_msgs m WHERE m.id = p.id)",
-      {UUIDARRAYOID});
-  remove_messages(ids);
-  ArrayParam array(UUIDOID, ids.size());
-  for (const Uuid& id : ids) array.add(uuid_datum(id));
-  payloads.run({array.datum()});
 }
 
 bool is_taken(const NewMessage& message) {
@@ -133,7 +128,7 @@ class Redrive {
     if (blocks && send_in_place(message)) {
       // Sent.
     } else if (!message.dedup_key.null) {
-      remove_rest({id});
+      remove_blocking({id});
       Sender one(Sender::Json::kJsonb, false);
       one.add(message);
       if (one.send_once() != id) return;
@@ -149,17 +144,37 @@ class Redrive {
                             {INT8ARRAYOID});
     send();
     const Rows gone = remove.run({removed_.datum()});
+    // All are locked. Those that stay would be sent again with the next call.
+    if (gone.size() < sent_.size()) throw refused("mq_dead", "being removed");
+    check_sent();
     ledger::RowChanges changes(Extension::dead());
     for (std::size_t i = 0; i < gone.size(); ++i) changes.add(text_view(gone.get(i, 1)), -1);
     return static_cast<std::int64_t>(sent_.size());
   }
 
  private:
+  // The letters are gone: nothing may be missing from the messages.
+  void check_sent() const {
+    static Statement find(
+        "SELECT pg_catalog.count(m.id), pg_catalog.count(p.id) FROM unnest($1) AS s (id)"
+        "  LEFT JOIN $S.mq_msgs m ON m.id = s.id LEFT JOIN $S.mq_payloads p ON p.id = s.id",
+        {UUIDARRAYOID});
+    if (!may_refuse(Extension::msgs()) && !may_refuse(Extension::payloads())) return;
+    ArrayParam ids(UUIDOID, sent_.size());
+    for (const Uuid& id : sent_) ids.add(uuid_datum(id));
+    const Rows found = find.run({ids.datum()});
+    const auto count = static_cast<std::int64_t>(sent_.size());
+    if (DatumGetInt64(found.get(0, 1)) < count) throw refused("mq_msgs", "being added");
+    if (DatumGetInt64(found.get(0, 2)) < count) throw refused("mq_payloads", "being added");
+  }
+
   void send() {
     if (together_.empty()) return;
     Sender sender(Sender::Json::kJsonb, false);
     for (const NewMessage& message : together_) sender.add(message);
-    remove_rest(sender.ids());
+    // What the dead messages left behind: the row that blocks a channel, and a payload that the sweep was to remove,
+    // since somebody held it; whoever holds it now is waited for.
+    remove_blocking(sender.ids());
     sender.send();
     together_.clear();
   }
@@ -170,13 +185,50 @@ class Redrive {
   ArrayParam removed_{INT8OID};
 };
 
+// Others have sent messages under ids of these letters: those stay, as if the messages had been pending before.
+std::unordered_set<Uuid, UuidHash> pending_of(const Rows& letters) {
+  static Statement pending("SELECT m.id FROM $S.mq_msgs m WHERE m.id = ANY ($1) AND m.attempt_at IS NOT NULL",
+                           {UUIDARRAYOID});
+  ArrayParam ids(UUIDOID, letters.size());
+  for (std::size_t i = 0; i < letters.size(); ++i) ids.add(letters.get(i, kId));
+  const Rows rows = pending.run({ids.datum()});
+  std::unordered_set<Uuid, UuidHash> found;
+  for (std::size_t i = 0; i < rows.size(); ++i) found.insert(uuid_of(rows.get(i, 1)));
+  return found;
+}
+
+bool is_id_in_use(const Error& error) {
+  return error.sqlstate == "23505" && (error.constraint == "mq_msgs_pkey" || error.constraint == "mq_payloads_pkey");
+}
+
+// Sends them; returns how many. Between the look at an id and its insert others may send a message under it, which the
+// insert waits for. Then all is done again, in the letters' order, without it.
+std::int64_t send_letters(const Rows& letters, int retries) {
+  std::unordered_set<Uuid, UuidHash> pending;
+  SavepointOnly session;
+  for (int tries = 1;; ++tries) {
+    session.set_savepoint();
+    try {
+      Redrive step(retries);
+      for (std::size_t i = 0; i < letters.size(); ++i)
+        if (!pending.contains(uuid_of(letters.get(i, kId)))) step.add(letters, i);
+      const std::int64_t sent = step.finish();
+      session.release_savepoint();
+      return sent;
+    } catch (const Error& error) {
+      session.rollback_to_savepoint();
+      if (tries == kTries || !is_id_in_use(error)) throw;
+    }
+    pending = pending_of(letters);
+  }
+}
+
 // One step; false: there is no more. Its own connection, so that what it has read is freed.
 bool redrive_step(const Selection& which, int retries, std::int64_t& behind, std::int64_t& sent) {
   const SpiConnection spi;
   const Rows letters = take(which, behind);
-  Redrive step(retries);
-  for (std::size_t i = 0; i < letters.size(); ++i) step.add(letters, i);
-  sent += step.finish();
+  if (letters.empty()) return false;
+  sent += send_letters(letters, retries);
   if (letters.size() < kStep) return false;
   behind = DatumGetInt64(letters.get(letters.size() - 1, kNumber));
   return true;

@@ -20,12 +20,6 @@ namespace {
 // have come there meanwhile.
 constexpr std::int64_t kMargin = 1'000'000;
 
-struct SavepointOnly : Session {
-  void begin() override {}
-  void commit() override {}
-  void rollback() override {}
-};
-
 void set_sequence(Oid sequence, std::int64_t to) {
   static Statement set("SELECT pg_catalog.setval($1::pg_catalog.regclass, $2)", {OIDOID, INT8OID});
   set.run({ObjectIdGetDatum(sequence), Int64GetDatum(to)});

@@ -50,6 +50,14 @@ class Session : public Transaction {
   ResourceOwner outer_owner_ = nullptr;
 };
 
+// Savepoints in a transaction that is not ours.
+class SavepointOnly : public Session {
+ public:
+  void begin() override {}
+  void commit() override {}
+  void rollback() override {}
+};
+
 // READ COMMITTED and read-write, whatever the defaults of the role or the database are: a claim has to see
 // what was committed a moment ago. Between transactions the session is cleaned of what handlers left in it.
 class WorkerSession : public Session {
