@@ -85,23 +85,25 @@ CALL mq_run();
 SELECT * FROM pg_temp.left();
 SELECT mq_clear_all();
 
--- Ids of others of the batch: handled, failed with and without a retry, snoozed, discarded, expired, without a handler.
-SELECT num_nonnulls(mq_send('act', jsonb_build_array(array(SELECT id(n) FROM generate_series(1, 8) AS n), 'new'), 'replace others')) AS sent;
+-- Ids of others of the batch that came before it (behind it none is called any more), or are never called: handled, failed
+-- with and without a retry, snoozed, discarded, expired, without a handler.
 SELECT count(mq_send('act', name => name, retries => retries, id => id(n), expires => expires::interval, ordered => ordered, channel_args => args)) AS sent
   FROM (VALUES (1, 'nothing', 0, NULL, false, ''), (2, 'fail', 3, NULL, false, ''), (3, 'fail', 0, NULL, false, ''), (4, 'snooze', 0, NULL, false, ''),
                (5, 'discard', 0, NULL, false, ''), (6, 'nothing', 0, '1 ms', false, ''), (7, 'no handler', 0, NULL, false, ''),
                (8, 'nothing', 0, NULL, true, 'ordered')) AS v (n, name, retries, expires, ordered, args);
+SELECT num_nonnulls(mq_send('act', jsonb_build_array(array(SELECT id(n) FROM generate_series(1, 8) AS n), 'new'), 'replace others')) AS sent;
 SELECT pg_sleep(0.01);
 TRUNCATE handled, mq_dead, mq_failures;
 CALL mq_run();
-SELECT what FROM pg_temp.handled();
+SELECT * FROM pg_temp.handled();
+SELECT error FROM mq_failures;
 SELECT * FROM pg_temp.left();
 SELECT mq_clear_all();
 -- A channel that waits for its dead: not for the new one.
 SELECT mq_register_handler('blocks', 'handle(mq_message)', on_dead => 'block');
-SELECT num_nonnulls(mq_send('blocks', jsonb_build_array(array[id(2)], 'new'), 'replace others', ordered => true, id => id(1)),
-       mq_send('blocks', name => 'fail', ordered => true, retries => 0, id => id(2)),
-       mq_send('blocks', name => 'nothing', ordered => true, id => id(3))) AS sent;
+SELECT num_nonnulls(mq_send('blocks', name => 'fail', ordered => true, retries => 0, id => id(2)),
+       mq_send('blocks', name => 'nothing', ordered => true, id => id(3)),
+       mq_send('blocks', jsonb_build_array(array[id(2)], 'new'), 'replace others')) AS sent;
 TRUNCATE handled, mq_dead, mq_failures;
 CALL mq_run();
 SELECT what FROM pg_temp.handled();
@@ -112,7 +114,7 @@ SELECT mq_clear_all();
 SELECT num_nonnulls(mq_send('act', name => 'update by hand', id => id(1)), mq_send('act', name => 'move by hand', id => id(2))) AS sent;
 TRUNCATE handled, mq_dead, mq_failures;
 CALL mq_run();
-SELECT * FROM pg_temp.handled();
+SELECT what FROM pg_temp.handled();
 SELECT * FROM pg_temp.left();
 SELECT num_nonnulls(mq_send('act', '"by hand"', 'insert by hand', id => id(3))) AS sent;
 TRUNCATE handled, mq_dead, mq_failures;

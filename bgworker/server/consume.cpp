@@ -17,6 +17,7 @@
 #include "handler_call.hpp"
 #include "host.hpp"
 #include "ledger.hpp"
+#include "refused.hpp"
 #include "result_set.hpp"
 #include "row_locks.hpp"
 #include "settle.hpp"
@@ -69,7 +70,9 @@ void lease(const Batch& messages, Micros now) {
     backoffs.add(interval_datum(doubled_backoff(backoff, std::max(backoff, kLeaseCeiling))));
     ledger::leased(message.id, now, backoff);
   }
-  update.run({ids.datum(), ends.datum(), backoffs.datum()});
+  // All are locked, so nobody else has removed any.
+  if (update.run({ids.datum(), ends.datum(), backoffs.datum()}).size() < messages.size())
+    throw refused("mq_msgs", "being changed");
 }
 
 void add_message(ResultSet& result, const SqlClaimSource& source, const Claimed& message) {

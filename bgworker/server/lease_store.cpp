@@ -16,6 +16,7 @@
 #include "fence.hpp"
 #include "host.hpp"
 #include "inflight.hpp"
+#include "refused.hpp"
 #include "sequences.hpp"
 #include "settings.h"
 #include "shared.hpp"
@@ -229,7 +230,9 @@ void SqlLeaseStore::lease(const std::vector<const Claimed*>& messages, std::int6
   const OwnerScope scope;
   ArrayParam ids(UUIDOID, messages.size());
   for (const Claimed* message : messages) ids.add(uuid_datum(message->id));
-  update.run({ids.datum(), TimestampTzGetDatum(until), Int64GetDatum(token)});
+  // All are locked, so nobody else has removed any.
+  if (update.run({ids.datum(), TimestampTzGetDatum(until), Int64GetDatum(token)}).size() < messages.size())
+    throw refused("mq_msgs", "being changed");
 }
 
 // What is locked is passed over: by the handler itself, which has said something of its message.

@@ -5,6 +5,7 @@
 #include "fence.hpp"
 #include "ledger.hpp"
 #include "marks.hpp"
+#include "refused.hpp"
 #include "spi.hpp"
 
 namespace mq {
@@ -51,8 +52,11 @@ std::vector<LooseChannel> link_channels(const std::vector<LooseChannel>& channel
       " others AS MATERIALIZED (SELECT m.id FROM first JOIN $S.mq_msgs m ON m.id = first.id WHERE NOT first.head"
       "                          FOR NO KEY UPDATE OF m SKIP LOCKED),"
       " promoted AS (UPDATE $S.mq_msgs m SET after_message_id = " HEAD_ID
-      " FROM others o WHERE m.id = o.id)"
-      " SELECT first.n::int4, first.id IN (SELECT id FROM heads) OR first.id IN (SELECT id FROM others),"
+      " FROM others o WHERE m.id = o.id RETURNING m.id)"
+      " SELECT first.n::int4,"
+      "        CASE WHEN first.id IN (SELECT id FROM heads) OR first.id IN (SELECT id FROM promoted) THEN true"
+      // Locked, and not changed.
+      "             WHEN first.id NOT IN (SELECT id FROM others) THEN false END,"
       "        first.attempt_at, first.place"
       "   FROM first",
       {INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID});
@@ -63,7 +67,9 @@ std::vector<LooseChannel> link_channels(const std::vector<LooseChannel>& channel
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const LooseChannel& channel = channels[static_cast<std::size_t>(DatumGetInt32(rows.get(i, 1)) - 1)];
     ledger::wake(channel.name);
-    if (!DatumGetBool(rows.get(i, 2))) loose.push_back(channel);
+    bool kept = false;
+    if (!DatumGetBool(rows.get(i, 2, kept)) && !kept) loose.push_back(channel);
+    if (kept) throw refused("mq_msgs", "being changed");
     bool blocked = false;  // never due
     const Datum attempt_at = rows.get(i, 3, blocked);
     if (!blocked) ledger::due(channel.name, {DatumGetTimestampTz(attempt_at), DatumGetInt64(rows.get(i, 4))});

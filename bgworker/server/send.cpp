@@ -16,6 +16,7 @@
 #include "ledger.hpp"
 #include "locks.hpp"
 #include "marks.hpp"
+#include "refused.hpp"
 #include "result_set.hpp"
 #include "sequences.hpp"
 #include "spi.hpp"
@@ -42,6 +43,8 @@ Uuid new_id() {
   constexpr std::int64_t kEpoch = (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * std::int64_t{SECS_PER_DAY} * 1000;
   return uuid_v7(GetCurrentTimestamp() / 1000 + kEpoch, random);
 }
+
+constexpr int kTries = 1000;
 
 std::int64_t next_place(Oid sequence) {
   return fence::call([&] { return nextval_internal(sequence, false); });
@@ -219,8 +222,11 @@ Uuid Sender::send_once() {
                           {MESSAGE_TYPES, TEXTOID});
   const Checked& message = messages_.front();
   const DedupKey wanted{message.channel_key, message.channel_name, message.channel_args, message.dedup_key};
-  for (bool locked = !message.ordered;;) {
+  bool locked = !message.ordered;
+  for (int tries = 0;; ++tries) {
     if (const auto pending = find_pending(wanted, true)) return *pending;
+    // Others may send the same and be done with it, but not so often between two looks.
+    if (tries == kTries) throw refused("mq_msgs", "being added");
     if (!locked) {
       locks::lock_appends({message.channel_key});
       locked = true;
