@@ -36,7 +36,7 @@ COMMENT ON FUNCTION mq_send_many(text, jsonb[], text, text, boolean, interval, i
 CREATE FUNCTION mq_commit(msg_ids uuid[]) RETURNS uuid[]
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_commit';
 COMMENT ON FUNCTION mq_commit(uuid[]) IS
-  'Makes two-phase messages deliverable and returns the ids that it committed, in the order given. An id that has expired, was committed before or does not exist is not among them.';
+  'Makes two-phase messages deliverable and returns the ids that it committed, in the order given. An id that has expired, was committed before or does not exist is not among them. 22004 for NULL, also in the array.';
 
 CREATE FUNCTION mq_channel_key(channel_name text, channel_args text) RETURNS bigint
   LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'mq_channel_key';

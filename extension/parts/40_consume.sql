@@ -5,12 +5,12 @@ CREATE FUNCTION mq_poll(channel_names text[], batch_size integer DEFAULT 1)
                  retry_backoff interval, wait_time interval)
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_poll';
 COMMENT ON FUNCTION mq_poll(text[], integer) IS
-  'Leases up to batch_size (1 to 100000) due messages of the named channels (NULL: all), oldest first, each for its retry_backoff, and charges each an attempt. When nothing is ready: one row of NULLs whose wait_time says when the next message is due (NULL: there is none). Never waits for a lock. 22023 or 22004 for a bad batch_size.';
+  'Leases up to batch_size (1 to 100000) due messages of the named channels (NULL: all), oldest first, each for its retry_backoff, and charges each an attempt. When nothing is ready: one row of NULLs whose wait_time, at most a minute, says when the next message is due (NULL: there is none). Never waits for a lock. 22023 or 22004 for a bad batch_size, 22004 for a NULL among the names, 55000 in a handler.';
 
 CREATE FUNCTION mq_delete(msg_ids uuid[]) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_delete';
 COMMENT ON FUNCTION mq_delete(uuid[]) IS
-  'Removes messages, because they are handled or no longer wanted; the next message of each ordered channel becomes its head. Of a message that died since its last lease ran out (SQLSTATE MQ001 in mq_dead) the dead letter goes. Other ids that do not exist are passed over.';
+  'Removes messages, because they are handled or no longer wanted; the next message of each ordered channel becomes its head. Of a message that died since its last lease ran out (SQLSTATE MQ001 in mq_dead) the dead letter goes. Other ids that do not exist are passed over. 22004 for NULL, also in the array.';
 
 CREATE FUNCTION mq_keep_alive(msg_ids uuid[], duration interval) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_keep_alive';
@@ -24,7 +24,7 @@ COMMENT ON FUNCTION mq_checkpoint(uuid, interval, text, bytea, integer) IS
 
 CREATE FUNCTION mq_clear(channel_names text[]) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_clear';
-COMMENT ON FUNCTION mq_clear(text[]) IS 'Deletes every pending message of the named channels. Dead letters stay.';
+COMMENT ON FUNCTION mq_clear(text[]) IS 'Deletes every pending message of the named channels. Dead letters stay. 22004 for NULL, also in the array.';
 
 CREATE FUNCTION mq_clear_all() RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_clear_all';
