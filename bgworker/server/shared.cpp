@@ -189,16 +189,46 @@ bool gave_way() {
   return std::exchange(mine().gives_way, false);
 }
 
+namespace {
+
+bool has_leased_calls(const Seat& seat) {
+  const std::span<Lease> leases = used_leases();
+  return std::any_of(leases.begin(), leases.end(),
+                     [&](const Lease& lease) { return lease.token != 0 && lease.seat == &seat - state->seats; });
+}
+
+}  // namespace
+
+void renew_who_can() {
+  if (!state->renewals_wait) return;
+  state->renewals_wait = false;
+  const std::span<Seat> seats = used_seats();
+  for (Seat& seat : seats) {
+    if (!seat.renews_later) continue;
+    const bool others_leave = std::any_of(seats.begin(), seats.end(), [&](const Seat& other) {
+      return other.renew && other.keeper && other.database == seat.database && other.role == seat.role;
+    });
+    if (others_leave && has_leased_calls(seat)) {
+      state->renewals_wait = true;
+      continue;
+    }
+    seat.renews_later = false;
+    seat.renew = true;
+    SetLatch(&seat.worker->procLatch);
+    wake_launcher();
+  }
+}
+
 void renew_workers(Oid database, Oid role) {
   if (!available()) return;
   Guard guard(LW_EXCLUSIVE);
   for (Seat& seat : used_seats()) {
     if (seat.database == InvalidOid || seat.worker == nullptr) continue;
     if ((database != InvalidOid && seat.database != database) || (role != InvalidOid && seat.role != role)) continue;
-    seat.renew = true;
-    SetLatch(&seat.worker->procLatch);
+    if (!seat.renew) seat.renews_later = true;
   }
-  wake_launcher();
+  state->renewals_wait = true;
+  renew_who_can();
 }
 
 // Without the lock: asked for each batch.
@@ -261,6 +291,7 @@ void leave_seat() {
   mine() = Seat{};
   seats_freed();
   my_seat = -1;
+  renew_who_can();
   wake_launcher();
 }
 

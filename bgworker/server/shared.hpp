@@ -51,7 +51,9 @@ std::vector<int> processes_in(Oid database);
 // That worker waits for a lock of this session's, and this session for it: what it does is cancelled. Others are left
 // alone.
 void ask_to_give_way(int worker);
-// Workers of the database and role (InvalidOid: of all) should leave before their next claim, and others come.
+// Workers of the database and role (InvalidOid: of all) should leave before their next claim, and others come. One with
+// leased calls stays until these are over, without a place. While such a one is there, others of its pool whose leased
+// calls run wait for its end: so a pool has no more than twice as many processes as places, however often it is asked.
 void renew_workers(Oid database, Oid role);
 void look_around();  // the launcher should read pg_database
 

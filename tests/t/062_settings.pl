@@ -89,6 +89,24 @@ within(20, $node, $db, q{SELECT work_mem FROM seen WHERE name = 'slow'}, '18MB',
 holds($node, $db, q{SELECT count(*) FROM mq_failures WHERE channel_name = 'slow'}, 0, 'and is not charged');
 within(10, $node, 'postgres', "SELECT count(*) FROM ($worker) w", 1, 'then the old worker leaves');
 
+# However often that happens, leased calls that run do not have processes add up.
+$node->safe_psql($db, q{
+	CREATE FUNCTION hold(m mq_message) RETURNS void LANGUAGE sql AS 'SELECT pg_advisory_xact_lock(1)';
+	SELECT mq_register_handler('hold', 'hold(mq_message)', run_as => 'alice', mode => 'leased')});
+my $holder = $node->background_psql($db);
+$holder->query_safe('SELECT pg_advisory_lock(1)');
+for my $round (1 .. 5) {
+	$node->safe_psql($db, q{SELECT mq_send('hold', retries => 0)});
+	within(10, $node, 'postgres', q{SELECT count(*) FROM pg_stat_activity WHERE application_name = 'mq handler' AND wait_event = 'advisory'}, $round, "leased call $round runs");
+	$node->safe_psql('postgres', qq{ALTER ROLE alice SET work_mem = '4${round}MB'});
+	sees('c', $round == 1 ? '41MB' : qr/^4\dMB$/, 'others are handled');
+}
+holds($node, 'postgres', "SELECT count(*) FROM ($worker) w", 2, 'by one worker, beside one that waits for its leased calls to end');
+$holder->query_safe('SELECT pg_advisory_unlock_all()');
+within(20, $node, 'postgres', "SELECT count(*) FROM ($worker) w", 1, 'which it leaves then');
+sees('c', '45MB', 'and the last settings are in force');
+$holder->quit;
+
 $node->stop;
 log_is_clean($node);
 done_testing();
