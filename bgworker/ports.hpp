@@ -226,6 +226,9 @@ class Host {
   virtual void holds(const Batch& /* messages */) {}
   // A batch is over: committed, with so many handled, or rolled back.
   virtual void handled(std::size_t /* messages */) {}
+  // Its calls are over: what has become of them is written from `now` on, then committed.
+  virtual void settles(Micros /* now */) {}
+  virtual void commits() {}
   virtual void warn(const Error& error) = 0;
   // A part of the loop fails; and the first time that it works again.
   virtual void fails(Part /* part */, const Error& /* why */) {}

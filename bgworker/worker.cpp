@@ -397,6 +397,7 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
   note_outcomes(claim, dispatcher, started);
 
   try {
+    ports_.host.settles(now);
     ports_.settler.settle(settlement);
   } catch (const Error& error) {
     std::vector<Owned> owned;
@@ -406,6 +407,7 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
     return unsettled(owned, error, taken.how == Taken::kAlone);
   }
   try {
+    ports_.host.commits();
     ports_.transaction.commit();
   } catch (const Error& error) {
     // A deferred constraint, as a rule. Rolled back: the batch runs again a message a transaction, and one

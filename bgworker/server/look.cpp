@@ -35,6 +35,17 @@ bool shows_message(const mq::shared::WorkerState& worker) {
   });
 }
 
+const char* name_of(mq::shared::Doing doing) {
+  switch (doing) {
+    case mq::shared::Doing::kSettling:
+      return "settling";
+    case mq::shared::Doing::kCommitting:
+      return "committing";
+    default:
+      return "handling";
+  }
+}
+
 }  // namespace
 
 extern "C" Datum mq_worker_seats_entry(FunctionCallInfo fcinfo) {
@@ -42,13 +53,13 @@ extern "C" Datum mq_worker_seats_entry(FunctionCallInfo fcinfo) {
     mq::ResultSet result(fcinfo);
     for (const mq::shared::WorkerState& worker : mq::shared::workers()) {
       const char* database = mq::fence::call([&] { return get_database_name(worker.database); });
-      const bool busy = worker.in_call && !worker.waiting;
-      const bool shown = busy && shows_message(worker);
+      const bool busy = worker.doing != mq::shared::Doing::kBetween && !worker.waiting;
+      const bool shown = busy && !worker.channel_name.empty() && shows_message(worker);
       result.add({Int32GetDatum(worker.pid), database != nullptr ? mq::Param(mq::text_datum(database)) : mq::Param(),
                   ObjectIdGetDatum(worker.role),
                   mq::text_datum(!worker.has_place ? "leaving"
                                  : worker.waiting  ? "waiting"
-                                 : busy            ? "handling"
+                                 : busy            ? name_of(worker.doing)
                                                    : "active"),
                   shown ? mq::Param(mq::text_datum(worker.channel_name)) : mq::Param(),
                   shown ? mq::Param(mq::uuid_datum(worker.message)) : mq::Param(), TimestampTzGetDatum(worker.since),

@@ -499,16 +499,26 @@ void note_call(std::string_view channel_name, const Uuid& message) {
   memcpy(seat.channel_name, channel_name.data(), bytes);
   seat.channel_name[bytes] = 0;
   seat.message = message;
-  seat.in_call = true;
+  seat.doing = Doing::kCall;
 }
 
 void note_returned() {
-  if (my_seat >= 0) mine().in_call = false;
+  if (my_seat >= 0) mine().doing = Doing::kBetween;
+}
+
+void note_settling(TimestampTz now) {
+  if (my_seat < 0) return;
+  mine().since = now;
+  mine().doing = Doing::kSettling;
+}
+
+void note_committing() {
+  if (my_seat >= 0) mine().doing = Doing::kCommitting;
 }
 
 void note_idle() {
   if (my_seat < 0) return;
-  mine().in_call = false;
+  mine().doing = Doing::kBetween;
   mine().sits = false;
   mine().names_held = 0;
 }
@@ -532,6 +542,7 @@ void note_batch(const Batch& messages) {
   if (my_seat < 0) return;
   Seat& seat = mine();
   seat.gives_way = false;
+  seat.channel_name[0] = 0;
   int names = 0;
   std::string_view last;
   for (const Claimed& message : messages) {
@@ -572,7 +583,7 @@ std::vector<WorkerState> workers() {
   Guard guard(LW_SHARED);
   for (const Seat& seat : used_seats())
     if (seat.database != InvalidOid && seat.worker != nullptr)
-      result.push_back({seat.worker->pid, seat.database, seat.role, seat.waiting, !seat.keeper, seat.in_call,
+      result.push_back({seat.worker->pid, seat.database, seat.role, seat.waiting, !seat.keeper, seat.doing,
                         seat.channel_name, seat.message, seat.since, seat.handled});
   return result;
 }

@@ -117,8 +117,11 @@ std::vector<Casualty> take_casualties();
 void casualties_settled(const std::vector<int>& numbers);  // the others are to be had again
 
 // What this worker does, for mq_workers. Cheap: called for each message.
+enum class Doing { kBetween, kCall, kSettling, kCommitting };
 void note_call(std::string_view channel_name, const Uuid& message);
 void note_returned();
+void note_settling(TimestampTz now);  // what has become of the batch's messages
+void note_committing();               // then that; the server runs deferred triggers
 void note_idle();
 void note_handled(std::uint64_t messages);
 TimestampTz call_began();  // the last one
@@ -208,7 +211,7 @@ struct WorkerState {
   Oid role;
   bool waiting;
   bool has_place;
-  bool in_call;
+  Doing doing;
   std::string channel_name;
   Uuid message;
   TimestampTz since;

@@ -122,7 +122,7 @@ std::vector<PoolState> pools() {
       ++workers;
       if (!seat->sits) continue;
       ++sitting;
-      if (seat->in_call && now - seat->since >= kLongCall) ++stuck;
+      if (seat->doing != Doing::kBetween && now - seat->since >= kLongCall) ++stuck;
     }
     const Database* d = database_of(pool);
     TimestampTz due = d != nullptr && d->wakes == pool.seen && !pool.backlog ? pool.due : 0;

@@ -91,7 +91,7 @@ struct Seat {
   std::uint64_t reservation;  // by which that worker knows it
   bool waiting;
   bool served;
-  bool in_call;
+  Doing doing;
   bool sits;                         // has had its batch for long
   int connecting;                    // sessions for leased handlers that are being opened
   char channel_name[kChannelBytes];  // cut to fit

@@ -184,6 +184,9 @@ class WorkerHost : public ServerHost {
     long_call::begin_batch(messages.size() > 1);
   }
 
+  void settles(Micros now) override { shared::note_settling(now); }
+  void commits() override { shared::note_committing(); }
+
   void handled(std::size_t messages) override {
     long_call::end_batch();
     shared::note_idle();

@@ -38,7 +38,7 @@ CREATE VIEW mq_workers AS
   SELECT w.pid, w.database, w.state, w.channel_name, w.message_id, w.since, w.handled
     FROM mq_worker_seats() AS w;
 COMMENT ON VIEW mq_workers IS
-  'A row for each worker. state is waiting (for work), active (between messages), handling, or leaving: it only looks after leased calls that it began, and does not count towards mq.max_workers. channel_name and message_id say what a worker handles, the first message if it is a batch. since: when it began to wait, or its last handler began, or it started. handled: how many messages since it started.';
+  'A row for each worker. state is waiting (for work), active (between messages), handling, settling (writing what has become of them), committing (which runs deferred triggers), or leaving: it only looks after leased calls that it began, and does not count towards mq.max_workers. channel_name and message_id say what a worker handles, the first message if it is a batch. since: when it began to wait, its last handler began, it began to settle, or it started. handled: how many messages since it started.';
 
 CREATE FUNCTION mq_service_state(OUT preloaded boolean, OUT launcher boolean, OUT served boolean, OUT out_of_slots boolean,
                                  OUT failing_role oid, OUT failed_starts integer)

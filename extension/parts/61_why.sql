@@ -80,7 +80,7 @@ COMMENT ON FUNCTION mq_service() IS 'mq_service_state(), and in which mode the s
 CREATE FUNCTION mq_running_calls(OUT channel_name text, OUT pid integer, OUT since timestamptz) RETURNS SETOF record
   LANGUAGE sql VOLATILE
   BEGIN ATOMIC
-    SELECT w.channel_name, w.pid, w.since FROM mq_worker_seats() AS w WHERE w.database = current_database() AND w.state = 'handling'
+    SELECT w.channel_name, w.pid, w.since FROM mq_worker_seats() AS w WHERE w.database = current_database() AND w.state IN ('handling', 'settling', 'committing')
     UNION ALL
     SELECT (SELECT m.channel_name FROM mq_msgs m WHERE m.lease = l.lease AND m.lease > 0 LIMIT 1), l.pid, l.since FROM mq_leased_calls() AS l;
   END;
@@ -156,8 +156,8 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
                                 current_setting('mq.leased_sessions')::bigint *
                                 (SELECT pg_catalog.count(*) FROM mq_worker_seats() AS w WHERE w.database = current_database() AND w.role = ANY (h.roles)) AS sessions
                            FROM mq_leased_calls() AS x WHERE x.role = ANY (h.roles)) AS q
-     CROSS JOIN LATERAL (SELECT pg_catalog.count(*) FILTER (WHERE x.state = 'handling') AS busy, min(x.since) FILTER (WHERE x.state = 'handling') AS since,
-                                (pg_catalog.array_agg(x.channel_name ORDER BY x.since) FILTER (WHERE x.state = 'handling'))[1] AS channel_name
+     CROSS JOIN LATERAL (SELECT pg_catalog.count(*) FILTER (WHERE x.state IN ('handling', 'settling', 'committing')) AS busy, min(x.since) FILTER (WHERE x.state IN ('handling', 'settling', 'committing')) AS since,
+                                (pg_catalog.array_agg(x.channel_name ORDER BY x.since) FILTER (WHERE x.state IN ('handling', 'settling', 'committing')))[1] AS channel_name
                            FROM mq_worker_seats() AS x WHERE x.database = current_database()) AS b
      WHERE m.id = message_id;
   END;

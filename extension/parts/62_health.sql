@@ -56,10 +56,10 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
              FROM mq_running_calls() AS c
              JOIN limits l ON l.channel_name = c.channel_name
             WHERE c.since + l.most + interval '2 seconds' < clock_timestamp()),
-         -- Workers that have been in one call for long.
+         -- Workers that have been in one call for long, or with what follows it.
          sitting AS (
            SELECT w.channel_name, w.since FROM mq_worker_seats() AS w
-            WHERE w.database = current_database() AND w.state = 'handling' AND w.since < clock_timestamp() - interval '1 second'),
+            WHERE w.database = current_database() AND w.state IN ('handling', 'settling', 'committing') AND w.since < clock_timestamp() - interval '1 second'),
          -- Roles whose leased handlers have a call in each session that their workers may open.
          leased_full AS (
            SELECT c.role, pg_catalog.count(*) AS calls, min(c.since) AS since FROM mq_leased_calls() AS c
@@ -165,6 +165,15 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
               FROM sitting) b
       LEFT JOIN sitting y ON b.none
      GROUP BY b.none
+    UNION ALL
+    SELECT 'batches end', pg_catalog.count(w.pid) = 0,
+           'workers take long with what follows the calls of handlers: ' ||
+           mq_some(pg_catalog.array_agg(pg_catalog.format(
+             CASE w.state WHEN 'committing' THEN 'worker %s commits since %s%s' ELSE 'worker %s settles since %s%s' END,
+             w.pid, date_trunc('second', w.since), COALESCE(' what handlers of ' || w.channel_name || ' did', '')) ORDER BY w.pid)) ||
+           '; time limits do not hold for that: a deferred trigger or constraint of a table that handlers write, a trigger on a table of mq, or a slow disk; pg_cancel_backend ends it, and it is tried again, so mend the trigger first'
+      FROM mq_worker_seats() AS w
+     WHERE w.database = current_database() AND w.state IN ('settling', 'committing') AND w.since < clock_timestamp() - interval '1 second'
     UNION ALL
     SELECT 'leased sessions free', pg_catalog.count(f.role) = 0,
            'messages are due, and each session that workers may open for leased handlers sits in a call: ' ||

@@ -72,7 +72,7 @@ REVOKE ALL ON FUNCTION mq_some(text[]), mq_failing_workers(), mq_prepared(xid), 
 -- replace 62_health.sql
 REVOKE ALL ON FUNCTION mq_health_rows() FROM PUBLIC;
 COMMENT ON VIEW mq_workers IS
-  'A row for each worker. state is waiting (for work), active (between messages), handling, or leaving: it only looks after leased calls that it began, and does not count towards mq.max_workers. channel_name and message_id say what a worker handles, the first message if it is a batch. since: when it began to wait, or its last handler began, or it started. handled: how many messages since it started.';
+  'A row for each worker. state is waiting (for work), active (between messages), handling, settling (writing what has become of them), committing (which runs deferred triggers), or leaving: it only looks after leased calls that it began, and does not count towards mq.max_workers. channel_name and message_id say what a worker handles, the first message if it is a batch. since: when it began to wait, its last handler began, it began to settle, or it started. handled: how many messages since it started.';
 -- replace 80_grants.sql
 
 COMMENT ON TABLE mq_failures IS 'Failed attempts, with the error as the server reported it (each text cut to 8 kB) and how long the handler had run: of a message the first five, those at powers of two, and the last one.';
