@@ -2,7 +2,7 @@
 
 CREATE FUNCTION mq_some(texts text[]) RETURNS text
   LANGUAGE sql IMMUTABLE PARALLEL SAFE
-  RETURN (SELECT string_agg(left(t.text, 200), ', ' ORDER BY t.n) FILTER (WHERE t.n <= 10) ||
+  RETURN (SELECT string_agg(left(t.text, 400), ', ' ORDER BY t.n) FILTER (WHERE t.n <= 10) ||
                  CASE WHEN pg_catalog.count(*) > 10 THEN ' and ' || (pg_catalog.count(*) - 10)::text || ' more' ELSE '' END
             FROM pg_catalog.unnest(texts) WITH ORDINALITY AS t (text, n));
 COMMENT ON FUNCTION mq_some(text[]) IS 'The first ten of the texts, and how many more there are; for mq_health().';
@@ -14,33 +14,86 @@ CREATE FUNCTION mq_prepared(transaction xid) RETURNS text
                   'a prepared transaction');
 COMMENT ON FUNCTION mq_prepared(xid) IS 'What to call a prepared transaction, and how to end it; for mq_health() and mq_why().';
 
+-- What pg_stat_activity does not tell is left out.
+CREATE FUNCTION mq_process(pid integer, application_name text, state text, backend_type text) RETURNS text
+  LANGUAGE sql STABLE
+  RETURN CASE WHEN backend_type = 'startup' THEN 'the replay of a transaction of the primary'
+              ELSE pg_catalog.format('process %s', pid) ||
+                   COALESCE(' (' || nullif(pg_catalog.concat_ws(', ', COALESCE(nullif(application_name, ''), nullif(backend_type, 'client backend')), state), '') || ')', '') END;
+COMMENT ON FUNCTION mq_process(integer, text, text, text) IS 'What to call a process; for mq_health() and mq_why().';
+
+CREATE FUNCTION mq_since(at timestamptz) RETURNS text
+  LANGUAGE sql STABLE
+  RETURN COALESCE(' since ' || date_trunc('second', at)::text, '');
+COMMENT ON FUNCTION mq_since(timestamptz) IS 'Since when something is so, if that is known; for mq_health() and mq_why().';
+
+CREATE FUNCTION mq_blockers(waiting integer) RETURNS text
+  LANGUAGE sql VOLATILE
+  BEGIN ATOMIC
+    WITH l AS MATERIALIZED (SELECT * FROM pg_locks),
+         w AS (SELECT * FROM l WHERE l.pid = waiting AND NOT l.granted LIMIT 1),
+         same AS (SELECT l.pid, l.granted, l.mode = w.mode AS alike, l.virtualtransaction
+                    FROM w JOIN l ON (l.locktype, l.database, l.relation, l.page, l.tuple, l.transactionid, l.virtualxid, l.classid, l.objid, l.objsubid) IS NOT DISTINCT FROM
+                                     (w.locktype, w.database, w.relation, w.page, w.tuple, w.transactionid, w.virtualxid, w.classid, w.objid, w.objsubid))
+    SELECT COALESCE(string_agg(DISTINCT b.name, ' and '), 'one that has ended')
+      FROM (SELECT mq_process(a.pid, a.application_name, a.state, a.backend_type) AS name
+              FROM (SELECT DISTINCT u.pid FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids(waiting)) AS u (pid)) AS u
+              JOIN pg_stat_activity a ON a.pid = u.pid
+             -- Those who wait for the same before it are not in the way themselves.
+             WHERE NOT EXISTS (SELECT FROM same o WHERE o.pid = u.pid AND NOT o.granted AND o.alike)
+            UNION ALL
+            SELECT mq_prepared(t.transactionid)
+              FROM same g JOIN l t ON t.locktype = 'transactionid' AND t.pid IS NULL AND t.virtualtransaction = g.virtualtransaction
+             WHERE g.granted AND g.pid IS NULL) AS b;
+  END;
+COMMENT ON FUNCTION mq_blockers(integer) IS 'Who holds the lock that a process waits for, in words; for mq_health().';
+
 -- Reading a table locks its indexes, too. Not who vacuums: autovacuum locks a table for a moment to give back its end.
 CREATE FUNCTION mq_locked_tables() RETURNS SETOF text
   LANGUAGE sql VOLATILE
   BEGIN ATOMIC
-    SELECT CASE WHEN l.granted THEN pg_catalog.format('%s is locked by ', r.name)
-                ELSE pg_catalog.format('whoever would read %s waits behind the ALTER, VACUUM FULL, REINDEX or LOCK of ', r.name) END ||
-           CASE WHEN a.pid IS NULL
+    SELECT pg_catalog.format(CASE WHEN g.granted AND g.tables > 1 THEN '%s are locked by '
+                                  WHEN g.granted THEN '%s is locked by '
+                                  ELSE 'whoever would read %s waits behind the ALTER, VACUUM FULL, REINDEX or LOCK of ' END,
+                             CASE WHEN g.tables > 1 THEN g.tables::text || ' tables of mq' ELSE COALESCE(g.of_table, g.of_index) END) ||
+           CASE WHEN g.pid IS NULL
                 THEN mq_prepared((SELECT t.transactionid FROM pg_locks t
-                                   WHERE t.locktype = 'transactionid' AND t.pid IS NULL AND t.virtualtransaction = l.virtualtransaction LIMIT 1))
-                ELSE pg_catalog.format('process %s (%s) since %s', a.pid, pg_catalog.concat_ws(', ', nullif(a.application_name, ''), a.state),
-                                       date_trunc('second', COALESCE(l.waitstart, a.xact_start))) END
-      FROM pg_extension e
-      JOIN pg_depend d ON d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass::oid AND d.deptype = 'e'
-       AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass::oid AND d.refobjid = e.oid
-      JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'r'
-     CROSS JOIN LATERAL (
-             SELECT c.oid, c.relname::text
-              UNION ALL
-             SELECT i.indexrelid, pg_catalog.format('%s, an index of %s,', n.relname, c.relname)
-               FROM pg_index i JOIN pg_class n ON n.oid = i.indexrelid WHERE i.indrelid = c.oid) AS r (oid, name)
-      JOIN pg_locks l ON l.relation = r.oid
-      LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-     WHERE e.extname = 'mq' AND l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.pid IS DISTINCT FROM pg_backend_pid()
-       AND l.database = (SELECT b.oid FROM pg_database b WHERE b.datname = current_database())
-       AND a.backend_type IS DISTINCT FROM 'autovacuum worker';
+                                   WHERE t.locktype = 'transactionid' AND t.pid IS NULL AND t.virtualtransaction = g.virtualtransaction LIMIT 1))
+                -- On a standby nobody else can have such a lock.
+                ELSE mq_process(g.pid, a.application_name, a.state, CASE WHEN pg_is_in_recovery() THEN 'startup' ELSE a.backend_type END) ||
+                     mq_since(COALESCE(g.waitstart, a.xact_start)) END
+      FROM (SELECT l.granted, l.pid, l.virtualtransaction, min(l.waitstart) AS waitstart, pg_catalog.count(DISTINCT c.oid) AS tables,
+                   min(r.name) FILTER (WHERE r.oid = c.oid) AS of_table, min(r.name) FILTER (WHERE r.oid <> c.oid) AS of_index
+              FROM pg_extension e
+              JOIN pg_depend d ON d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass::oid AND d.deptype = 'e'
+               AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass::oid AND d.refobjid = e.oid
+              JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'r'
+             CROSS JOIN LATERAL (
+                     SELECT c.oid, c.relname::text
+                      UNION ALL
+                     SELECT i.indexrelid, pg_catalog.format('%s, an index of %s,', n.relname, c.relname)
+                       FROM pg_index i JOIN pg_class n ON n.oid = i.indexrelid WHERE i.indrelid = c.oid) AS r (oid, name)
+              JOIN pg_locks l ON l.relation = r.oid
+             WHERE e.extname = 'mq' AND l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.pid IS DISTINCT FROM pg_backend_pid()
+               AND l.database = (SELECT b.oid FROM pg_database b WHERE b.datname = current_database())
+             GROUP BY l.granted, l.pid, l.virtualtransaction) AS g
+      LEFT JOIN pg_stat_activity a ON a.pid = g.pid
+     WHERE a.backend_type IS DISTINCT FROM 'autovacuum worker';
   END;
 COMMENT ON FUNCTION mq_locked_tables() IS 'Which of mq''s tables and their indexes nobody can read now, and for whom; for mq_health() and mq_why(), which would wait for them.';
+
+-- While standbys enough are connected a commit may take as long as they need.
+CREATE FUNCTION mq_waiting_commits(OUT pid integer, OUT backend_type text)
+  RETURNS SETOF record LANGUAGE sql VOLATILE
+  BEGIN ATOMIC
+    SELECT a.pid, a.backend_type FROM pg_stat_activity a
+     WHERE a.wait_event = 'SyncRep' AND a.datname = current_database()
+       AND COALESCE(a.xact_start < clock_timestamp() -
+                    CASE WHEN (SELECT pg_catalog.count(*) FROM pg_stat_replication r WHERE r.sync_state IN ('sync', 'quorum'))
+                              < COALESCE((pg_catalog.regexp_match(current_setting('synchronous_standby_names'), '^\s*(?:(?:first|any)\s+)?(\d+)\s*\(', 'i'))[1]::bigint, 1)
+                         THEN interval '1 second' ELSE interval '10 seconds' END, true);
+  END;
+COMMENT ON FUNCTION mq_waiting_commits() IS 'The sessions of this database whose commits wait for a synchronous standby; for mq_health() and mq_why().';
 
 CREATE FUNCTION mq_row_holders(OUT pid integer, OUT prepared xid, OUT channel_name text, OUT messages bigint)
   RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_row_holders';
@@ -93,6 +146,7 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
     SELECT CASE
       WHEN m.attempts <= 0 AND m.attempt_at IS NULL
         THEN pg_catalog.format('is dead, and its ordered channel waits for it: mq_redrive(ARRAY[''%s'']::uuid[]) sends it again, mq_delete takes it away', m.id)
+      WHEN v.handler THEN pg_catalog.format('has been handled, but the commit waits for a synchronous standby (synchronous_standby_names = %s): start it, or change the setting', current_setting('synchronous_standby_names'))
       WHEN w.pid IS NOT NULL THEN pg_catalog.format('is being handled by worker %s since %s', w.pid, date_trunc('second', w.since))
       WHEN l.pid IS NOT NULL THEN pg_catalog.format('is being handled in session %s since %s', l.pid, date_trunc('second', l.since))
       WHEN m.lease > 0 AND m.attempt_at > t.now
@@ -122,6 +176,8 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
       WHEN NOT s.preloaded THEN 'is due, but the library is not preloaded, so there are no workers: CALL mq_run() handles it'
       WHEN NOT s.launcher OR NOT s.served OR s.out_of_slots OR s.failed_starts > 0 OR current_setting('mq.max_workers') = '0'
         THEN 'is due, but no worker can take it: SELECT * FROM mq_health() WHERE NOT ok says why'
+      WHEN v.waits
+        THEN pg_catalog.format('is due, but commits wait for a synchronous standby (synchronous_standby_names = %s): start it, or change the setting', current_setting('synchronous_standby_names'))
       WHEN k.since IS NOT NULL
         THEN pg_catalog.format('is due, but what workers do for it fails since %s, the last time with SQLSTATE %s: SELECT * FROM mq_health() WHERE NOT ok says why', date_trunc('second', k.since), k.sqlstate)
       WHEN r.calls >= h.most
@@ -159,6 +215,8 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) FILTER (WHERE x.state IN ('handling', 'settling', 'committing')) AS busy, min(x.since) FILTER (WHERE x.state IN ('handling', 'settling', 'committing')) AS since,
                                 (pg_catalog.array_agg(x.channel_name ORDER BY x.since) FILTER (WHERE x.state IN ('handling', 'settling', 'committing')))[1] AS channel_name
                            FROM mq_worker_seats() AS x WHERE x.database = current_database()) AS b
+     CROSS JOIN LATERAL (SELECT bool_or(x.pid = w.pid OR x.pid = l.pid) AS handler, pg_catalog.count(*) > 0 AS waits FROM mq_waiting_commits() AS x
+                          WHERE x.backend_type IS DISTINCT FROM 'client backend' OR x.pid = l.pid) AS v
      WHERE m.id = message_id;
   END;
 COMMENT ON FUNCTION mq_reason(uuid) IS 'For mq_why().';

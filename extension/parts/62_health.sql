@@ -1,9 +1,68 @@
 -- mq_health(): why messages are not moving.
 
+CREATE FUNCTION mq_health_of_server() RETURNS TABLE ("check" text, ok boolean, detail text)
+  LANGUAGE sql VOLATILE
+  BEGIN ATOMIC
+    WITH s AS (SELECT * FROM mq_service())
+    SELECT 'server mode', s.mode = 'primary',
+           CASE s.mode WHEN 'standby' THEN 'standby: messages are handled where they are sent; here nothing is until this server is promoted'
+                       WHEN 'single-user' THEN 'single-user mode: no workers; CALL mq_run() does their work' END
+      FROM s
+    UNION ALL
+    SELECT 'library preloaded', s.preloaded,
+           CASE WHEN NOT s.preloaded THEN 'shared_preload_libraries does not name mq: no workers; CALL mq_run() does their work' END
+      FROM s
+    UNION ALL
+    SELECT 'settings in force', pg_catalog.count(p.name) = 0, 'wait for a restart: ' || string_agg(p.name, ', ' ORDER BY p.name)
+      FROM pg_settings p WHERE p.pending_restart AND p.name IN ('shared_preload_libraries', 'max_worker_processes', 'mq.max_databases')
+    UNION ALL
+    SELECT 'launcher runs', s.launcher OR s.mode <> 'primary',
+           CASE WHEN NOT s.preloaded THEN 'library not preloaded'
+                WHEN NOT s.launcher AND s.mode = 'primary' THEN 'it comes back after a second; if not, max_worker_processes = ' ||
+                                         current_setting('max_worker_processes') || ' may be in use: see the server''s log' END
+      FROM s
+    UNION ALL
+    SELECT 'database served', s.served OR NOT s.launcher,
+           CASE WHEN s.launcher AND NOT s.served THEN COALESCE(
+             (SELECT min(o.detail) FROM mq_obstacles() AS o WHERE o."check" = 'database served'),
+             'the launcher has not looked at it yet: it does every ten seconds') END
+      FROM s
+    UNION ALL
+    SELECT 'workers allowed', current_setting('mq.max_workers') <> '0',
+           CASE WHEN current_setting('mq.max_workers') = '0' THEN 'mq.max_workers = 0' END
+    UNION ALL
+    SELECT c.name, pg_catalog.count(o.detail) = 0, mq_some(pg_catalog.array_agg(o.detail ORDER BY o.detail) FILTER (WHERE o.detail IS NOT NULL))
+      FROM (VALUES ('worker slots'), ('workers start')) AS c (name) LEFT JOIN mq_obstacles() AS o ON o."check" = c.name
+     GROUP BY c.name
+    UNION ALL
+    SELECT 'workers succeed', pg_catalog.count(k.part) = 0,
+           mq_some(pg_catalog.array_agg(
+             pg_catalog.format('%s %s since %s (%s times, the last with SQLSTATE %s: %s)',
+                               CASE WHEN k.part = 'launcher' THEN 'the launcher'
+                                    WHEN k.part = 'process' THEN 'each worker as ' || COALESCE((SELECT r.rolname::text FROM pg_roles r WHERE r.oid = k.role), 'the bootstrap superuser')
+                                    ELSE pg_catalog.format('worker %s as %s', k.pid, COALESCE((SELECT r.rolname::text FROM pg_roles r WHERE r.oid = k.role), 'the bootstrap superuser')) END,
+                               CASE k.part WHEN 'batches' THEN 'cannot handle messages'
+                                           WHEN 'leased calls' THEN 'cannot look after leased handlers'
+                                           WHEN 'sweep' THEN 'cannot look for what has expired, has been kept for long enough or wants to be put right'
+                                           WHEN 'charges' THEN 'cannot charge messages whose calls ended their process'
+                                           WHEN 'process' THEN 'ends with an error, and another is started,'
+                                           ELSE 'cannot start workers' END,
+                               date_trunc('second', k.since), k.times, k.sqlstate, left(k.error, 400))
+             ORDER BY k.since)) ||
+           '; messages wait, no attempt is charged, and it is tried again every few seconds; mend what the error names: a trigger, rule, constraint or publication on mq''s tables, a right that was taken away, a setting, memory or disk space'
+      FROM mq_failing_workers() AS k
+    UNION ALL
+    SELECT 'commits not waiting', pg_catalog.count(c.pid) = 0,
+           pg_catalog.format('commits wait for a synchronous standby (synchronous_standby_names = %s): start it, or change the setting; of ', current_setting('synchronous_standby_names')) ||
+           mq_some(pg_catalog.array_agg(pg_catalog.format('process %s%s', c.pid, ' (' || c.backend_type || ')') ORDER BY c.backend_type = 'client backend', c.pid))
+      FROM mq_waiting_commits() AS c;
+  END;
+COMMENT ON FUNCTION mq_health_of_server() IS 'For mq_health(): its rows that read no table of mq.';
+
 CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail text)
   LANGUAGE sql VOLATILE
   BEGIN ATOMIC
-    WITH RECURSIVE s AS (SELECT * FROM mq_service()),
+    WITH RECURSIVE
          -- Handlers with the roles that they mean, as bgworker/server/enabled.hpp tells.
          handler AS (
            SELECT h.channel_name, h.handler, h.mode, m.id IS NOT NULL AS is_here, h.run_as_oid IS DISTINCT FROM 0::pg_catalog.oid AS may_come,
@@ -29,19 +88,24 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
               AND (SELECT m.attempt_at FROM mq_msgs m WHERE m.channel_name = n.name
                       AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')
                     ORDER BY m.attempt_at LIMIT 1) <= now() - CASE WHEN mq_has_consumers() THEN interval '1 minute' ELSE interval '1 second' END),
-         -- The latest failures, as far as their messages are still to be handled.
-         failed AS (
-           SELECT f.message_id, f.attempt, f.failed_at, f.sqlstate, m.channel_name, m.channel_args, m.channel_key, m.place, m.attempt_at,
-                  m.after_message_id
-             FROM (SELECT * FROM mq_failures l WHERE l.failed_at > now() - interval '1 hour' ORDER BY l.failed_at DESC LIMIT 1000) f
-             JOIN mq_msgs m ON m.id = f.message_id
-            WHERE m.attempt_at IS NOT NULL),
+         -- Messages that failed and wait for their retry, of the first that wait of each channel; mq_failures need not know of them.
+         waiting AS (
+           SELECT a.* FROM n
+            CROSS JOIN LATERAL (
+                   SELECT m.id, m.channel_name, m.channel_args, m.channel_key, m.place, m.attempt, m.attempt_at, m.after_message_id, m.lease, m.commit_interval FROM mq_msgs m
+                    WHERE m.channel_name = n.name AND m.attempt_at > now() AND m.attempt_at < 'infinity'
+                      AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')
+                    ORDER BY m.attempt_at, m.place LIMIT 500) AS a
+            LIMIT 10000),
+         failed AS (SELECT w.* FROM waiting w WHERE w.attempt > 0 AND w.lease IS NULL),
          failing AS (
-           SELECT f.channel_name, pg_catalog.count(*) AS times, (pg_catalog.array_agg(f.sqlstate ORDER BY f.failed_at DESC))[1] AS sqlstate
-             FROM failed f GROUP BY f.channel_name HAVING max(f.attempt) >= 3),
+           SELECT g.channel_name, g.messages, g.attempts, v.sqlstate
+             FROM (SELECT f.channel_name, pg_catalog.count(*) AS messages, max(f.attempt) AS attempts, (pg_catalog.array_agg(f.id ORDER BY f.attempt DESC))[1] AS id
+                     FROM failed f GROUP BY f.channel_name HAVING max(f.attempt) >= 3) AS g
+             LEFT JOIN LATERAL (SELECT x.sqlstate FROM mq_failures x WHERE x.message_id = g.id ORDER BY x.failure_no + 0 DESC LIMIT 1) AS v ON true),
          -- Heads that others wait behind.
          retried AS (
-           SELECT DISTINCT f.message_id, f.channel_name, f.channel_args, f.attempt_at FROM failed f
+           SELECT f.id AS message_id, f.channel_name, f.channel_args, f.attempt_at FROM failed f
             WHERE f.after_message_id = '00000000-0000-0000-0000-000000000000' AND f.attempt_at > now() + interval '5 seconds'
               AND EXISTS (SELECT FROM mq_msgs m WHERE m.channel_key = f.channel_key AND m.place > f.place AND m.after_message_id IS NOT NULL
                              AND m.channel_name = f.channel_name AND m.channel_args = f.channel_args)),
@@ -89,38 +153,13 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
            SELECT pg_catalog.count(*) AS messages, min(u.attempt_at) AS until
              FROM (SELECT m.attempt_at FROM mq_msgs m WHERE m.commit_interval IS NOT NULL AND m.attempt_at > now()
                     ORDER BY m.attempt_at LIMIT 10000) AS u),
+         -- Neither leased nor two-phase; of the first 500 of each channel.
          later AS (
-           SELECT n.name, o.attempt_at
-             FROM n CROSS JOIN LATERAL (
-                    SELECT m.attempt_at FROM mq_msgs m
-                     WHERE m.channel_name = n.name
-                       AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')
-                     ORDER BY m.attempt_at LIMIT 1) AS o
-            WHERE o.attempt_at > now() AND o.attempt_at < 'infinity')
-    SELECT 'server mode', s.mode = 'primary',
-           CASE s.mode WHEN 'standby' THEN 'standby: messages are handled where they are sent; here nothing is until this server is promoted'
-                       WHEN 'single-user' THEN 'single-user mode: no workers; CALL mq_run() does their work' END
-      FROM s
-    UNION ALL
-    SELECT 'library preloaded', s.preloaded,
-           CASE WHEN NOT s.preloaded THEN 'shared_preload_libraries does not name mq: no workers; CALL mq_run() does their work' END
-      FROM s
-    UNION ALL
-    SELECT 'settings in force', pg_catalog.count(p.name) = 0, 'wait for a restart: ' || string_agg(p.name, ', ' ORDER BY p.name)
-      FROM pg_settings p WHERE p.pending_restart AND p.name IN ('shared_preload_libraries', 'max_worker_processes')
-    UNION ALL
-    SELECT 'launcher runs', s.launcher OR s.mode <> 'primary',
-           CASE WHEN NOT s.preloaded THEN 'library not preloaded'
-                WHEN NOT s.launcher AND s.mode = 'primary' THEN 'it comes back after a second; if not, max_worker_processes = ' ||
-                                         current_setting('max_worker_processes') || ' may be in use: see the server''s log' END
-      FROM s
-    UNION ALL
-    SELECT 'database served', s.served OR NOT s.launcher,
-           CASE WHEN s.launcher AND NOT s.served THEN COALESCE(
-             (SELECT min(o.detail) FROM mq_obstacles() AS o WHERE o."check" = 'database served'),
-             'the launcher has not looked at it yet: it does every ten seconds') END
-      FROM s
-    UNION ALL
+           SELECT g.name, g.attempt_at
+             FROM (SELECT w.channel_name AS name, min(w.attempt_at) AS attempt_at FROM waiting w
+                    WHERE w.lease IS NULL AND w.commit_interval IS NULL GROUP BY w.channel_name) AS g
+            WHERE NOT EXISTS (SELECT FROM mq_msgs m WHERE m.channel_name = g.name AND m.attempt_at <= now()
+                                 AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')))
     SELECT 'database enabled', e.enabled, e.reason FROM mq_enabled_state() e
     UNION ALL
     SELECT 'handlers enabled', pg_catalog.count(h.handler) = 0,
@@ -128,30 +167,6 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
            mq_some(pg_catalog.array_agg(h.channel_name || ' ' || h.handler ORDER BY h.channel_name)) ||
            '; SELECT mq_enable() takes them over'
       FROM handler h WHERE NOT h.is_here AND h.role IS NOT NULL AND EXISTS (SELECT FROM mq_enabled)
-    UNION ALL
-    SELECT 'workers allowed', current_setting('mq.max_workers') <> '0',
-           CASE WHEN current_setting('mq.max_workers') = '0' THEN 'mq.max_workers = 0' END
-    UNION ALL
-    SELECT c.name, pg_catalog.count(o.detail) = 0, mq_some(pg_catalog.array_agg(o.detail ORDER BY o.detail) FILTER (WHERE o.detail IS NOT NULL))
-      FROM (VALUES ('worker slots'), ('workers start')) AS c (name) LEFT JOIN mq_obstacles() AS o ON o."check" = c.name
-     GROUP BY c.name
-    UNION ALL
-    SELECT 'workers succeed', pg_catalog.count(k.part) = 0,
-           mq_some(pg_catalog.array_agg(
-             pg_catalog.format('%s %s since %s (%s times, the last with SQLSTATE %s: %s)',
-                               CASE WHEN k.part = 'launcher' THEN 'the launcher'
-                                    WHEN k.part = 'process' THEN 'each worker as ' || COALESCE((SELECT r.rolname::text FROM pg_roles r WHERE r.oid = k.role), 'the bootstrap superuser')
-                                    ELSE pg_catalog.format('worker %s as %s', k.pid, COALESCE((SELECT r.rolname::text FROM pg_roles r WHERE r.oid = k.role), 'the bootstrap superuser')) END,
-                               CASE k.part WHEN 'batches' THEN 'cannot handle messages'
-                                           WHEN 'leased calls' THEN 'cannot look after leased handlers'
-                                           WHEN 'sweep' THEN 'cannot look for what has expired, has been kept for long enough or wants to be put right'
-                                           WHEN 'charges' THEN 'cannot charge messages whose calls ended their process'
-                                           WHEN 'process' THEN 'ends with an error, and another is started,'
-                                           ELSE 'cannot start workers' END,
-                               date_trunc('second', k.since), k.times, k.sqlstate, left(k.error, 400))
-             ORDER BY k.since)) ||
-           '; messages wait, no attempt is charged, and it is tried again every few seconds; mend what the error names: a trigger, rule, constraint or publication on mq''s tables, a right that was taken away, a setting, memory or disk space'
-      FROM mq_failing_workers() AS k
     UNION ALL
     SELECT 'workers free', NOT b.none,
            CASE WHEN b.none THEN
@@ -238,23 +253,37 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
     SELECT 'channels not blocked', pg_catalog.count(m.id) = 0, 'blocked by a dead message: ' || mq_some(pg_catalog.array_agg(DISTINCT m.channel_name)) || '; mq_redrive sends it again, mq_delete goes on without it'
       FROM mq_msgs m WHERE m.attempts <= 0 AND m.attempt_at IS NULL
     UNION ALL
-    -- Locks of appends to ordered channels, see bgworker/server/locks.hpp.
-    SELECT 'senders not waiting', pg_catalog.count(w.waiting) = 0,
-           'they append to an ordered channel that somebody else has appended to and not committed: ' ||
-           mq_some(pg_catalog.array_agg(w.waiting ORDER BY w.waitstart)) || '; end that transaction'
-      FROM (SELECT pg_catalog.format('process %s since %s for %s', a.pid, date_trunc('second', a.waitstart),
-                          COALESCE((SELECT string_agg(COALESCE(CASE WHEN x.gid IS NOT NULL THEN mq_prepared(x.transaction) END, pg_catalog.format('process %s (%s)', b.pid,
-                                                        pg_catalog.concat_ws(', ', nullif(o.application_name, ''), o.state))), ' and ')
-                                      FROM pg_locks b
-                                      LEFT JOIN pg_stat_activity o ON o.pid = b.pid
-                                      LEFT JOIN pg_locks t ON b.pid IS NULL AND t.pid IS NULL AND t.locktype = 'transactionid' AND t.virtualtransaction = b.virtualtransaction
-                                      LEFT JOIN pg_prepared_xacts x ON x.transaction = t.transactionid
-                                     WHERE b.granted AND b.locktype = 'advisory' AND b.database = a.database
-                                       AND (b.classid, b.objid, b.objsubid) = (a.classid, a.objid, a.objsubid)), 'one that has ended')), a.waitstart
-              FROM pg_locks a
-             WHERE NOT a.granted AND a.locktype = 'advisory' AND a.objsubid IN (28017, 28021)
-               AND a.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
-               AND a.waitstart < clock_timestamp() - interval '3 seconds') AS w (waiting, waitstart)
+    -- Of the advisory locks those of appends to ordered channels, see bgworker/server/locks.hpp. Who has sent may also wait
+    -- for another transaction's rows elsewhere.
+    SELECT 'senders not waiting', pg_catalog.count(w.pid) = 0,
+           'sessions that send wait for others: ' ||
+           mq_some(pg_catalog.array_agg(pg_catalog.format('process %s%s for %s, which %s', w.pid, mq_since(w.waitstart), CASE WHEN w.n <= 10 THEN mq_blockers(w.pid) END, w.what)
+                                        ORDER BY w.waitstart)) || '; end that transaction'
+      FROM (SELECT o.pid, o.waitstart, o.what, row_number() OVER (ORDER BY o.waitstart) AS n
+              FROM (WITH l AS MATERIALIZED (SELECT * FROM pg_locks),
+                         mine AS (SELECT d.objid AS oid, c.relname, c.relkind FROM pg_extension e
+                                    JOIN pg_depend d ON d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass::oid AND d.deptype = 'e'
+                                     AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass::oid AND d.refobjid = e.oid
+                                    JOIN pg_class c ON c.oid = d.objid
+                                   WHERE e.extname = 'mq')
+                    SELECT a.pid, a.waitstart,
+                           CASE a.locktype WHEN 'advisory' THEN 'has appended to the same ordered channel'
+                                           WHEN 'relation' THEN 'has locked ' || (SELECT r.relname::text FROM pg_class r WHERE r.oid = a.relation)
+                                           WHEN 'object' THEN 'has locked the extension'
+                                           ELSE 'has sent with the same dedup_key, or holds rows that are wanted' END AS what
+                      FROM l a
+                     WHERE NOT a.granted AND a.waitstart < clock_timestamp() - interval '3 seconds'
+                       AND CASE a.locktype
+                           WHEN 'advisory' THEN a.objsubid IN (28017, 28021)
+                           WHEN 'relation' THEN a.mode IN ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock')
+                                                AND EXISTS (SELECT FROM mine LEFT JOIN pg_index i ON i.indrelid = mine.oid WHERE a.relation IN (mine.oid, i.indexrelid))
+                           WHEN 'object' THEN a.classid = 'pg_catalog.pg_extension'::pg_catalog.regclass::oid AND a.objid = (SELECT e.oid FROM pg_extension e WHERE e.extname = 'mq')
+                           WHEN 'transactionid' THEN EXISTS (SELECT FROM l h JOIN mine ON mine.oid = h.relation AND mine.relname = 'mq_msgs'
+                                                              WHERE h.pid = a.pid AND h.granted AND h.locktype = 'relation' AND h.mode = 'RowExclusiveLock')
+                           ELSE false END
+                       AND (a.locktype = 'transactionid' OR a.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))
+                       AND NOT EXISTS (SELECT FROM mq_worker_seats() AS x WHERE x.pid = a.pid)
+                       AND NOT EXISTS (SELECT FROM mq_leased_calls() AS x WHERE x.pid = a.pid)) AS o) AS w
     UNION ALL
     SELECT 'clock', pg_catalog.count(f.name) = 0,
            'set back since messages were sent, in: ' || mq_some(pg_catalog.array_agg(f.name || ' (at ' || date_trunc('second', f.created_at)::text || ')' ORDER BY f.name)) ||
@@ -273,7 +302,8 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
       FROM (SELECT o.kind, o.name, age(o.xmin) AS xids, clock_timestamp() - o.since AS held_for FROM mq_horizon_holders() AS o) AS h WHERE h.held_for > interval '10 minutes' OR h.xids > 1000000
     UNION ALL
     SELECT 'handlers succeed', pg_catalog.count(f.channel_name) = 0,
-           mq_some(pg_catalog.array_agg(pg_catalog.format('%s (%s failures within an hour, the last with SQLSTATE %s)', f.channel_name, f.times, f.sqlstate)
+           mq_some(pg_catalog.array_agg(pg_catalog.format('%s (%s messages wait for their retry, one after %s failures%s)', f.channel_name, f.messages, f.attempts,
+                                                          ', the last with SQLSTATE ' || f.sqlstate)
                              ORDER BY f.channel_name)) ||
            ': see mq_failures; mend the handler, and mq_pause the channel if its messages should not use up their attempts meanwhile'
       FROM failing f
@@ -296,28 +326,24 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
            '; the others are handled meanwhile; end that transaction, that of a process for instance with pg_terminate_backend'
       FROM (SELECT pg_catalog.format('%s of %s by %s', h.messages, h.channel_name,
                      CASE WHEN h.pid = 0 THEN mq_prepared(h.prepared)
-                          ELSE pg_catalog.format('process %s (%s) since %s', h.pid, COALESCE(nullif(a.application_name, ''), 'no application name'),
-                                                 date_trunc('second', a.xact_start)) END) AS who
+                          ELSE mq_process(h.pid, a.application_name, a.state, a.backend_type) || mq_since(a.xact_start) END) AS who
               FROM mq_row_holders() AS h LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = h.pid
-             -- Those who handle them have them locked, too.
-             WHERE h.pid = 0 OR (a.xact_start < clock_timestamp() - interval '2 seconds' AND a.backend_type IS DISTINCT FROM 'mq worker')) AS h
+             -- Either may have ended meanwhile. Those who handle messages have them locked, too. pg_stat_activity tells nothing
+             -- of sessions with track_activities = off, and of others' only a superuser and pg_read_all_stats.
+             WHERE CASE WHEN h.pid = 0 THEN EXISTS (SELECT FROM pg_prepared_xacts x WHERE x.transaction = h.prepared)
+                        ELSE a.pid IS NOT NULL AND COALESCE(a.xact_start < clock_timestamp() - interval '2 seconds', true)
+                             AND NOT EXISTS (SELECT FROM mq_worker_seats() AS x WHERE x.pid = h.pid) END) AS h
     UNION ALL
     SELECT 'workers do not wait for locks', pg_catalog.count(w.who) = 0,
            'a worker, or a session of a leased handler, waits for a lock: ' || mq_some(pg_catalog.array_agg(w.who ORDER BY w.who)) ||
            '; it goes on when the transaction of the other ends'
       FROM (SELECT pg_catalog.format('process %s, %s, for %s on %s, behind %s', l.pid,
                      CASE WHEN c.handles THEN 'in its handler' ELSE 'which looks after the queue' END, l.mode,
-                     COALESCE(pg_catalog.quote_ident((SELECT r.relname FROM pg_catalog.pg_class r WHERE r.oid = l.relation)), l.locktype),
-                     (SELECT string_agg(CASE WHEN b.pid = 0 THEN
-                                             (SELECT COALESCE(string_agg(DISTINCT mq_prepared(t.transactionid), ', '), 'a prepared transaction')
-                                                FROM pg_catalog.pg_locks g
-                                                JOIN pg_catalog.pg_locks t ON t.locktype = 'transactionid' AND t.pid IS NULL AND t.virtualtransaction = g.virtualtransaction
-                                               WHERE g.granted AND g.pid IS NULL
-                                                 AND (g.locktype, g.database, g.relation, g.page, g.tuple, g.transactionid, g.classid, g.objid, g.objsubid) IS NOT DISTINCT FROM
-                                                     (l.locktype, l.database, l.relation, l.page, l.tuple, l.transactionid, l.classid, l.objid, l.objsubid))
-                                             ELSE pg_catalog.format('process %s (%s)', b.pid, COALESCE(nullif(a.application_name, ''), 'no application name')) END, ', ')
-                        FROM (SELECT DISTINCT u.pid FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids(l.pid)) AS u (pid)) AS b
-                        LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid)) AS who
+                     COALESCE(pg_catalog.quote_ident((SELECT r.relname FROM pg_catalog.pg_class r WHERE r.oid = l.relation)),
+                              CASE WHEN l.locktype = 'object' AND l.database IN (0, (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))
+                                   THEN pg_catalog.pg_describe_object(l.classid, l.objid, l.objsubid) END,
+                              l.locktype),
+                     mq_blockers(l.pid)) AS who
               FROM (SELECT s.pid, s.state = 'handling' AS handles FROM mq_worker_seats() AS s WHERE s.database = current_database()
                     UNION ALL SELECT k.pid, true FROM mq_leased_calls() AS k
                     UNION ALL SELECT a.pid, false FROM pg_catalog.pg_stat_activity a WHERE a.backend_type = 'mq launcher') AS c
@@ -347,8 +373,10 @@ CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text
   LANGUAGE sql VOLATILE SECURITY DEFINER
   BEGIN ATOMIC
     SELECT 'tables readable', l.tables IS NULL,
-           l.tables || '; messages wait for that, and nothing else can be told meanwhile: end that transaction'
+           l.tables || '; messages wait for that, and no more can be told of them meanwhile: end that transaction'
       FROM (SELECT mq_some(pg_catalog.array_agg(t)) AS tables FROM mq_locked_tables() AS t) AS l
+    UNION ALL
+    SELECT r."check", r.ok, r.detail FROM mq_health_of_server() AS r
     UNION ALL
     SELECT r."check", r.ok, r.detail FROM mq_health_rows() AS r WHERE NOT EXISTS (SELECT FROM mq_locked_tables());
   END;

@@ -92,7 +92,7 @@ for my $channel ('fast', 'leased') {
 		hold($how eq 'a foreign key' ? "INSERT INTO orders VALUES (1, '$id')" : "SELECT id FROM mq_msgs WHERE id = '$id' $how");
 		sql(qq{SELECT mq_resume('$channel')});
 		goes_on($_, "a message held $how") for 'fast', 'leased';
-		within(20, $node, $db, health('messages not locked'), qr/^f\|.*1 of $channel by process \d+ \(the holder\) since .*pg_terminate_backend/s,
+		within(20, $node, $db, health('messages not locked'), qr/^f\|.*1 of $channel by process \d+ \(the holder, idle in transaction\) since .*pg_terminate_backend/s,
 			"mq_health() names who holds a message of $channel $how");
 		let_go();
 		within(20, $node, $db, n_of($lock), 1, "$channel: then it is handled, once");
@@ -130,12 +130,12 @@ sql(q{SELECT mq_send('fast', '{"n": 5000}')});
 hold('LOCK TABLE mq_payloads IN SHARE MODE');
 sql(q{SELECT mq_resume('fast')});
 within(20, $node, $db, health('workers do not wait for locks'),
-	qr/^f\|.*which looks after the queue, for RowExclusiveLock on mq_payloads, behind process \d+ \(the holder\)/s, 'mq_health() says that the worker waits for a locked table, and for whom');
+	qr/^f\|.*which looks after the queue, for RowExclusiveLock on mq_payloads, behind process \d+ \(the holder, idle in transaction\)/s, 'mq_health() says that the worker waits for a locked table, and for whom');
 let_go();
 within(20, $node, $db, n_of(5000), 1, 'then it goes on');
 hold('SELECT pg_advisory_xact_lock(7)');
 sql(q{SELECT mq_send('wait', '{}')});
-within(20, $node, $db, health('workers do not wait for locks'), qr/^f\|.*in its handler, for ExclusiveLock on advisory, behind process \d+ \(the holder\)/s,
+within(20, $node, $db, health('workers do not wait for locks'), qr/^f\|.*in its handler, for ExclusiveLock on advisory, behind process \d+ \(the holder, idle in transaction\)/s,
 	'and that it is the handler which waits');
 let_go();
 within(20, $node, $db, $left, '0|0', 'all is handled');
@@ -144,8 +144,8 @@ within(20, $node, $db, health('workers do not wait for locks'), 't|', 'mq_health
 # Who would look at a table that is locked does not wait, but is told.
 my ($somebody) = split /\n/, sql(q{SELECT mq_send('fast', '{}', delay => '1 h')});
 hold('LOCK TABLE mq_msgs IN ACCESS EXCLUSIVE MODE');
-within(20, $node, $db, q{SELECT string_agg(concat_ws('|', "check", ok, detail), ' ') FROM mq_health()},
-	qr/^tables readable\|f\|mq_msgs is locked by process \d+ \(the holder, idle in transaction\) since [^;]*; messages wait for that, and nothing else can be told meanwhile: end that transaction$/,
+within(20, $node, $db, q{SELECT string_agg(concat_ws('|', "check", ok, detail), ' ') FROM mq_health() WHERE NOT ok},
+	qr/^tables readable\|f\|mq_msgs is locked by process \d+ \(the holder, idle in transaction\) since [^;]*; messages wait for that, and no more can be told of them meanwhile: end that transaction$/,
 	'mq_health() says which table is locked, and waits for nobody');
 holds($node, $db, "SELECT mq_why('$somebody') ~ '^is where nobody can see it, and waits if it is due: mq_msgs is locked by process'", 't', 'mq_why() likewise');
 let_go();

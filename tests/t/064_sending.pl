@@ -44,7 +44,7 @@ $sender->query_until(qr/sends/, q{\echo sends
 	SELECT mq_send('c', ordered => true);
 });
 within(20, $node, $db, q{SELECT detail FROM mq_health() WHERE "check" = 'senders not waiting' AND NOT ok},
-	qr/^they append .*: process \d+ since .* for prepared transaction 'it''s forgotten' \(COMMIT PREPARED 'it''s forgotten' or ROLLBACK PREPARED 'it''s forgotten' ends it\); end that transaction$/, 'mq_health() names the prepared transaction that a sender waits for');
+	qr/^sessions that send wait for others: process \d+ since .* for prepared transaction 'it''s forgotten' \(COMMIT PREPARED 'it''s forgotten' or ROLLBACK PREPARED 'it''s forgotten' ends it\), which has appended to the same ordered channel; end that transaction$/, 'mq_health() names the prepared transaction that a sender waits for');
 $node->safe_psql($db, q{COMMIT PREPARED 'it''s forgotten'});
 my $holder = $node->background_psql($db);
 $holder->query_safe(q{SET application_name = 'absent-minded'});
@@ -55,7 +55,7 @@ $sender->query_until(qr/sends/, q{\echo sends
 	SELECT mq_send('c', ordered => true);
 });
 within(20, $node, $db, q{SELECT detail FROM mq_health() WHERE "check" = 'senders not waiting' AND NOT ok},
-	qr/ for process \d+ \(absent-minded, idle in transaction\); end/, 'or the session');
+	qr/ for process \d+ \(absent-minded, idle in transaction\), which has appended to the same ordered channel; end/, 'or the session');
 $holder->query_safe('COMMIT');
 within(20, $node, $db, q{SELECT ok FROM mq_health() WHERE "check" = 'senders not waiting'}, 't', 'mq_health(): nobody waits any more');
 $holder->quit;

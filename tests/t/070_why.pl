@@ -68,7 +68,7 @@ $node->safe_psql($db, qq{SELECT mq_delete('{$head}')});
 # --- again and again ---------------------------------------------------------------------------------
 
 $id = send_message(q{'c', name => 'fail', retry_backoff => '10 ms'});
-within(10, $node, $db, detail('handlers succeed'), qr/^f\|c \(\d+ failures within an hour, the last with SQLSTATE 23505\): see mq_failures; mend the handler/, 'a handler fails again and again');
+within(10, $node, $db, detail('handlers succeed'), qr/^f\|c \(\d+ messages wait for their retry, one after \d+ failures, the last with SQLSTATE 23505\): see mq_failures; mend the handler/, 'a handler fails again and again');
 $node->safe_psql($db, q{SELECT mq_clear('{c}')});
 holds($node, $db, detail('handlers succeed'), 't|', 'nothing waits for it any more');
 

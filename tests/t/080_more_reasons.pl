@@ -1,0 +1,149 @@
+# Further reasons why nothing moves, or a sender waits: commits that wait for a synchronous standby, retries that mq_failures
+# does not know of, locks of tables, sequences and keys, sessions of which pg_stat_activity tells nothing, a standby that
+# replays a lock. Each is made so, seen, and taken away again.
+use strict;
+use warnings;
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+use MqTest;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = mq_node('more_reasons', 'mq.max_workers' => 1, 'mq.poll_interval' => '1s', wal_level => 'replica', max_wal_senders => 5, hot_standby => 'on');
+my $db = 'postgres';
+my $ill = q{SELECT string_agg("check", ', ' ORDER BY "check") FROM mq_health() WHERE NOT ok};
+sub sql { return $node->safe_psql($db, shift) }
+sub detail { my ($check) = @_; return qq{SELECT ok, detail FROM mq_health() WHERE "check" = '$check'} }
+sub why { my ($id) = @_; return qq{SELECT mq_why('$id')} }
+sub session {
+	my ($name, $statements) = @_;
+	my $session = $node->background_psql($db, on_error_die => 1);
+	$session->query_safe("SET application_name = '$name'; $statements");
+	return $session;
+}
+sub ended { my ($session) = @_; $session->query_safe('ROLLBACK'); $session->quit }
+
+sql('CREATE EXTENSION mq');
+handled_table($node, $db);
+sql(q{CREATE FUNCTION fail(mq_message) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE unique_violation; END $$;
+      SELECT mq_register_handler('c', 'handle(mq_message)'), mq_register_handler('fails', 'fail(mq_message)', max_backoff => '1 day');
+      SELECT mq_send('c')});
+within(30, $node, $db, 'SELECT count(*) FROM handled', 1, 'messages are handled');
+within(10, $node, $db, $ill, '', 'all is well');
+
+# --- a synchronous standby that is not there ---------------------------------------------------------
+
+set_and_reload($node, synchronous_standby_names => 'nobody');
+within(10, $node, $db, 'SHOW synchronous_standby_names', 'nobody', 'commits need a standby');
+my $local = 'SET synchronous_commit = local';
+my $mend = qr/\(synchronous_standby_names = nobody\): start it, or change the setting/;
+my $first = sql("$local; SELECT mq_send('c')");
+within(20, $node, $db, "$local; " . detail('commits not waiting'), qr/^f\|commits wait for a synchronous standby $mend; of process \d+ \(mq worker\)$/, 'mq_health() says that a worker waits for it');
+within(20, $node, $db, "$local; " . why($first), qr/^(is due, but commits wait|has been handled, but the commit waits) for a synchronous standby $mend$/, 'mq_why() of what it has handled');
+my $next = sql("$local; SELECT mq_send('c')");
+within(20, $node, $db, "$local; " . why($next), qr/^is due, but commits wait for a synchronous standby $mend$/, 'and of what is behind that');
+my $sender = $node->background_psql($db);
+$sender->query_until(qr/sends/, "\\echo sends\nSELECT mq_send('c');\n");
+within(20, $node, $db, "$local; " . detail('commits not waiting'), qr/; of process \d+ \(mq worker\), process \d+ \(client backend\)$/, 'a sender that waits is named');
+set_and_reload($node, synchronous_standby_names => '');
+within(20, $node, $db, 'SELECT count(*) FROM mq_msgs', 0, 'all is handled without it');
+within(20, $node, $db, $ill, '', 'and mq_health() is content');
+$sender->quit;
+
+# --- failures that are long past, or forgotten -------------------------------------------------------
+
+sql(q{SELECT mq_send('fails', channel_args => 'o', ordered => true, retry_backoff => '3 hours'), mq_send('fails', channel_args => 'o', ordered => true)});
+sql(q{SELECT mq_send('fails', name => 'again', retry_backoff => '3 hours')});
+within(20, $node, $db, q{SELECT count(*) FROM mq_msgs WHERE attempt = 1}, 2, 'two messages have failed');
+sql(q{UPDATE mq_msgs SET attempt = 3 WHERE after_message_id IS NULL});
+sql(q{UPDATE mq_failures SET failed_at = now() - interval '2 hours'});
+sql(q{INSERT INTO mq_failures (message_id, attempt, failed_at, channel_name, channel_args, sqlstate, error, channel_key)
+        SELECT gen_random_uuid(), 1, now(), 'other', '', 'P0001', 'no', 0 FROM generate_series(1, 1100)});
+within(10, $node, $db, detail('ordered channels move'), qr/^f\|messages wait behind one that failed and waits for its retry: fails o until /, 'an ordered channel behind a failure of two hours ago is named, whatever failed since');
+within(10, $node, $db, detail('handlers succeed'), qr/^f\|fails \(2 messages wait for their retry, one after 3 failures, the last with SQLSTATE 23505\): see mq_failures/, 'so is a handler that fails');
+sql('TRUNCATE mq_failures');
+within(10, $node, $db, detail('ordered channels move'), qr/^f\|messages wait behind one that failed/, 'and when mq_failures is empty');
+within(10, $node, $db, detail('handlers succeed'), qr/^f\|fails \(2 messages wait for their retry, one after 3 failures\): /, 'without the SQLSTATE then');
+sql(q{SELECT mq_clear('{fails}')});
+within(10, $node, $db, $ill, '', 'neither waits any more');
+
+# --- senders that wait -------------------------------------------------------------------------------
+
+sub waits {
+	my ($what, $held, $send, $expected) = @_;
+	my $holder = session('the holder', "BEGIN; $held");
+	my $waiting = $node->background_psql($db);
+	$waiting->query_until(qr/sends/, "\\echo sends\n$send;\n");
+	within(20, $node, $db, detail('senders not waiting'), qr/^f\|sessions that send wait for others: process \d+ since \S+ \S+ for process \d+ \(the holder, idle in transaction\), which $expected; end that transaction$/, "$what: the sender and the holder are named");
+	ended($holder);
+	within(20, $node, $db, detail('senders not waiting'), 't|', "$what: until that has ended");
+	$waiting->quit;
+}
+sql(q{SELECT mq_pause('c')});
+waits('a dedup_key', q{SELECT mq_send('c', dedup_key => 'k')}, q{SELECT mq_send('c', dedup_key => 'k')}, 'has sent with the same dedup_key, or holds rows that are wanted');
+waits('a locked table', 'LOCK mq_msgs IN SHARE MODE', q{SELECT mq_send('c')}, 'has locked mq_msgs');
+waits('an altered sequence', 'ALTER SEQUENCE mq_place_seq CACHE 7', q{SELECT mq_send('c')}, 'has locked mq_place_seq');
+waits('an ordered channel', q{SELECT mq_send('c', ordered => true)}, q{SELECT mq_send('c', ordered => true)}, 'has appended to the same ordered channel');
+sql(q{SELECT mq_resume('c')});
+within(20, $node, $db, 'SELECT count(*) FROM mq_msgs', 0, 'all is handled');
+within(20, $node, $db, $ill, '', 'mq_health() is content');
+
+# --- sessions that tell nothing of themselves --------------------------------------------------------
+
+sql(q{SELECT mq_pause('c'); SELECT mq_send('c')});
+my $silent = session('quiet', q{SET track_activities = off; BEGIN; SELECT FROM mq_msgs FOR UPDATE});
+sql(q{SELECT mq_resume('c')});
+within(20, $node, $db, detail('messages not locked'), qr/^f\|.*: 1 of c by process \d+ \(quiet[^()]*\); the others/, 'a session with track_activities = off that holds messages is named, without a time');
+ended($silent);
+within(20, $node, $db, q{SELECT count(*) FROM mq_msgs}, 0, 'then they are handled');
+within(20, $node, $db, $ill, '', 'mq_health() is content');
+sql(q{CREATE ROLE owner LOGIN; GRANT owner TO postgres;
+      ALTER FUNCTION mq_health() OWNER TO owner; SELECT mq_grant('owner', 'admin'); GRANT ALL ON ALL TABLES IN SCHEMA public TO owner;
+      GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO owner});
+sql(q{SELECT mq_pause('c'); SELECT mq_send('c')});
+my $holder = session('the holder', q{BEGIN; SELECT FROM mq_msgs FOR UPDATE});
+sql(q{SELECT mq_resume('c')});
+within(20, $node, $db, detail('messages not locked'), qr/^f\|.*: 1 of c by process \d+ \(the holder\); the others/, 'so is one whose state the owner of mq_health() may not see');
+ended($holder);
+within(20, $node, $db, q{SELECT count(*) FROM mq_msgs}, 0, 'then they are handled');
+sql(q{ALTER FUNCTION mq_health() OWNER TO postgres});
+
+# --- names of what is locked -------------------------------------------------------------------------
+
+my $drop = session('the holder', 'SET client_min_messages = warning; BEGIN; DROP EXTENSION mq CASCADE');
+within(10, $node, $db, detail('tables readable'), qr/^f\|\d\d tables of mq are locked by process \d+ \(the holder, idle in transaction\) since [^;,]*; messages wait for that/, 'an open DROP EXTENSION is one line');
+is(sql(q{SELECT string_agg("check", ', ') FROM mq_health() WHERE "check" IN ('server mode', 'library preloaded', 'launcher runs', 'workers allowed')}),
+	'server mode, library preloaded, launcher runs, workers allowed', 'what reads no table is told meanwhile');
+ended($drop);
+within(20, $node, $db, $ill, '', 'mq_health() is content');
+
+set_and_reload($node, 'mq.max_databases' => 77);
+within(10, $node, $db, detail('settings in force'), 'f|wait for a restart: mq.max_databases', 'mq.max_databases waits for a restart');
+set_and_reload($node, 'mq.max_databases' => 1000);
+within(10, $node, $db, detail('settings in force'), 't|', 'and does not');
+
+sql(q{SELECT mq_send('polled', retry_backoff => '1 hour'); SELECT FROM mq_poll('{polled}')});
+holds($node, $db, detail('scheduled messages'), 't|', 'what a consumer has leased is not scheduled');
+sql(q{SELECT mq_send('polled', delay => '1 hour')});
+like(sql(detail('scheduled messages')), qr/^t\|nothing is due yet in: polled \(next at \S+ \S+\)$/, 'another one is');
+sql(q{SELECT mq_clear('{polled}')});
+
+# --- a standby that replays a lock -------------------------------------------------------------------
+
+$node->backup('copy');
+my $standby = PostgreSQL::Test::Cluster->new('standby');
+$standby->init_from_backup($node, 'copy', has_streaming => 1);
+$standby->start;
+my $locker = session('the holder', 'BEGIN; LOCK mq_msgs');
+$node->wait_for_catchup($standby, 'replay');
+within(20, $standby, $db, q{SELECT string_agg("check" || ': ' || detail, ' / ' ORDER BY "check" DESC) FROM mq_health() WHERE NOT ok},
+	qr{^tables readable: mq_msgs is locked by the replay of a transaction of the primary; messages wait for that, [^/]*: end that transaction / server mode: standby: [^/]*$}, 'a standby says whose lock it replays, and that it is one');
+like($standby->safe_psql($db, why('00000000-0000-0000-0000-00000000ffff')), qr/^is where nobody can see it, and waits if it is due: mq_msgs is locked by the replay of a transaction of the primary; end that transaction$/, 'mq_why() likewise');
+ended($locker);
+$node->wait_for_catchup($standby, 'replay');
+within(20, $standby, $db, $ill, 'server mode', 'then nothing is locked');
+$standby->stop;
+
+$node->stop;
+log_is_clean($node, qr/WARNING:  canceling wait for synchronous replication/);
+done_testing();
