@@ -19,6 +19,7 @@
 extern "C" {
 #include "commands/async.h"
 #include "mb/pg_wchar.h"
+#include "utils/fmgrprotos.h"
 }
 
 namespace mq::ledger {
@@ -75,11 +76,17 @@ struct Ledger {
 // exit.
 Ledger* open_ledger = nullptr;
 
+// NOTIFY fails when the queue is full, and somebody who listens and stays in a transaction can have it so.
+bool has_room_for_notifications() {
+  constexpr double kFull = 0.9;
+  return fence::call([] { return DatumGetFloat8(DirectFunctionCall1(pg_notification_queue_usage, Datum{0})); }) < kFull;
+}
+
 void notify_consumers(Ledger& ledger) {
   if (ledger.woken.empty() || mq_notify == MQ_NOTIFY_OFF) return;
   if (mq_notify == MQ_NOTIFY_AUTO) {
     ledger.quiet = shared::begin_quiet_commit();
-    if (ledger.quiet) return;
+    if (ledger.quiet || !has_room_for_notifications()) return;
   }
   for (const std::string& name : ledger.woken) {
     // As LISTEN cuts it, which is an identifier.

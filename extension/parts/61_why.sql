@@ -82,14 +82,17 @@ CREATE FUNCTION mq_locked_tables() RETURNS SETOF text
   END;
 COMMENT ON FUNCTION mq_locked_tables() IS 'Which of mq''s tables and their indexes nobody can read now, and for whom; for mq_health() and mq_why(), which would wait for them.';
 
--- While standbys enough are connected a commit may take as long as they need.
+-- Since when is known of workers. Of others it is known since when their transactions are open, and while standbys enough are
+-- connected a commit waits for each now and then.
 CREATE FUNCTION mq_waiting_commits(OUT pid integer, OUT backend_type text)
   RETURNS SETOF record LANGUAGE sql VOLATILE
   BEGIN ATOMIC
     SELECT a.pid, a.backend_type FROM pg_stat_activity a
+      LEFT JOIN mq_worker_seats() AS w ON w.pid = a.pid AND w.state = 'committing'
      WHERE a.wait_event = 'SyncRep' AND a.datname = current_database()
-       AND COALESCE(a.xact_start < clock_timestamp() -
-                    CASE WHEN (SELECT pg_catalog.count(*) FROM pg_stat_replication r WHERE r.sync_state IN ('sync', 'quorum'))
+       AND COALESCE(COALESCE(w.since, a.xact_start) < clock_timestamp() -
+                    CASE WHEN w.since IS NOT NULL OR
+                              (SELECT pg_catalog.count(*) FROM pg_stat_replication r WHERE r.sync_state IN ('sync', 'quorum'))
                               < COALESCE((pg_catalog.regexp_match(current_setting('synchronous_standby_names'), '^\s*(?:(?:first|any)\s+)?(\d+)\s*\(', 'i'))[1]::bigint, 1)
                          THEN interval '1 second' ELSE interval '10 seconds' END, true);
   END;
@@ -139,6 +142,23 @@ CREATE FUNCTION mq_running_calls(OUT channel_name text, OUT pid integer, OUT sin
   END;
 COMMENT ON FUNCTION mq_running_calls() IS 'The calls of handlers that run in this database, of either mode; for mq_health() and mq_why().';
 
+-- As bgworker/worker_claim.cpp does: what those with a greater priority leave of a batch is for the others.
+CREATE FUNCTION mq_preferred(INOUT channel_name text, OUT priority integer, OUT own_priority integer) RETURNS SETOF record
+  LANGUAGE sql VOLATILE
+  BEGIN ATOMIC
+    WITH c AS (SELECT h.channel_name, max(h.priority) AS priority, min(h.max_workers) AS most, bool_or(h.mode = 'leased') AS leased, pg_catalog.array_agg(h.run_as_oid) AS roles
+                 FROM mq_handlers h GROUP BY h.channel_name)
+    SELECT o.channel_name, o.priority, m.priority
+      FROM c m JOIN c o ON o.priority > m.priority AND o.leased = m.leased AND o.roles && m.roles
+     WHERE m.channel_name = mq_preferred.channel_name
+       AND NOT EXISTS (SELECT FROM mq_paused p WHERE p.channel_name = o.channel_name)
+       AND EXISTS (SELECT FROM mq_msgs d WHERE d.channel_name = o.channel_name AND d.attempt_at <= clock_timestamp()
+                      AND (d.after_message_id IS NULL OR d.after_message_id = '00000000-0000-0000-0000-000000000000'))
+       AND (o.most IS NULL OR o.most > (SELECT pg_catalog.count(*) FROM mq_running_calls() AS r WHERE r.channel_name = o.channel_name))
+     ORDER BY o.priority DESC, o.channel_name LIMIT 1;
+  END;
+COMMENT ON FUNCTION mq_preferred(text) IS 'A channel with a greater priority that has due messages, which are handled before those of this one; for mq_health() and mq_why().';
+
 -- Of one pending message, without a look at those before it in its ordered channel.
 CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
   LANGUAGE sql VOLATILE
@@ -184,6 +204,8 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
         THEN pg_catalog.format('is due, but as many calls for channel "%s" run as max_workers => %s of its handlers allows, the longest since %s', m.channel_name, h.most, date_trunc('second', r.since))
       WHEN h.leased AND q.calls >= q.sessions
         THEN pg_catalog.format('is due, but all %s sessions for leased handlers sit in calls, the longest since %s: raise mq.leased_sessions or mq.max_workers', q.calls, date_trunc('second', q.since))
+      WHEN g.priority IS NOT NULL
+        THEN pg_catalog.format('waits since channel "%s" with priority %s has due messages, and its own channel has priority %s: mq_register_handler sets the priority', g.channel_name, g.priority, g.own_priority)
       WHEN b.busy >= current_setting('mq.max_workers')::bigint
         THEN pg_catalog.format('is due, but all %s workers sit in calls, the longest since %s for channel "%s": raise mq.max_workers, or register handlers that take long with mode => ''leased''',
                     b.busy, date_trunc('second', b.since), b.channel_name)
@@ -215,6 +237,7 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) FILTER (WHERE x.state IN ('handling', 'settling', 'committing')) AS busy, min(x.since) FILTER (WHERE x.state IN ('handling', 'settling', 'committing')) AS since,
                                 (pg_catalog.array_agg(x.channel_name ORDER BY x.since) FILTER (WHERE x.state IN ('handling', 'settling', 'committing')))[1] AS channel_name
                            FROM mq_worker_seats() AS x WHERE x.database = current_database()) AS b
+      LEFT JOIN LATERAL mq_preferred(m.channel_name) AS g ON h.handlers > 0 AND m.attempt_at <= t.now
      CROSS JOIN LATERAL (SELECT bool_or(x.pid = w.pid OR x.pid = l.pid) AS handler, pg_catalog.count(*) > 0 AS waits FROM mq_waiting_commits() AS x
                           WHERE x.backend_type IS DISTINCT FROM 'client backend' OR x.pid = l.pid) AS v
      WHERE m.id = message_id;

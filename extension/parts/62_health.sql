@@ -55,7 +55,22 @@ CREATE FUNCTION mq_health_of_server() RETURNS TABLE ("check" text, ok boolean, d
     SELECT 'commits not waiting', pg_catalog.count(c.pid) = 0,
            pg_catalog.format('commits wait for a synchronous standby (synchronous_standby_names = %s): start it, or change the setting; of ', current_setting('synchronous_standby_names')) ||
            mq_some(pg_catalog.array_agg(pg_catalog.format('process %s%s', c.pid, ' (' || c.backend_type || ')') ORDER BY c.backend_type = 'client backend', c.pid))
-      FROM mq_waiting_commits() AS c;
+      FROM mq_waiting_commits() AS c
+    UNION ALL
+    -- Who listens cannot be told from outside; who stays in a transaction holds the queue back if it does.
+    SELECT 'NOTIFY queue', u.used <= 0.5::float8,
+           CASE WHEN u.used > 0.5::float8 THEN
+             pg_catalog.format('the server''s queue of notifications is %s %% full, since a session that listens stays in a transaction: ', (u.used * 100::float8)::integer) ||
+             COALESCE((SELECT 'the oldest is of ' || mq_process(a.pid, a.application_name, a.state, a.backend_type) || ' in database ' || a.datname::text || mq_since(a.xact_start)
+                         FROM pg_stat_activity a
+                        WHERE a.backend_type = 'client backend' AND a.xact_start IS NOT NULL AND a.pid <> pg_backend_pid()
+                        ORDER BY a.xact_start LIMIT 1) || '; end it', 'end that one') ||
+             '; with mq.notify = auto nothing is added beyond 90 %, and consumers that listen find messages when they poll' END
+      FROM (SELECT pg_catalog.pg_notification_queue_usage() AS used) AS u
+     -- A standby has none.
+     WHERE NOT pg_is_in_recovery()
+    UNION ALL
+    SELECT 'NOTIFY queue', true, NULL WHERE pg_is_in_recovery();
   END;
 COMMENT ON FUNCTION mq_health_of_server() IS 'For mq_health(): its rows that read no table of mq.';
 
@@ -95,8 +110,8 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
                    SELECT m.id, m.channel_name, m.channel_args, m.channel_key, m.place, m.attempt, m.attempt_at, m.after_message_id, m.lease, m.commit_interval FROM mq_msgs m
                     WHERE m.channel_name = n.name AND m.attempt_at > now() AND m.attempt_at < 'infinity'
                       AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')
-                    ORDER BY m.attempt_at, m.place LIMIT 500) AS a
-            LIMIT 10000),
+                    ORDER BY m.attempt_at, m.place LIMIT 200) AS a
+            LIMIT 5000),
          failed AS (SELECT w.* FROM waiting w WHERE w.attempt > 0 AND w.lease IS NULL),
          failing AS (
            SELECT g.channel_name, g.messages, g.attempts, v.sqlstate
@@ -153,7 +168,7 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
            SELECT pg_catalog.count(*) AS messages, min(u.attempt_at) AS until
              FROM (SELECT m.attempt_at FROM mq_msgs m WHERE m.commit_interval IS NOT NULL AND m.attempt_at > now()
                     ORDER BY m.attempt_at LIMIT 10000) AS u),
-         -- Neither leased nor two-phase; of the first 500 of each channel.
+         -- Neither leased nor two-phase; of the first 200 of each channel.
          later AS (
            SELECT g.name, g.attempt_at
              FROM (SELECT w.channel_name AS name, min(w.attempt_at) AS attempt_at FROM waiting w
@@ -189,6 +204,7 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
            '; time limits do not hold for that: a deferred trigger or constraint of a table that handlers write, a trigger on a table of mq, or a slow disk; pg_cancel_backend ends it, and it is tried again, so mend the trigger first'
       FROM mq_worker_seats() AS w
      WHERE w.database = current_database() AND w.state IN ('settling', 'committing') AND w.since < clock_timestamp() - interval '1 second'
+       AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = w.pid AND a.wait_event = 'SyncRep')
     UNION ALL
     SELECT 'leased sessions free', pg_catalog.count(f.role) = 0,
            'messages are due, and each session that workers may open for leased handlers sits in a call: ' ||
@@ -349,6 +365,20 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
                     UNION ALL SELECT a.pid, false FROM pg_catalog.pg_stat_activity a WHERE a.backend_type = 'mq launcher') AS c
               JOIN pg_catalog.pg_locks l ON l.pid = c.pid
              WHERE NOT l.granted AND l.waitstart < clock_timestamp() - interval '1 second') AS w
+    UNION ALL
+    -- So it is meant to be, but for a minute.
+    SELECT 'priorities', pg_catalog.count(d.name) FILTER (WHERE d.attempt_at < now() - interval '1 minute') = 0,
+           'messages wait since channels with a greater priority have due ones: ' ||
+           mq_some(pg_catalog.array_agg(pg_catalog.format('%s (priority %s%s) behind %s (priority %s)', d.name, g.own_priority, mq_since(d.attempt_at), g.channel_name, g.priority) ORDER BY d.attempt_at)) ||
+           '; mq_register_handler sets the priority of a channel'
+      FROM (SELECT n.name, o.attempt_at
+              FROM n CROSS JOIN LATERAL (
+                     SELECT m.attempt_at FROM mq_msgs m
+                      WHERE m.channel_name = n.name AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')
+                      ORDER BY m.attempt_at LIMIT 1) AS o
+             WHERE o.attempt_at < now() - interval '2 seconds' AND (SELECT min(h.priority) < max(h.priority) FROM mq_handlers h)
+               AND NOT EXISTS (SELECT FROM mq_paused p WHERE p.channel_name = n.name)) AS d
+     CROSS JOIN LATERAL mq_preferred(d.name) AS g
     UNION ALL
     -- These are as they should be, and say why nothing is handled all the same.
     SELECT 'calls limited', true,

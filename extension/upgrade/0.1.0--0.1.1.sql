@@ -67,7 +67,7 @@ COMMENT ON FUNCTION mq_unsettled() IS 'The last messages that a worker could not
 REVOKE ALL ON FUNCTION mq_unsettled() FROM PUBLIC;
 
 -- replace 61_why.sql
-REVOKE ALL ON FUNCTION mq_process(integer, text, text, text), mq_since(timestamptz), mq_blockers(integer), mq_waiting_commits(), mq_some(text[]), mq_failing_workers(), mq_prepared(xid), mq_has_consumers(), mq_leased_calls(), mq_locked_tables(), mq_obstacles(), mq_row_holders(), mq_running_calls(), mq_service(), mq_server_mode(), mq_reason(uuid), mq_whereabouts(uuid), mq_why(uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION mq_process(integer, text, text, text), mq_since(timestamptz), mq_blockers(integer), mq_waiting_commits(), mq_preferred(text), mq_some(text[]), mq_failing_workers(), mq_prepared(xid), mq_has_consumers(), mq_leased_calls(), mq_locked_tables(), mq_obstacles(), mq_row_holders(), mq_running_calls(), mq_service(), mq_server_mode(), mq_reason(uuid), mq_whereabouts(uuid), mq_why(uuid) FROM PUBLIC;
 
 -- replace 62_health.sql
 REVOKE ALL ON FUNCTION mq_health_rows(), mq_health_of_server() FROM PUBLIC;

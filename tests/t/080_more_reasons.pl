@@ -1,6 +1,6 @@
 # Further reasons why nothing moves, or a sender waits: commits that wait for a synchronous standby, retries that mq_failures
 # does not know of, locks of tables, sequences and keys, sessions of which pg_stat_activity tells nothing, a standby that
-# replays a lock. Each is made so, seen, and taken away again.
+# replays a lock, priorities, a full queue of notifications. Each is made so, seen, and taken away again.
 use strict;
 use warnings;
 use FindBin;
@@ -128,6 +128,47 @@ sql(q{SELECT mq_send('polled', delay => '1 hour')});
 like(sql(detail('scheduled messages')), qr/^t\|nothing is due yet in: polled \(next at \S+ \S+\)$/, 'another one is');
 sql(q{SELECT mq_clear('{polled}')});
 
+# --- priorities ----------------------------------------------------------------------------------------
+
+sql(q{SELECT mq_register_handler('urgent', 'handle_slowly(mq_message)', priority => 10, batch_size => 1);
+      SELECT count(*) FROM mq_send_many('urgent', array(SELECT '{"seconds": 0.2}'::jsonb FROM generate_series(1, 1000)))});
+within(20, $node, $db, q{SELECT count(*) > 0 FROM handled WHERE payload ? 'seconds'}, 't', 'urgent messages are handled');
+my $low = sql(q{SELECT mq_send('c', name => 'low')});
+within(10, $node, $db, why($low), 'waits since channel "urgent" with priority 10 has due messages, and its own channel has priority 0: mq_register_handler sets the priority', 'mq_why() says what comes before it');
+my $behind = qr/messages wait since channels with a greater priority have due ones: c \(priority 0 since [^;]*\) behind urgent \(priority 10\); mq_register_handler/;
+within(10, $node, $db, detail('priorities'), qr/^t\|$behind/, 'mq_health() mentions it');
+sql(q{UPDATE mq_msgs SET attempt_at = attempt_at - interval '2 minutes' WHERE channel_name = 'c'});
+within(10, $node, $db, detail('priorities'), qr/^f\|$behind/, 'and complains after a minute');
+sql(q{SELECT mq_clear('{urgent}')});
+within(20, $node, $db, q{SELECT count(*) FROM handled WHERE name = 'low'}, 1, 'it is handled when no urgent one is due');
+within(20, $node, $db, detail('priorities'), 't|', 'mq_health() is content');
+
+# --- the queue of notifications ------------------------------------------------------------------------
+
+holds($node, $db, detail('NOTIFY queue'), 't|', 'the queue of notifications has room');
+SKIP: {
+	skip 'the queue holds 8 GB before version 17', 6 if $node->safe_psql($db, 'SHOW server_version_num') < 170000;
+	$node->append_conf('postgresql.conf', 'max_notify_queue_pages = 64');
+	$node->restart;
+	my $listener = session('the listener', 'LISTEN mq_c; BEGIN; SELECT 1');
+	my $used = 'SELECT pg_notification_queue_usage()';
+	sub fill { my ($share) = @_; sql(q{SELECT pg_notify('x', repeat(n::text || ' ', 700)) FROM generate_series(1000, 1004) n}) until sql($used) > $share }
+	fill(0.55);
+	within(10, $node, $db, detail('NOTIFY queue'), qr/^f\|the server's queue of notifications is \d+ % full, since a session that listens stays in a transaction: the oldest is of process \d+ \(the listener, idle in transaction\) in database postgres since [^;]*; end it; with mq\.notify = auto/, 'mq_health() says who holds it back');
+	fill(0.91);
+	my $full = sql($used);
+	sql(q{SELECT mq_send('c', name => 'silent') FROM generate_series(1, 5)}) for 1 .. 20;
+	holds($node, $db, $used, $full, 'mq_send adds nothing to a queue that is nearly full');
+	within(20, $node, $db, q{SELECT count(*) FROM handled WHERE name = 'silent'}, 100, 'and works');
+	ended($listener);
+	within(20, $node, $db, detail('NOTIFY queue'), 't|', 'mq_health() is content');
+	$listener = session('the listener', 'LISTEN mq_c');
+	sql(q{SELECT mq_send('c')});
+	like($listener->query_safe('SELECT 1'), qr/1/, 'the listener lives');
+	within(20, $node, $db, 'SELECT count(*) FROM mq_msgs', 0, 'all is handled');
+	$listener->quit;
+}
+
 # --- a standby that replays a lock -------------------------------------------------------------------
 
 $node->backup('copy');
@@ -145,5 +186,5 @@ within(20, $standby, $db, $ill, 'server mode', 'then nothing is locked');
 $standby->stop;
 
 $node->stop;
-log_is_clean($node, qr/WARNING:  canceling wait for synchronous replication/);
+log_is_clean($node, qr{WARNING:  NOTIFY queue is \d+% full});
 done_testing();
