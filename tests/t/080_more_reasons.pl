@@ -117,6 +117,15 @@ is(sql(q{SELECT string_agg("check", ', ') FROM mq_health() WHERE "check" IN ('se
 ended($drop);
 within(20, $node, $db, $ill, '', 'mq_health() is content');
 
+sql(q{CREATE FUNCTION comments(mq_message) RETURNS void LANGUAGE plpgsql AS $$ BEGIN COMMENT ON EXTENSION mq IS 'theirs'; END $$;
+      SELECT mq_register_handler('comments', 'comments(mq_message)')});
+my $comment = session('the holder', q{BEGIN; COMMENT ON EXTENSION mq IS 'mine'});
+sql(q{SELECT mq_send('comments')});
+within(20, $node, $db, detail('workers do not wait for locks'), qr/^f\|.*, for ShareUpdateExclusiveLock on extension mq, behind process \d+ \(the holder, idle in transaction\); it goes on/,
+	'a locked object is named');
+ended($comment);
+within(20, $node, $db, $ill, '', 'mq_health() is content');
+
 set_and_reload($node, 'mq.max_databases' => 77);
 within(10, $node, $db, detail('settings in force'), 'f|wait for a restart: mq.max_databases', 'mq.max_databases waits for a restart');
 set_and_reload($node, 'mq.max_databases' => 1000);
