@@ -24,7 +24,7 @@ class Clock {
   virtual double dice() = 0;    // a random number in [0, 1)
 };
 
-// The transaction that a batch lives in, and the savepoint inside it.
+// The transaction that a batch lives in, and the savepoints inside it.
 class Transaction {
  public:
   virtual ~Transaction() = default;
@@ -34,6 +34,8 @@ class Transaction {
   virtual void set_savepoint() = 0;
   virtual void release_savepoint() = 0;
   virtual void rollback_to_savepoint() = 0;
+  // Checks now what is deferred to the commit, where the transaction is ours.
+  virtual void check_deferred() {}
 };
 
 // Due messages, locked for the transaction; what others have locked is passed over, so nothing here waits.
@@ -202,9 +204,12 @@ class Host {
   // Makes messages due that waited for a handler which is registered by now: a bounded step. True: there were some, or
   // there is more to look at.
   virtual bool wake_unhandled() { return false; }
-  // One bounded step of the sweep: expiry, retention, repair. True: something may have become due by it, or there
-  // is more to do.
-  virtual bool sweep() = 0;
+  // One bounded step of the sweep: expiry, retention, repair. Of what fails the rest is done all the same.
+  struct Swept {
+    bool more = false;             // something may have become due by it, or there is more to do
+    std::optional<Error> failure;  // the first
+  };
+  virtual Swept sweep() = 0;
   // Waits for a wake-up, at most that long. False: the worker should end.
   virtual bool wait(Micros most) = 0;
   // The same after trouble: what is sent meanwhile does not end it.

@@ -123,11 +123,19 @@ void Worker::run() {
           next_expiry = expired ? now : now + kBusyLook;
           again = expired || again;
         }
-        if (now - last_sweep >= interval || now < last_sweep || (sweep_on && !again) || sweep_.failed_at) {
+        const Micros sweep_after = sweep_.failed_at ? std::min(interval, kLongestPause) : interval;
+        if (now - last_sweep >= sweep_after || now < last_sweep || (sweep_on && !again) ||
+            sweep_.trouble.failures() > 0) {
           last_sweep = now;
           sweep_on = false;
-          sweep_on = ports_.host.sweep();
-          works(sweep_, true);
+          const Host::Swept swept = ports_.host.sweep();
+          sweep_on = swept.more;
+          if (swept.failure) {
+            ports_.host.warn(*swept.failure);
+            fails(sweep_, *swept.failure);
+          } else {
+            works(sweep_, true);
+          }
           again = sweep_on || again;
           look_for_orphans = true;
         }
@@ -307,7 +315,7 @@ std::int64_t Worker::run_until_empty(std::optional<std::int64_t> most, const std
       // The caller was cancelled in it: the call has ended, and is settled before the wait says so.
       if (ports_.leased->busy() && ports_.caller.hurry()) ports_.leased->turn(registry_, {.drain = true});
     }
-    if (!again && !ports_.host.wake_unhandled() && !ports_.host.sweep()) break;
+    if (!again && !ports_.host.wake_unhandled() && !ports_.host.sweep().more) break;
     if (!ports_.host.wait(0)) break;
   }
   return handled;

@@ -64,11 +64,12 @@ bool ServerHost::wake_unhandled() {
   return woken || unhandled_.goes_on();
 }
 
-bool ServerHost::sweep() {
+Host::Swept ServerHost::sweep() {
+  Swept swept;
   transaction_.begin();
-  const bool ready = works() && mq::sweep(transaction_, source_, clock_.now());
+  if (works()) swept = mq::sweep(transaction_, source_, clock_.now());
   transaction_.commit();
-  return ready;
+  return swept;
 }
 
 bool ServerHost::any_casualty() {

@@ -19,7 +19,7 @@ class ServerHost : public Host {
   Next next(const Registry& registry, bool leased) override;
   bool expire() override;
   bool wake_unhandled() override;
-  bool sweep() override;
+  Swept sweep() override;
   bool any_casualty() override;
   std::vector<Casualty> casualties() override;
   void casualties_settled(const std::vector<int>& numbers) override;

@@ -11,6 +11,7 @@
 
 extern "C" {
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
 #include "utils/timestamp.h"
@@ -143,6 +144,10 @@ SequenceLock::SequenceLock() {
 SequenceLock::~SequenceLock() {
   const LOCKTAG tag = tag_of(0, 0, kSequence);
   (void)LockRelease(&tag, ExclusiveLock, false);
+}
+
+bool try_table(Oid table, int mode) {
+  return fence::call([&] { return ConditionalLockRelationOid(table, mode); });
 }
 
 void lock_reset() {

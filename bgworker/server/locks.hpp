@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "postgres.hpp"
+
 namespace mq::locks {
 
 // Appends to an ordered channel are serial to commit, so that places follow commits. Each channel has a lock of its
@@ -33,6 +35,10 @@ class SequenceLock {
   SequenceLock(const SequenceLock&) = delete;
   SequenceLock& operator=(const SequenceLock&) = delete;
 };
+
+// A lock on a table of ours, for what need not be done now: false where another session has it locked, and would be
+// waited for.
+bool try_table(Oid table, int mode);
 
 // One reset of the totals at a time. Waits.
 void lock_reset();

@@ -31,8 +31,20 @@ void transaction_begins(Micros now) {
   avoids = in_worker && now < avoid_until && now >= avoid_until - kAvoidFor;
 }
 
+bool never_waits() {
+  return in_worker && !is_in_handler();
+}
+
 bool avoiding() {
   return avoids;
+}
+
+ShortWaits::ShortWaits() : before_(LockTimeout) {
+  if (in_worker && (before_ == 0 || before_ > kMostWait)) LockTimeout = kMostWait;
+}
+
+ShortWaits::~ShortWaits() {
+  LockTimeout = before_;
 }
 
 Removal::Removal(bool avoid) : before_(removing), avoided_before_(avoids) {

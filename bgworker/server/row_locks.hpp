@@ -21,8 +21,24 @@ void never_wait();
 // A worker's transaction begins: claims in it avoid what is held, or do not.
 void transaction_begins(Micros now);
 
+// In a worker, outside of what a handler calls.
+bool never_waits();
+
 // Whether claims, and what removes their messages, avoid what is held.
 bool avoiding();
+
+// For a worker: while it does what can be done later. Nothing is waited for longer than kMostWait, then 55P03 is
+// raised.
+class ShortWaits {
+ public:
+  ShortWaits();
+  ~ShortWaits();
+  ShortWaits(const ShortWaits&) = delete;
+  ShortWaits& operator=(const ShortWaits&) = delete;
+
+ private:
+  const int before_;
+};
 
 // While rows are removed: by a worker's own settling and sweep, not by what a handler calls, whose own wait it is.
 // `avoid`: payloads that are held are left alone in any process; the messages are locked FOR UPDATE.

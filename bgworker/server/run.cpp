@@ -58,11 +58,14 @@ class CallHost : public ServerHost {
   }
 
   // Before it says that there is nothing.
-  bool sweep() override {
+  Swept sweep() override {
     transaction_.begin();
     const bool overlooked = source_.overlooked();
     transaction_.commit();
-    return ServerHost::sweep() || overlooked;
+    Swept swept = ServerHost::sweep();
+    swept.more = swept.more || overlooked;
+    if (swept.failure) tell(*swept.failure);
+    return swept;
   }
 
   bool wait(Micros) override {
@@ -77,6 +80,19 @@ class CallHost : public ServerHost {
   void warn(const Error& error) override { throw error; }
 
  private:
+  // Once for a call: a step of the sweep that fails does so again.
+  void tell(const Error& error) {
+    if (told_) return;
+    told_ = true;
+    const char* message = error.message.c_str();
+    const char* sqlstate = error.sqlstate.c_str();
+    fence::call([&] {
+      ereport(WARNING, (errmsg("mq has not removed or repaired all that is old or out of order: %s (SQLSTATE %s)",
+                               message, sqlstate)));
+    });
+  }
+
+  bool told_ = false;
   const bool atomic_;
 };
 

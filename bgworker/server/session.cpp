@@ -4,6 +4,8 @@
 #include "row_locks.hpp"
 
 extern "C" {
+#include "commands/trigger.h"
+#include "nodes/parsenodes.h"
 #include "utils/snapmgr.h"
 }
 
@@ -23,29 +25,47 @@ void HeldSnapshot::release() {
 }
 
 void Session::set_savepoint() {
-  fence::call([this] {
-    outer_context_ = CurrentMemoryContext;
-    outer_owner_ = CurrentResourceOwner;
+  const auto level = static_cast<std::size_t>(GetCurrentTransactionNestLevel());
+  if (outer_.size() <= level) outer_.resize(level + 1);
+  outer_[level] = {CurrentMemoryContext, CurrentResourceOwner};
+  const MemoryContext context = CurrentMemoryContext;
+  fence::call([&] {
     BeginInternalSubTransaction(nullptr);
-    MemoryContextSwitchTo(outer_context_);
+    MemoryContextSwitchTo(context);
   });
+}
+
+// After the end of a savepoint.
+void Session::restore_outer() {
+  const Outer& outer = outer_[static_cast<std::size_t>(GetCurrentTransactionNestLevel())];
+  MemoryContextSwitchTo(outer.context);
+  CurrentResourceOwner = outer.owner;
 }
 
 void Session::release_savepoint() {
-  fence::call([this] {
-    ReleaseCurrentSubTransaction();
-    MemoryContextSwitchTo(outer_context_);
-    CurrentResourceOwner = outer_owner_;
-  });
+  fence::call([] { ReleaseCurrentSubTransaction(); });
+  restore_outer();
 }
 
 void Session::rollback_to_savepoint() {
-  fence::call([this] {
-    RollbackAndReleaseCurrentSubTransaction();
-    MemoryContextSwitchTo(outer_context_);
-    CurrentResourceOwner = outer_owner_;
+  fence::call([] { RollbackAndReleaseCurrentSubTransaction(); });
+  restore_outer();
+}
+
+namespace {
+
+// What is deferred by what comes next is checked at the next call, or at the commit.
+void run_deferred() {
+  fence::call([] {
+    ConstraintsSetStmt* set = makeNode(ConstraintsSetStmt);
+    set->deferred = false;
+    AfterTriggerSetState(set);
+    set->deferred = true;
+    AfterTriggerSetState(set);
   });
 }
+
+}  // namespace
 
 void WorkerSession::begin() {
   if (!state_.is_clean()) throw Error("55000", "what handlers left in the session of the worker could not be cleaned");
@@ -70,6 +90,10 @@ void WorkerSession::commit() {
   fence::call([] { CommitTransactionCommand(); }, fence::Texts::kKept);
   open_ = false;
   state_.clean();
+}
+
+void WorkerSession::check_deferred() {
+  run_deferred();
 }
 
 void WorkerSession::rollback() {
@@ -105,6 +129,10 @@ void CallSession::commit() {
   if (!atomic_) fence::call([] { SPI_commit(); });
   spi_->finish();
   spi_.reset();
+}
+
+void CallSession::check_deferred() {
+  if (!atomic_) run_deferred();
 }
 
 void CallSession::rollback() {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <vector>
 
 #include "postgres.hpp"
 
@@ -31,7 +32,7 @@ class HeldSnapshot {
   ResourceOwner owner_ = nullptr;
 };
 
-// Savepoints are the same for both.
+// Savepoints are the same for both. They nest.
 class Session : public Transaction {
  public:
   void set_savepoint() override;
@@ -45,9 +46,13 @@ class Session : public Transaction {
   HeldSnapshot snapshot_;
 
  private:
-  // Of the savepoint that is set; there is never more than one.
-  MemoryContext outer_context_ = nullptr;
-  ResourceOwner outer_owner_ = nullptr;
+  struct Outer {
+    MemoryContext context;
+    ResourceOwner owner;
+  };
+  void restore_outer();
+
+  std::vector<Outer> outer_;  // by nest level, of the savepoints that are set; what is beyond is of old ones
 };
 
 // Savepoints in a transaction that is not ours.
@@ -65,6 +70,7 @@ class WorkerSession : public Session {
   void begin() override;
   void commit() override;
   void rollback() override;
+  void check_deferred() override;
 
  private:
   bool open_ = false;
@@ -82,6 +88,7 @@ class CallSession : public Session {
   void begin() override;
   void commit() override;
   void rollback() override;
+  void check_deferred() override;
 
  private:
   const bool atomic_;

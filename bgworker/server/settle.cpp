@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <set>
 
+#include <fmt/core.h>
+
 #include "../channel_key.hpp"
 #include "../claim.hpp"
 #include "../policy.hpp"
@@ -11,6 +13,7 @@
 #include "kept.hpp"
 #include "ledger.hpp"
 #include "link.hpp"
+#include "locks.hpp"
 #include "refused.hpp"
 #include "row_locks.hpp"
 #include "sequences.hpp"
@@ -91,7 +94,16 @@ void remove_superseded(const std::vector<Failure>& failures) {
   if (any) remove.run({ids.datum(), attempts.datum()});
 }
 
+// Before rows are added to a table that others may lock for long (CREATE INDEX, say): a worker does not wait for that.
+// The messages that need it are put off, and the others go on.
+void lock_to_write(const char* table) {
+  if (!row_locks::never_waits()) return;
+  if (locks::try_table(Extension::get().relation(table), RowExclusiveLock)) return;
+  throw Error("55P03", fmt::format("the table {} is locked by another session, so no row can be added to it", table));
+}
+
 void record(const std::vector<Failure>& failures) {
+  lock_to_write("mq_failures");
   remove_superseded(failures);
   static Statement insert(
       "INSERT INTO $S.mq_failures (message_id, attempt, failed_at, channel_name, channel_args, name, duration,"
@@ -261,6 +273,7 @@ void bury(const std::vector<Burial>& burials, std::vector<const Claimed*>& remov
       removed.push_back(burial.message);
     }
   }
+  lock_to_write("mq_dead");
   const Rows inserted = sequences::insert(sequences::Numbered::kDead, [&] {
     return insert.run({rows.ids.datum(), rows.places.datum(), charged.datum(), reasons.datum(), errors.sqlstate.datum(),
                        errors.message.datum(), errors.detail.datum(), errors.hint.datum(), errors.context.datum()});

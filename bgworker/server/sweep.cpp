@@ -7,6 +7,7 @@
 #include "extension.hpp"
 #include "ledger.hpp"
 #include "link.hpp"
+#include "locks.hpp"
 #include "row_locks.hpp"
 #include "settings.h"
 #include "settle.hpp"
@@ -19,20 +20,34 @@ namespace mq {
 
 namespace {
 
+using Swept = Host::Swept;
+
 constexpr std::size_t kStep = 500;  // rows that a step looks at, of each kind
 
 constexpr std::size_t kSingles = 20;         // messages that are settled each for itself in one transaction
 constexpr Micros kPutOffFor = 60 * kSecond;  // a message that cannot be settled
 
-void settle_under_savepoint(Transaction& transaction, const Settlement& settlement) {
+// Whoever waits for the sweep wants to end: that is not to be taken for what fails in a step.
+void pass_on_cancel(const Error& error) {
+  if (error.sqlstate.starts_with("57")) throw error;
+}
+
+// Constraints and triggers that are deferred are checked at its end.
+template <class Body>
+void under_savepoint(Transaction& transaction, Body&& body) {
   transaction.set_savepoint();
   try {
-    SqlSettler().settle(settlement);
+    body();
+    transaction.check_deferred();
   } catch (const Error&) {
     transaction.rollback_to_savepoint();
     throw;
   }
   transaction.release_savepoint();
+}
+
+void settle_under_savepoint(Transaction& transaction, const Settlement& settlement) {
+  under_savepoint(transaction, [&] { SqlSettler().settle(settlement); });
 }
 
 // One that cannot be buried must not stop the others: it is put off.
@@ -43,6 +58,7 @@ void bury_single(Transaction& transaction, const Claimed& message, Micros now) {
   try {
     settle_under_savepoint(transaction, settlement);
   } catch (const Error& error) {
+    pass_on_cancel(error);
     Settlement later;
     later.snoozes.push_back({&message, now + kPutOffFor});
     settle_under_savepoint(transaction, later);
@@ -57,6 +73,7 @@ bool bury(Transaction& transaction, const Batch& batch, Micros now) {
   try {
     settle_under_savepoint(transaction, settlement);
   } catch (const Error& error) {
+    pass_on_cancel(error);
     if (row_locks::was_held(error)) return true;  // the next step leaves alone what others hold
     for (std::size_t i = 0; i < std::min(kSingles, batch.size()); ++i) bury_single(transaction, batch[i], now);
   }
@@ -65,7 +82,10 @@ bool bury(Transaction& transaction, const Batch& batch, Micros now) {
 
 bool bury_spent(Transaction& transaction, SqlClaimSource& source, Micros now) {
   Batch batch;
-  source.spent(now, static_cast<int>(kStep), batch);
+  {
+    const OwnerScope scope;
+    source.spent(now, static_cast<int>(kStep), batch);
+  }
   return bury(transaction, batch, now);
 }
 
@@ -76,6 +96,8 @@ bool unblock() {
       "   AND NOT EXISTS (SELECT 1 FROM $S.mq_dead d WHERE d.id = m.id)"
       " LIMIT $1 FOR UPDATE SKIP LOCKED",
       {INT8OID});
+  const OwnerScope scope;
+  const row_locks::Removal removal;
   const Rows rows = abandoned.run({Int64GetDatum(kStep)});
   std::vector<Uuid> ids;
   for (std::size_t i = 0; i < rows.size(); ++i) ids.push_back(uuid_of(rows.get(i, 1)));
@@ -92,34 +114,106 @@ void remove_orphan_payloads() {
       "NULL))"
       "   FOR UPDATE SKIP LOCKED))",
       {UUIDARRAYOID});
+  const OwnerScope scope;
   ArrayParam ids(UUIDOID);
   for (const Uuid& id : payloads(from, kStep)) ids.add(uuid_datum(id));
   remove.run({ids.datum()});
 }
 
-// True: there is more of it.
-bool forget_old() {
-  static Statement dead(
-      "DELETE FROM $S.mq_dead WHERE ctid = ANY (ARRAY(SELECT d.ctid FROM $S.mq_dead d"
-      "   WHERE d.died_at < pg_catalog.clock_timestamp() - $1"
-      "     AND NOT EXISTS (SELECT 1 FROM $S.mq_msgs m WHERE m.id = d.id AND m.attempt_at IS NULL)"
-      "   ORDER BY d.died_at LIMIT $2 FOR UPDATE SKIP LOCKED)) RETURNING channel_name",
-      {INTERVALOID, INT8OID});
-  static Statement failures(
-      "DELETE FROM $S.mq_failures WHERE ctid = ANY (ARRAY(SELECT f.ctid FROM $S.mq_failures f"
-      "   WHERE f.failed_at < pg_catalog.clock_timestamp() - $1 ORDER BY f.failed_at LIMIT $2 FOR UPDATE SKIP LOCKED))",
-      {INTERVALOID, INT8OID});
-  const auto keep = [](int minutes) { return interval_datum(Micros{minutes} * 60 * kSecond); };
-  bool more = false;
-  if (mq_dead_retention >= 0) {
-    const Rows gone = dead.run({keep(mq_dead_retention), Int64GetDatum(kStep)});
-    ledger::RowChanges changes(Extension::dead());
-    for (std::size_t i = 0; i < gone.size(); ++i) changes.add(text_view(gone.get(i, 1)), -1);
-    more = gone.size() == kStep;
+// What a table keeps for so long and no longer.
+struct Retention {
+  const char* table;
+  Statement block;   // deletes the first rows behind a position; their channel names
+  Statement find;    // when they were written, and their numbers
+  Statement single;  // deletes the one of that number; its channel name
+  // Where the step before ended: what could not be deleted must not keep the rest.
+  struct Position {
+    TimestampTz written;
+    std::int64_t number;
+  } from;
+};
+constexpr Retention::Position kFirst{DT_NOBEGIN, 0};
+
+#define RETENTION(table, written, number, kept)                                                                      \
+  {                                                                                                                  \
+    table,                                                                                                         \
+   {"DELETE FROM $S." table " WHERE ctid = ANY (ARRAY(SELECT r.ctid FROM " OLD(table, written, number, kept) ")) "     \
+    "RETURNING channel_name", {INTERVALOID, INT8OID, TIMESTAMPTZOID, INT8OID}},                                   \
+   {"SELECT r." written ", r." number " FROM " OLD(table, written, number, kept),                                 \
+    {INTERVALOID, INT8OID, TIMESTAMPTZOID, INT8OID}},                                                             \
+   {"DELETE FROM $S." table " WHERE " number " = $1 RETURNING channel_name", {INT8OID}},                          \
+   kFirst \
   }
-  if (mq_failure_retention >= 0)
-    more = failures.run({keep(mq_failure_retention), Int64GetDatum(kStep)}).size() == kStep || more;
-  return more;
+#define OLD(table, written, number, kept)                                                     \
+  "$S." table " r WHERE r." written " < pg_catalog.clock_timestamp() - $1 AND r." written     \
+  " >= $3"                                                                                    \
+  "   AND (r." written ", r." number ") > ($3, $4)" kept " ORDER BY r." written ", r." number \
+  " LIMIT $2 FOR UPDATE SKIP LOCKED"
+
+Retention& dead_letters() {
+  static Retention retention =
+      RETENTION("mq_dead", "died_at", "dead_no",
+                " AND NOT EXISTS (SELECT 1 FROM $S.mq_msgs m WHERE m.id = r.id AND m.attempt_at IS NULL)");
+  return retention;
+}
+
+Retention& failures() {
+  static Retention retention = RETENTION("mq_failures", "failed_at", "failure_no", "");
+  return retention;
+}
+
+void count_forgotten(const Retention& retention, const Rows& rows) {
+  if (&retention != &dead_letters()) return;
+  ledger::RowChanges changes(Extension::dead());
+  for (std::size_t i = 0; i < rows.size(); ++i) changes.add(text_view(rows.get(i, 1)), -1);
+}
+
+// One by one after that error: something refers to a row, or a trigger refuses.
+Swept forget_singles(Transaction& transaction, Retention& retention, Datum age, const Error& error) {
+  Swept swept;
+  std::vector<Retention::Position> old;
+  {
+    const OwnerScope scope;
+    const Rows rows = retention.find.run({age, Int64GetDatum(kSingles), TimestampTzGetDatum(retention.from.written),
+                                          Int64GetDatum(retention.from.number)});
+    for (std::size_t i = 0; i < rows.size(); ++i)
+      old.push_back({DatumGetTimestampTz(rows.get(i, 1)), DatumGetInt64(rows.get(i, 2))});
+  }
+  if (old.empty()) swept.failure = error;  // it was no row
+  for (const Retention::Position& row : old) try {
+      under_savepoint(transaction, [&] {
+        const OwnerScope scope;
+        count_forgotten(retention, retention.single.run({Int64GetDatum(row.number)}));
+      });
+      swept.more = true;
+    } catch (const Error& error) {
+      pass_on_cancel(error);
+      if (!swept.failure) swept.failure = error;
+    }
+  retention.from = old.size() < kSingles ? kFirst : old.back();
+  return swept;
+}
+
+Swept forget_old(Transaction& transaction, Retention& retention, int minutes) {
+  if (minutes < 0) return {};
+  // Who has it locked (CREATE INDEX, say) is not waited for: nothing here is urgent.
+  if (!locks::try_table(Extension::get().relation(retention.table), RowExclusiveLock)) return {};
+  const Datum age = interval_datum(Micros{minutes} * 60 * kSecond);
+  std::size_t gone = 0;
+  try {
+    under_savepoint(transaction, [&] {
+      const OwnerScope scope;
+      const Rows rows = retention.block.run({age, Int64GetDatum(kStep), TimestampTzGetDatum(retention.from.written),
+                                             Int64GetDatum(retention.from.number)});
+      gone = rows.size();
+      count_forgotten(retention, rows);
+    });
+  } catch (const Error& error) {
+    pass_on_cancel(error);
+    return forget_singles(transaction, retention, age, error);
+  }
+  if (gone < kStep) retention.from = kFirst;
+  return {gone == kStep, std::nullopt};
 }
 
 }  // namespace
@@ -192,27 +286,62 @@ bool follow_clock(const std::vector<std::string>& channel_names, Micros now) {
 }
 
 bool bury_expired(Transaction& transaction, SqlClaimSource& source, Micros now) {
-  const OwnerScope scope;
+  const row_locks::ShortWaits short_waits;
   Batch batch;
-  source.expired(now, static_cast<int>(kStep), batch);
+  {
+    const OwnerScope scope;
+    source.expired(now, static_cast<int>(kStep), batch);
+  }
   return bury(transaction, batch, now);
 }
 
-bool sweep(Transaction& transaction, SqlClaimSource& source, Micros now) {
-  const OwnerScope scope;
-  bool ready = bury_expired(transaction, source, now);
-  ready = bury_spent(transaction, source, now) || ready;
-  {
-    const row_locks::Removal removal;
-    ready = unblock() || ready;
-  }
-  ready = repair_heads() || ready;
-  ready = follow_clock(source.channel_names(), now) || ready;
-  ready = wake_unhandled(now) || ready;
-  remove_orphan_payloads();
-  ready = forget_old() || ready;
-  tally::fold();
-  return ready;
+Swept sweep(Transaction& transaction, SqlClaimSource& source, Micros now) {
+  Swept swept;
+  // Each step for itself: what one user's constraint, trigger or lock does to one of them is not to stop the others.
+  const auto failed = [&](const Error& error) {
+    pass_on_cancel(error);
+    if (!swept.failure) swept.failure = error;
+  };
+  const auto step = [&](auto&& body) {
+    Swept done;
+    try {
+      under_savepoint(transaction, [&] { done = body(); });
+    } catch (const Error& error) {
+      failed(error);
+      return;
+    }
+    swept.more = done.more || swept.more;
+    if (done.failure) failed(*done.failure);
+  };
+  const auto more = [](bool is_more) { return Swept{is_more, std::nullopt}; };
+  const row_locks::ShortWaits short_waits;
+  step([&] { return more(bury_expired(transaction, source, now)); });
+  step([&] { return more(bury_spent(transaction, source, now)); });
+  step([&] { return more(unblock()); });
+  step([&] {
+    const OwnerScope scope;
+    return more(repair_heads());
+  });
+  step([&] {
+    const OwnerScope scope;
+    return more(follow_clock(source.channel_names(), now));
+  });
+  step([&] {
+    const OwnerScope scope;
+    return more(wake_unhandled(now));
+  });
+  step([&] {
+    remove_orphan_payloads();
+    return Swept();
+  });
+  step([&] { return forget_old(transaction, dead_letters(), mq_dead_retention); });
+  step([&] { return forget_old(transaction, failures(), mq_failure_retention); });
+  step([&] {
+    const OwnerScope scope;
+    tally::fold();
+    return Swept();
+  });
+  return swept;
 }
 
 }  // namespace mq

@@ -17,10 +17,10 @@ bool follow_clock(const std::vector<std::string>& channel_names, Micros now);
 
 // Expired messages, two-phase ones that nobody committed, last attempts whose lease ran out, retention, orphan
 // payloads, messages that a handler takes by now, and the repair. Within the current transaction and SPI connection, as
-// all here. True: a channel may have become ready by it, or there is more to do.
-bool sweep(Transaction& transaction, SqlClaimSource& source, Micros now);
+// all here, and not in an OwnerScope: triggers that are deferred run. Throws only what ends a statement (class 57).
+Host::Swept sweep(Transaction& transaction, SqlClaimSource& source, Micros now);
 
-// A step of the first of these alone.
+// A step of the first of these alone. True: there were some.
 bool bury_expired(Transaction& transaction, SqlClaimSource& source, Micros now);
 
 // People delete from mq_msgs by hand. The first message of each ordered channel must be its head: looks at the

@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "extension.hpp"
 #include "fence.hpp"
 #include "host.hpp"
 #include "locks.hpp"
@@ -191,6 +192,8 @@ void fold() {
       "LOCKED)) RETURNING " COLUMNS,
       {INT8OID});
   if (IsolationUsesXactSnapshot()) return;  // a row that somebody has changed since would be an error
+  // Who settles must not wait for a table that is only for this.
+  if (!locks::try_table(Extension::get().relation("mq_totals"), RowExclusiveLock)) return;
   // Histograms may be out of line, and are read after their statement. An error leaves it to the rollback.
   fence::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
   ByChannel taken = by_channel(take.run({Int64GetDatum(kFold)}));

@@ -26,6 +26,7 @@
 #include "inflight.hpp"
 #include "lease_store.hpp"
 #include "ledger.hpp"
+#include "locks.hpp"
 #include "long_call.hpp"
 #include "pending.hpp"
 #include "row_locks.hpp"
@@ -137,15 +138,15 @@ class WorkerHost : public ServerHost {
     return !shared::must_leave();
   }
 
-  bool sweep() override {
-    const bool ready = ServerHost::sweep();
+  Swept sweep() override {
+    Swept swept = ServerHost::sweep();
     transaction_.begin();
     if (works()) {
       const OwnerScope scope;
       pending::refresh(clock_.now());
     }
     transaction_.commit();
-    return ready;
+    return swept;
   }
 
   void watch(std::vector<Socket> sockets) override { sockets_ = std::move(sockets); }
@@ -281,7 +282,8 @@ class WorkerHost : public ServerHost {
       if (!rows.is_null(i, 1)) roles.push_back(DatumGetObjectId(rows.get(i, 1)));
       changed = changed || DatumGetBool(rows.get(i, 2));
     }
-    if (changed) enabled::follow_roles();
+    if (changed && locks::try_table(Extension::get().relation("mq_handlers"), RowExclusiveLock))
+      enabled::follow_roles();
     if (roles.empty()) roles.push_back(kCaretaker);
     return roles;
   }

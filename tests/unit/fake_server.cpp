@@ -405,9 +405,9 @@ bool FakeHost::wake_unhandled() {
   return woken;
 }
 
-bool FakeHost::sweep() {
+Host::Swept FakeHost::sweep() {
   ++sweeps;
-  return on_sweep && on_sweep();
+  return {on_sweep && on_sweep(), sweep_failure};
 }
 
 bool FakeHost::wait(Micros most) {

@@ -311,7 +311,7 @@ class FakeHost final : public Host {
   }
   bool expire() override;
   bool wake_unhandled() override;
-  bool sweep() override;
+  Swept sweep() override;
   bool wait(Micros most) override;
   void watch(std::vector<Socket> sockets) override { watched = std::move(sockets); }
   bool wait_to_leave(Micros most) override;
@@ -333,7 +333,7 @@ class FakeHost final : public Host {
     return found == limited.end() ? std::nullopt : std::optional(found->second);
   }
   void conflict(std::string_view channel_name, Micros, int) override { conflicts.emplace_back(channel_name); }
-  Micros poll_interval() override { return 5 * kSecond; }
+  Micros poll_interval() override { return interval; }
   int batch_size() override { return batch_limit; }
 
   // Handlers of the channel name: for one message name, or for every name.
@@ -345,10 +345,12 @@ class FakeHost final : public Host {
   bool changed = true;          // handlers or parked
   int installed_for = kAlways;  // refreshes
   int batch_limit = 500;
+  Micros interval = 5 * kSecond;
   Micros leave_when_idle_for = std::numeric_limits<Micros>::max();
   int patience = 100'000;           // waits; the test has failed when they are over
   std::function<bool()> wants_end;  // asked in each wait; by default: nothing is due at any time
   std::function<bool()> on_sweep;
+  std::optional<Error> sweep_failure;  // of each sweep
   std::vector<Socket> watched;
   // When a wait for these sockets ends.
   std::function<Micros(const std::vector<Socket>&)> ready_at = [](const auto&) { return kNever; };

@@ -119,6 +119,21 @@ TEST_F(WorkerTest, GoesOnAtOnceWhenASweepFoundSomething) {
   EXPECT_EQ(host.waits, (std::vector<Micros>{0, 0}));
 }
 
+TEST_F(WorkerTest, ASweepOfWhichAStepFailsIsToldAndDoneAgainSoon) {
+  add_handler("c");
+  host.interval = 3600 * kSecond;
+  host.sweep_failure = Error("23503", "something refers to it");
+  host.wants_end = [&] {
+    if (host.sweeps == 2) host.sweep_failure.reset();
+    return host.sweeps == 3;
+  };
+  worker.run();
+  EXPECT_EQ(host.sweeps, 3);
+  EXPECT_EQ(host.waits, (std::vector<Micros>{kLongestPause, kLongestPause, 3600 * kSecond}));
+  ASSERT_EQ(host.warnings.size(), 2U);
+  EXPECT_EQ(host.warnings[0].message, "something refers to it");
+}
+
 TEST_F(WorkerTest, RunUntilEmptySweepsBeforeItSaysThatNothingIsReady) {
   add_handler("c");
   const Uuid id = table.send({.delay = 3600 * kSecond});
