@@ -15,6 +15,31 @@ tally() {
   echo "-- $suite: $passed passed, $failed failed$([ "$skipped" -eq 0 ] || echo ", $skipped skipped"), $((SECONDS - BEGUN)) s"
 }
 
+# failures: what failed, by suite, with the words of the runners, which say what came and what was expected. Short, since
+# it stands last of all, where no more than the end of the output may be kept.
+failures() {
+  local suite log
+  for suite in $suites; do
+    log=$WORK/log/$suite.out
+    [ -s "$log" ] || continue
+    {
+      case $suite in
+        unit) grep -E '^\[  FAILED  \].*ms\)$|^tests/unit.*Failure|^bgworker.*Failure' "$log" ;;
+        regress | isolation)
+          grep -E "$regress_failed" "$log"
+          cat "$WORK/$suite/regression.diffs"
+          ;;
+        tap | original)
+          # A file that fails without a failed test has a line of its own in the closing report.
+          awk '/Failed test/ { left = 8 } left > 0 && !/^ *#/ { left = 0 } left-- > 0' "$log"
+          sed -n '/^Test Summary Report/,/^Files=/p' "$log" | grep -vE '^(Test Summary Report|-+|Files=.*)$'
+          ;;
+        *) grep '^not ok ' "$log" ;;
+      esac
+    } 2>/dev/null | head -n 40 | cut -c 1-300 | sed "s/^/$suite: /"
+  done
+}
+
 # names SUFFIX FILE...: the suite's tests by name, those of $TESTS or all, in NAMES.
 names() {
   local suffix=$1 file

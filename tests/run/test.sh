@@ -64,6 +64,8 @@ if [ "$FAILED" -gt 0 ]; then
     chown -R --reference="$HERE" "$HERE/build" 2>/dev/null || true
     printf '\nLogs and differences are in %s\n' "$kept"
   fi
+  printf '\nFailed:\n'
+  failures || true
 fi
 [ ${#REASONS[@]} -eq 0 ] || printf '\n%s\n' "${REASONS[@]}"
 printf '\n%d passed, %d failed%s\n' "$PASSED" "$FAILED" \
