@@ -19,6 +19,7 @@ extern "C" {
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
+#include "utils/timestamp.h"
 }
 
 namespace {
@@ -165,6 +166,23 @@ extern "C" Datum mq_service_state_entry(FunctionCallInfo fcinfo) {
 
 namespace {
 
+std::string role_name(Oid role) {
+  if (!OidIsValid(role)) return "the bootstrap superuser";
+  const char* name = mq::fence::call([&] { return GetUserNameFromId(role, true); });
+  return name != nullptr ? name : fmt::format("role {}", role);
+}
+
+// Whose process is not for others until leased calls end.
+std::string keeper_named(const mq::shared::KeeperState& keeper) {
+  const char* database = mq::fence::call([&] { return get_database_name(keeper.database); });
+  const TimestampTz since = keeper.since - keeper.since % USECS_PER_SEC;
+  return fmt::format(
+      "process {} as {} in database {} only waits for {} since {}", keeper.pid, role_name(keeper.role),
+      database != nullptr ? database : "?",
+      keeper.calls == 1 ? "a leased call to end," : fmt::format("{} leased calls to end, the first", keeper.calls),
+      mq::fence::call([&] { return timestamptz_to_str(since); }));
+}
+
 std::string slots_obstacle(const mq::shared::SlotState& slots) {
   if (slots.out_of_slots && slots.waiting > 0)
     return fmt::format(
@@ -200,17 +218,16 @@ extern "C" Datum mq_obstacles_entry(FunctionCallInfo fcinfo) {
     else if (!state.served)
       add("database served", mq::serving_obstacle(MyDatabaseId));
     add("worker slots", slots_obstacle(state.slots));
+    if (state.out_of_slots)
+      for (const mq::shared::KeeperState& keeper : mq::shared::keepers())
+        add("worker slots", readable(keeper_named(keeper)));
     for (const mq::shared::FailingPool& pool : mq::shared::failing_pools()) {
       const std::string obstacle = mq::connect_obstacle(MyDatabaseId, pool.role);
-      const char* name = mq::fence::call([&] { return GetUserNameFromId(pool.role, true); });
-      const std::string role = !OidIsValid(pool.role) ? "the bootstrap superuser"
-                               : name != nullptr      ? name
-                                                      : fmt::format("role {}", pool.role);
-      add("workers start",
-          fmt::format("as {}: {} times in a row a worker ended before it could serve; {}", role, pool.failed_starts,
-                      !obstacle.empty()     ? obstacle
-                      : !pool.error.empty() ? readable(pool.error) + "; mend that"
-                                            : "see the server's log"));
+      add("workers start", fmt::format("as {}: {} times in a row a worker ended before it could serve; {}",
+                                       role_name(pool.role), pool.failed_starts,
+                                       !obstacle.empty()     ? obstacle
+                                       : !pool.error.empty() ? readable(pool.error) + "; mend that"
+                                                             : "see the server's log"));
     }
     return Datum{0};
   });

@@ -191,33 +191,26 @@ bool gave_way() {
 
 namespace {
 
-bool has_leased_calls(const Seat& seat) {
+// Under the lock.
+bool has_leased_calls() {
   const std::span<Lease> leases = used_leases();
   return std::any_of(leases.begin(), leases.end(),
-                     [&](const Lease& lease) { return lease.token != 0 && lease.seat == &seat - state->seats; });
+                     [](const Lease& lease) { return lease.token != 0 && lease.seat == my_seat; });
+}
+
+// This worker has settings that have changed, and nothing that keeps it beside another of its pool which waits for its
+// leased calls to end. Under the lock.
+bool can_renew() {
+  const Seat& seat = mine();
+  if (!seat.stale) return false;
+  const std::span<Seat> seats = used_seats();
+  const bool others_leave = std::any_of(seats.begin(), seats.end(), [&](const Seat& other) {
+    return other.renew && &other != &seat && other.database == seat.database && other.role == seat.role;
+  });
+  return !others_leave || (!has_leased_calls() && seat.connecting == 0);
 }
 
 }  // namespace
-
-void renew_who_can() {
-  if (!state->renewals_wait) return;
-  state->renewals_wait = false;
-  const std::span<Seat> seats = used_seats();
-  for (Seat& seat : seats) {
-    if (!seat.renews_later) continue;
-    const bool others_leave = std::any_of(seats.begin(), seats.end(), [&](const Seat& other) {
-      return other.renew && other.keeper && other.database == seat.database && other.role == seat.role;
-    });
-    if (others_leave && has_leased_calls(seat)) {
-      state->renewals_wait = true;
-      continue;
-    }
-    seat.renews_later = false;
-    seat.renew = true;
-    SetLatch(&seat.worker->procLatch);
-    wake_launcher();
-  }
-}
 
 void renew_workers(Oid database, Oid role) {
   if (!available()) return;
@@ -225,21 +218,23 @@ void renew_workers(Oid database, Oid role) {
   for (Seat& seat : used_seats()) {
     if (seat.database == InvalidOid || seat.worker == nullptr) continue;
     if ((database != InvalidOid && seat.database != database) || (role != InvalidOid && seat.role != role)) continue;
-    if (!seat.renew) seat.renews_later = true;
+    seat.stale = true;
+    SetLatch(&seat.worker->procLatch);
   }
-  state->renewals_wait = true;
-  renew_who_can();
 }
 
-// Without the lock: asked for each batch.
+// Without the lock as a rule: asked for each batch.
 bool should_renew() {
-  return my_seat >= 0 && *const_cast<volatile bool*>(&mine().renew);
+  if (my_seat < 0 || !*const_cast<volatile bool*>(&mine().stale)) return false;
+  Guard guard(LW_SHARED);
+  return can_renew();
 }
 
 void give_place_up() {
   if (my_seat < 0) return;
   Guard guard(LW_EXCLUSIVE);
   mine().keeper = true;
+  mine().renew = can_renew();
   wake_launcher();
 }
 
@@ -288,10 +283,14 @@ void leave_seat() {
   if (Pool* pool = find_pool(mine().database, mine().role); pool != nullptr && !mine().served) ++pool->failed_starts;
   abandon_leases();
   forget_failures_of(my_seat);
+  if (mine().renew)  // others wait for that, see can_renew
+    for (const Seat& seat : used_seats())
+      if (seat.stale && !seat.renew && seat.worker != nullptr && seat.database == mine().database &&
+          seat.role == mine().role)
+        SetLatch(&seat.worker->procLatch);
   mine() = Seat{};
   seats_freed();
   my_seat = -1;
-  renew_who_can();
   wake_launcher();
 }
 
@@ -364,7 +363,7 @@ bool must_leave() {
   if (my_seat < 0) return false;
   Guard guard(LW_SHARED);
   const Database* d = find_database(mine().database);
-  if (mine().renew || d == nullptr || (d->closed_until != 0 && GetCurrentTimestamp() < d->closed_until)) return true;
+  if (can_renew() || d == nullptr || (d->closed_until != 0 && GetCurrentTimestamp() < d->closed_until)) return true;
   if (d->known && find_pool(mine().database, mine().role) == nullptr) return true;
   // mq.max_workers was lowered: the first ones stay.
   const auto before = std::count_if(
@@ -381,10 +380,7 @@ bool give_up_slot(TimestampTz due, std::uint64_t seen) {
   if (!slots_are_wanted()) return false;
   Guard guard(LW_EXCLUSIVE);
   // A worker that waits for its leased calls would only block the slot.
-  const std::span<Lease> leases = used_leases();
-  const bool leasing = std::any_of(leases.begin(), leases.end(),
-                                   [](const Lease& lease) { return lease.token != 0 && lease.seat == my_seat; });
-  if (state->slots_wanted <= 0 || leasing || mine().gives_up) return false;
+  if (state->slots_wanted <= 0 || mine().gives_up || has_leased_calls()) return false;
   --state->slots_wanted;
   mine().gives_up = true;
   note_free(seen, due);
@@ -585,6 +581,23 @@ std::vector<WorkerState> workers() {
     if (seat.database != InvalidOid && seat.worker != nullptr)
       result.push_back({seat.worker->pid, seat.database, seat.role, seat.waiting, !seat.keeper, seat.doing,
                         seat.channel_name, seat.message, seat.since, seat.handled});
+  return result;
+}
+
+std::vector<KeeperState> keepers() {
+  std::vector<KeeperState> result;
+  if (!available()) return result;
+  result.reserve(kSeats);
+  Guard guard(LW_SHARED);
+  for (const Seat& seat : used_seats()) {
+    if (seat.database == InvalidOid || seat.worker == nullptr || !seat.keeper) continue;
+    KeeperState keeper{seat.worker->pid, seat.database, seat.role, 0, 0};
+    for (const Lease& lease : used_leases()) {
+      if (lease.token == 0 || lease.seat != &seat - state->seats) continue;
+      if (keeper.calls++ == 0 || lease.since < keeper.since) keeper.since = lease.since;
+    }
+    if (keeper.calls > 0) result.push_back(keeper);
+  }
   return result;
 }
 

@@ -53,7 +53,8 @@ std::vector<int> processes_in(Oid database);
 void ask_to_give_way(int worker);
 // Workers of the database and role (InvalidOid: of all) should leave before their next claim, and others come. One with
 // leased calls stays until these are over, without a place. While such a one is there, others of its pool whose leased
-// calls run wait for its end: so a pool has no more than twice as many processes as places, however often it is asked.
+// calls run go on until it has left: so of a pool there is one process more than it has had places, however often it is
+// asked. One in a call keeps its place until that is over.
 void renew_workers(Oid database, Oid role);
 void look_around();  // the launcher should read pg_database
 
@@ -84,7 +85,7 @@ bool announced_since(std::uint64_t announcements);  // cheap
 // Something is `due` then, as far as it knows.
 bool begin_wait(std::uint64_t seen, TimestampTz due);
 void end_wait();
-bool must_leave();    // database closed or not served, pool gone, too many workers, or one that should renew
+bool must_leave();    // database closed or not served, pool gone, too many workers, or should_renew
 bool should_renew();  // see renew_workers; cheap
 // This worker would leave, but for leased calls that run: until it has a place again it only looks after those, and
 // does not count towards mq.max_workers.
@@ -218,6 +219,14 @@ struct WorkerState {
   std::uint64_t handled;
 };
 std::vector<WorkerState> workers();
+struct KeeperState {
+  int pid;
+  Oid database;
+  Oid role;
+  int calls;          // leased ones that run
+  TimestampTz since;  // the first of them
+};
+std::vector<KeeperState> keepers();  // workers of the server that wait for leased calls to end, without a place
 // Messages of this database in the workers' batches, by the key of the channel's name.
 std::map<std::int64_t, std::int64_t> held_by_workers();
 // Room for workers in the server, as the launcher found it.

@@ -94,7 +94,6 @@ void leave_lease(int number) {
   Guard guard(LW_EXCLUSIVE);
   state->leases[number].token = 0;
   leases_freed();
-  renew_who_can();
 }
 
 void lose_lease(int number, const Uuid& message) {
@@ -104,7 +103,6 @@ void lose_lease(int number, const Uuid& message) {
   add_lost({l.database, 1, message, l.token, l.role}, Loss::kRunFailed);
   state->leases[number].token = 0;
   leases_freed();
-  renew_who_can();
 }
 
 int leases_on(std::int64_t name_key) {

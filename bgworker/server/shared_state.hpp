@@ -98,13 +98,13 @@ struct Seat {
   Uuid message;
   TimestampTz since;
   std::uint64_t handled;
-  bool gives_up;      // its slot, to another database
-  bool yields;        // its place, to another pool
-  bool gives_way;     // was asked to
-  bool renew;         // it should leave: a new one would have other settings
-  bool renews_later;  // likewise, once that is possible: see renew_workers
-  bool keeper;        // has no place: it looks after leased calls that it began, until the launcher gives it one
-  bool alone;         // no leased call of the pool may run beside one of this worker
+  bool gives_up;   // its slot, to another database
+  bool yields;     // its place, to another pool
+  bool gives_way;  // was asked to
+  bool stale;      // a new one would have other settings
+  bool renew;      // so it only waits for its leased calls, and gets no place again
+  bool keeper;     // has no place: it looks after leased calls that it began, until the launcher gives it one
+  bool alone;      // no leased call of the pool may run beside one of this worker
   int names_held;
   Held held[kNamesHeld];  // the current batch; what has no room is not shown
 };
@@ -169,7 +169,6 @@ struct State {
   int databases_beyond;        // served, but there is no room for them
   bool no_room;                // for a database that was announced since the launcher looked
   bool look_around;            // databases have come or gone
-  bool renewals_wait;          // of some worker
   std::uint64_t reservations;  // of seats, since the server started
   Audience audiences[kAudiences];
   // Of each table entries are in use up to a high-water mark only: whoever looks through it pays for those. A new entry
@@ -262,9 +261,6 @@ inline void databases_freed() {
 inline void pools_freed() {
   lower_mark(state->pools, state->pools_used);
 }
-// Under the lock: those who waited for that, see renew_workers.
-void renew_who_can();
-
 inline void seats_freed() {
   lower_mark(std::span<Seat>(state->seats), state->seats_used);
 }

@@ -105,6 +105,56 @@ holds($node, 'postgres', "SELECT count(*) FROM ($worker) w", 2, 'by one worker, 
 $holder->query_safe('SELECT pg_advisory_unlock_all()');
 within(20, $node, 'postgres', "SELECT count(*) FROM ($worker) w", 1, 'which it leaves then');
 sees('c', '45MB', 'and the last settings are in force');
+
+# Nor do workers that sit in calls of their own: they keep their places until these are over.
+set_and_reload($node, 'mq.max_workers' => 2);
+$node->safe_psql($db, q{SELECT mq_register_handler('sit', 'hold(mq_message)', run_as => 'alice', timeout => '10 min')});
+$holder->query_safe('SELECT pg_advisory_lock(1)');
+$node->safe_psql($db, q{SELECT mq_send('hold', retries => 0)});
+within(10, $node, 'postgres', q{SELECT count(*) FROM pg_stat_activity WHERE application_name = 'mq handler' AND wait_event = 'advisory'}, 1, 'beside two workers, a leased call runs');
+my $held = q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'mq worker' AND wait_event = 'advisory'};
+for my $round (1 .. 4) {
+	$node->safe_psql($db, q{SELECT mq_send('sit', retries => 0)});
+	within(10, $node, 'postgres', $held, $round < 2 ? 1 : 2, "workers sit in calls (round $round)");
+	$node->safe_psql('postgres', qq{ALTER ROLE alice SET work_mem = '5${round}MB'});
+}
+is((value_within(3, $node, 'postgres', $held, qr/^[3-9]/))[1], 2, 'no more workers than places sit in calls');
+holds($node, 'postgres', "SELECT count(*) <= 3 FROM ($worker) w", 't', 'a role has one process more than places, at most');
+holds($node, $db, q{SELECT count(*) <= 2 FROM mq_workers WHERE database = 'app' AND state <> 'leaving'}, 't', 'and no more workers than places');
+$holder->query_safe('SELECT pg_advisory_unlock_all()');
+within(30, $node, $db, q{SELECT count(*) FROM mq_msgs}, 0, 'all calls end');
+within(20, $node, 'postgres', "SELECT count(*) FROM ($worker) w", 1, 'and with them those who waited');
+sees('c', '54MB', 'the last settings are in force');
+
+# Of several workers with leased calls one leaves at a time.
+set_and_reload($node, 'mq.leased_sessions' => 1);
+$holder->query_safe('SELECT pg_advisory_lock(1)');
+my $leased = q{SELECT count(*) FROM pg_stat_activity WHERE application_name = 'mq handler' AND wait_event = 'advisory'};
+for my $round (1 .. 3) {
+	$node->safe_psql($db, q{SELECT mq_send('hold', retries => 0), mq_send('hold', retries => 0)});
+	within(20, $node, 'postgres', $leased, $round == 1 ? 2 : 3, "workers have a leased call each (round $round)");
+	$node->safe_psql('postgres', qq{ALTER ROLE alice SET work_mem = '5${round}5kB'});
+}
+is((value_within(3, $node, 'postgres', "SELECT count(*) FROM ($worker) w", qr/^[4-9]/))[1], 3, 'one more than places');
+sees('c', qr/^(54MB|5\d5kB)$/, 'others are handled');
+$holder->query_safe('SELECT pg_advisory_unlock_all()');
+within(30, $node, $db, q{SELECT count(*) FROM mq_msgs}, 0, 'all leased calls end');
+sees('c', '535kB', 'the last settings are in force after those');
+
+# Who has processes that others lack is named. Two for workers: the server has its launcher of logical replication, and ours.
+$node->safe_psql($db, q{GRANT INSERT ON seen TO bob; GRANT USAGE ON SEQUENCE seen_n_seq TO bob; SELECT mq_register_handler('his', 'look(mq_message)', run_as => 'bob')});
+$node->append_conf('postgresql.conf', 'max_worker_processes = 4');
+$node->restart;
+$holder = $node->background_psql($db);
+$holder->query_safe('SELECT pg_advisory_lock(1)');
+$node->safe_psql($db, q{SELECT mq_send('hold', retries => 0)});
+within(30, $node, 'postgres', q{SELECT count(*) FROM pg_stat_activity WHERE application_name = 'mq handler' AND wait_event = 'advisory'}, 1, 'where processes are short, a leased call runs');
+$node->safe_psql('postgres', q{ALTER ROLE alice SET work_mem = '61MB'});
+$node->safe_psql($db, q{SELECT mq_send('c'), mq_send('his')});
+within(20, $node, $db, q{SELECT detail FROM mq_health() WHERE "check" = 'worker slots' AND NOT ok},
+	qr/max_worker_processes = 4 .*, process [0-9]+ as alice in database app only waits for a leased call to end, since 2/, 'mq_health() names who waits for leased calls');
+within(30, $node, $db, q{SELECT count(*) FROM mq_msgs WHERE channel_name <> 'hold'}, 0, 'others take turns meanwhile');
+$holder->query_safe('SELECT pg_advisory_unlock_all()');
 $holder->quit;
 
 $node->stop;
