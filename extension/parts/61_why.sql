@@ -1,7 +1,8 @@
 -- mq_why(): why one message is where it is; and what it shares with mq_health().
 
+-- Strict: its callers have no texts as a rule, and it would be planned each time.
 CREATE FUNCTION mq_some(texts text[]) RETURNS text
-  LANGUAGE sql IMMUTABLE PARALLEL SAFE
+  LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
   RETURN (SELECT string_agg(left(t.text, 400), ', ' ORDER BY t.n) FILTER (WHERE t.n <= 10) ||
                  CASE WHEN pg_catalog.count(*) > 10 THEN ' and ' || (pg_catalog.count(*) - 10)::text || ' more' ELSE '' END
             FROM pg_catalog.unnest(texts) WITH ORDINALITY AS t (text, n));
@@ -143,21 +144,30 @@ CREATE FUNCTION mq_running_calls(OUT channel_name text, OUT pid integer, OUT sin
 COMMENT ON FUNCTION mq_running_calls() IS 'The calls of handlers that run in this database, of either mode; for mq_health() and mq_why().';
 
 -- As bgworker/worker_claim.cpp does: what those with a greater priority leave of a batch is for the others.
-CREATE FUNCTION mq_preferred(INOUT channel_name text, OUT priority integer, OUT own_priority integer) RETURNS SETOF record
-  LANGUAGE sql VOLATILE
+CREATE FUNCTION mq_preferred(channel_names text[], OUT channel_name text, OUT own_priority integer, OUT preferred text, OUT priority integer)
+  RETURNS SETOF record LANGUAGE sql VOLATILE STRICT
   BEGIN ATOMIC
     WITH c AS (SELECT h.channel_name, max(h.priority) AS priority, min(h.max_workers) AS most, bool_or(h.mode = 'leased') AS leased, pg_catalog.array_agg(h.run_as_oid) AS roles
-                 FROM mq_handlers h GROUP BY h.channel_name)
-    SELECT o.channel_name, o.priority, m.priority
-      FROM c m JOIN c o ON o.priority > m.priority AND o.leased = m.leased AND o.roles && m.roles
-     WHERE m.channel_name = mq_preferred.channel_name
-       AND NOT EXISTS (SELECT FROM mq_paused p WHERE p.channel_name = o.channel_name)
-       AND EXISTS (SELECT FROM mq_msgs d WHERE d.channel_name = o.channel_name AND d.attempt_at <= clock_timestamp()
-                      AND (d.after_message_id IS NULL OR d.after_message_id = '00000000-0000-0000-0000-000000000000'))
-       AND (o.most IS NULL OR o.most > (SELECT pg_catalog.count(*) FROM mq_running_calls() AS r WHERE r.channel_name = o.channel_name))
-     ORDER BY o.priority DESC, o.channel_name LIMIT 1;
+                 FROM mq_handlers h GROUP BY h.channel_name),
+         m AS (SELECT c.channel_name, c.priority, c.leased, c.roles FROM c WHERE c.channel_name = ANY (channel_names)),
+         calls AS (SELECT r.channel_name, pg_catalog.count(*) AS calls FROM mq_running_calls() AS r GROUP BY r.channel_name),
+         -- One of those that are alike will do.
+         o AS MATERIALIZED (
+           SELECT DISTINCT ON (c.priority, c.leased, c.roles) c.channel_name, c.priority, c.leased, c.roles
+             FROM c
+            WHERE c.priority > (SELECT min(m.priority) FROM m)
+              AND NOT EXISTS (SELECT FROM mq_paused p WHERE p.channel_name = c.channel_name)
+              AND EXISTS (SELECT FROM mq_msgs d WHERE d.channel_name = c.channel_name AND d.attempt_at <= clock_timestamp()
+                             AND (d.after_message_id IS NULL OR d.after_message_id = '00000000-0000-0000-0000-000000000000'))
+              AND NOT EXISTS (SELECT FROM calls r WHERE r.channel_name = c.channel_name AND r.calls >= c.most)
+            ORDER BY c.priority, c.leased, c.roles, c.channel_name)
+    SELECT m.channel_name, m.priority, g.channel_name, g.priority
+      FROM m
+     CROSS JOIN LATERAL (SELECT o.channel_name, o.priority FROM o
+                          WHERE o.priority > m.priority AND o.leased = m.leased AND o.roles && m.roles
+                          ORDER BY o.priority DESC, o.channel_name LIMIT 1) AS g;
   END;
-COMMENT ON FUNCTION mq_preferred(text) IS 'A channel with a greater priority that has due messages, which are handled before those of this one; for mq_health() and mq_why().';
+COMMENT ON FUNCTION mq_preferred(text[]) IS 'For each of the channels that has one, another with a greater priority that has due messages, which are handled before its own; for mq_health() and mq_why().';
 
 -- Of one pending message, without a look at those before it in its ordered channel.
 CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
@@ -205,7 +215,7 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
       WHEN h.leased AND q.calls >= q.sessions
         THEN pg_catalog.format('is due, but all %s sessions for leased handlers sit in calls, the longest since %s: raise mq.leased_sessions or mq.max_workers', q.calls, date_trunc('second', q.since))
       WHEN g.priority IS NOT NULL
-        THEN pg_catalog.format('waits since channel "%s" with priority %s has due messages, and its own channel has priority %s: mq_register_handler sets the priority', g.channel_name, g.priority, g.own_priority)
+        THEN pg_catalog.format('waits since channel "%s" with priority %s has due messages, and its own channel has priority %s: mq_register_handler sets the priority', g.preferred, g.priority, g.own_priority)
       WHEN b.busy >= current_setting('mq.max_workers')::bigint
         THEN pg_catalog.format('is due, but all %s workers sit in calls, the longest since %s for channel "%s": raise mq.max_workers, or register handlers that take long with mode => ''leased''',
                     b.busy, date_trunc('second', b.since), b.channel_name)
@@ -237,7 +247,7 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) FILTER (WHERE x.state IN ('handling', 'settling', 'committing')) AS busy, min(x.since) FILTER (WHERE x.state IN ('handling', 'settling', 'committing')) AS since,
                                 (pg_catalog.array_agg(x.channel_name ORDER BY x.since) FILTER (WHERE x.state IN ('handling', 'settling', 'committing')))[1] AS channel_name
                            FROM mq_worker_seats() AS x WHERE x.database = current_database()) AS b
-      LEFT JOIN LATERAL mq_preferred(m.channel_name) AS g ON h.handlers > 0 AND m.attempt_at <= t.now
+      LEFT JOIN LATERAL mq_preferred(CASE WHEN h.handlers > 0 AND m.attempt_at <= t.now THEN ARRAY[m.channel_name] END) AS g ON true
      CROSS JOIN LATERAL (SELECT bool_or(x.pid = w.pid OR x.pid = l.pid) AS handler, pg_catalog.count(*) > 0 AS waits FROM mq_waiting_commits() AS x
                           WHERE x.backend_type IS DISTINCT FROM 'client backend' OR x.pid = l.pid) AS v
      WHERE m.id = message_id;
@@ -266,13 +276,16 @@ CREATE FUNCTION mq_whereabouts(message_id uuid) RETURNS text
   END;
 COMMENT ON FUNCTION mq_whereabouts(uuid) IS 'For mq_why().';
 
+-- Many small parts look costly together, but compiling them takes half a second.
 CREATE FUNCTION mq_why(message_id uuid) RETURNS text
-  LANGUAGE sql VOLATILE SECURITY DEFINER
+  LANGUAGE sql VOLATILE SECURITY DEFINER SET jit = off
   BEGIN ATOMIC
     SELECT CASE WHEN l.tables IS NOT NULL AND message_id IS NOT NULL
                 THEN 'is where nobody can see it, and waits if it is due: ' || l.tables || '; end that transaction'
                 ELSE mq_whereabouts(message_id) END
-      FROM (SELECT mq_some(pg_catalog.array_agg(t)) AS tables FROM mq_locked_tables() AS t) AS l;
+      -- A look at the locks costs less than to plan mq_locked_tables().
+      FROM (SELECT mq_some(pg_catalog.array_agg(t)) AS tables FROM mq_locked_tables() AS t
+             WHERE EXISTS (SELECT FROM pg_locks k WHERE k.mode = 'AccessExclusiveLock' AND k.pid IS DISTINCT FROM pg_backend_pid())) AS l;
   END;
 COMMENT ON FUNCTION mq_why(uuid) IS
   'Says in one sentence, whose subject is the message, where it is and what it waits for, and where somebody has to do something, what. Shows no payload and no error text. NULL for NULL.';

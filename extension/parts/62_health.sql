@@ -3,7 +3,10 @@
 CREATE FUNCTION mq_health_of_server() RETURNS TABLE ("check" text, ok boolean, detail text)
   LANGUAGE sql VOLATILE
   BEGIN ATOMIC
-    WITH s AS (SELECT * FROM mq_service())
+    WITH s AS (SELECT * FROM mq_service()),
+         -- Read and planned once.
+         activity AS MATERIALIZED (
+           SELECT a.pid, a.datname, a.application_name, a.state, a.backend_type, a.wait_event, a.xact_start FROM pg_stat_activity a)
     SELECT 'server mode', s.mode = 'primary',
            CASE s.mode WHEN 'standby' THEN 'standby: messages are handled where they are sent; here nothing is until this server is promoted'
                        WHEN 'single-user' THEN 'single-user mode: no workers; CALL mq_run() does their work' END
@@ -55,14 +58,14 @@ CREATE FUNCTION mq_health_of_server() RETURNS TABLE ("check" text, ok boolean, d
     SELECT 'commits not waiting', pg_catalog.count(c.pid) = 0,
            pg_catalog.format('commits wait for a synchronous standby (synchronous_standby_names = %s): start it, or change the setting; of ', current_setting('synchronous_standby_names')) ||
            mq_some(pg_catalog.array_agg(pg_catalog.format('process %s%s', c.pid, ' (' || c.backend_type || ')') ORDER BY c.backend_type = 'client backend', c.pid))
-      FROM mq_waiting_commits() AS c
+      FROM mq_waiting_commits() AS c WHERE EXISTS (SELECT FROM activity a WHERE a.wait_event = 'SyncRep')
     UNION ALL
     -- Who listens cannot be told from outside; who stays in a transaction holds the queue back if it does.
     SELECT 'NOTIFY queue', u.used <= 0.5::float8,
            CASE WHEN u.used > 0.5::float8 THEN
              pg_catalog.format('the server''s queue of notifications is %s %% full, since a session that listens stays in a transaction: ', (u.used * 100::float8)::integer) ||
              COALESCE((SELECT 'the oldest is of ' || mq_process(a.pid, a.application_name, a.state, a.backend_type) || ' in database ' || a.datname::text || mq_since(a.xact_start)
-                         FROM pg_stat_activity a
+                         FROM activity a
                         WHERE a.backend_type = 'client backend' AND a.xact_start IS NOT NULL AND a.pid <> pg_backend_pid()
                         ORDER BY a.xact_start LIMIT 1) || '; end it', 'end that one') ||
              '; with mq.notify = auto nothing is added beyond 90 %, and consumers that listen find messages when they poll' END
@@ -74,10 +77,66 @@ CREATE FUNCTION mq_health_of_server() RETURNS TABLE ("check" text, ok boolean, d
   END;
 COMMENT ON FUNCTION mq_health_of_server() IS 'For mq_health(): its rows that read no table of mq.';
 
+-- Of the advisory locks those of appends to ordered channels, see bgworker/server/locks.hpp. Who has sent may also wait
+-- for another transaction's rows elsewhere.
+CREATE FUNCTION mq_lock_waits(OUT sends boolean, OUT who text, OUT since timestamptz) RETURNS SETOF record
+  LANGUAGE sql VOLATILE
+  BEGIN ATOMIC
+    WITH l AS MATERIALIZED (SELECT * FROM pg_locks),
+         mine AS (SELECT d.objid AS oid, c.relname, c.relkind FROM pg_extension e
+                    JOIN pg_depend d ON d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass::oid AND d.deptype = 'e'
+                     AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass::oid AND d.refobjid = e.oid
+                    JOIN pg_class c ON c.oid = d.objid
+                   WHERE e.extname = 'mq')
+    SELECT true, pg_catalog.format('process %s%s for %s, which %s', w.pid, mq_since(w.waitstart), CASE WHEN w.n <= 10 THEN mq_blockers(w.pid) END, w.what), w.waitstart
+      FROM (SELECT a.pid, a.waitstart, row_number() OVER (ORDER BY a.waitstart) AS n,
+                   CASE a.locktype WHEN 'advisory' THEN 'has appended to the same ordered channel'
+                                   WHEN 'relation' THEN 'has locked ' || (SELECT r.relname::text FROM pg_class r WHERE r.oid = a.relation)
+                                   WHEN 'object' THEN 'has locked the extension'
+                                   ELSE 'has sent with the same dedup_key, or holds rows that are wanted' END AS what
+              FROM l a
+             WHERE NOT a.granted AND a.waitstart < clock_timestamp() - interval '3 seconds'
+               AND CASE a.locktype
+                   WHEN 'advisory' THEN a.objsubid IN (28017, 28021)
+                   WHEN 'relation' THEN a.mode IN ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock')
+                                        AND EXISTS (SELECT FROM mine LEFT JOIN pg_index i ON i.indrelid = mine.oid WHERE a.relation IN (mine.oid, i.indexrelid))
+                   WHEN 'object' THEN a.classid = 'pg_catalog.pg_extension'::pg_catalog.regclass::oid AND a.objid = (SELECT e.oid FROM pg_extension e WHERE e.extname = 'mq')
+                   WHEN 'transactionid' THEN EXISTS (SELECT FROM l h JOIN mine ON mine.oid = h.relation AND mine.relname = 'mq_msgs'
+                                                      WHERE h.pid = a.pid AND h.granted AND h.locktype = 'relation' AND h.mode = 'RowExclusiveLock')
+                   ELSE false END
+               AND (a.locktype = 'transactionid' OR a.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))
+               AND NOT EXISTS (SELECT FROM mq_worker_seats() AS x WHERE x.pid = a.pid)
+               AND NOT EXISTS (SELECT FROM mq_leased_calls() AS x WHERE x.pid = a.pid)) AS w
+    UNION ALL
+    SELECT false,
+           pg_catalog.format('process %s, %s, for %s on %s, behind %s', w.pid,
+             CASE WHEN c.handles THEN 'in its handler' ELSE 'which looks after the queue' END, w.mode,
+             COALESCE(pg_catalog.quote_ident((SELECT r.relname FROM pg_catalog.pg_class r WHERE r.oid = w.relation)),
+                      CASE WHEN w.locktype = 'object' AND w.database IN (0, (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))
+                           THEN pg_catalog.pg_describe_object(w.classid, w.objid, w.objsubid) END,
+                      w.locktype),
+             mq_blockers(w.pid)),
+           w.waitstart
+      FROM (SELECT s.pid, s.state = 'handling' AS handles FROM mq_worker_seats() AS s WHERE s.database = current_database()
+            UNION ALL SELECT k.pid, true FROM mq_leased_calls() AS k
+            UNION ALL SELECT a.pid, false FROM pg_catalog.pg_stat_activity a WHERE a.backend_type = 'mq launcher') AS c
+      JOIN l w ON w.pid = c.pid
+     WHERE NOT w.granted AND w.waitstart < clock_timestamp() - interval '1 second';
+  END;
+COMMENT ON FUNCTION mq_lock_waits() IS 'Who waits for a lock that keeps messages from moving, sessions that send or those of mq, on what and behind whom, in words; for mq_health().';
+
 CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail text)
   LANGUAGE sql VOLATILE
   BEGIN ATOMIC
     WITH RECURSIVE
+         -- Read and planned once, as are the calls.
+         activity AS MATERIALIZED (
+           SELECT a.pid, a.application_name, a.state, a.backend_type, a.wait_event, a.xact_start FROM pg_stat_activity a),
+         calls AS MATERIALIZED (SELECT c.channel_name, c.pid, c.since FROM mq_running_calls() AS c),
+         -- A look at the locks costs less than to plan mq_lock_waits().
+         waits AS MATERIALIZED (
+           SELECT w.sends, w.who, w.since FROM mq_lock_waits() AS w
+            WHERE EXISTS (SELECT FROM pg_locks l WHERE NOT l.granted AND l.waitstart < clock_timestamp() - interval '1 second')),
          -- Handlers with the roles that they mean, as bgworker/server/enabled.hpp tells.
          handler AS (
            SELECT h.channel_name, h.handler, h.mode, m.id IS NOT NULL AS is_here, h.run_as_oid IS DISTINCT FROM 0::pg_catalog.oid AS may_come,
@@ -132,7 +191,7 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
             GROUP BY h.channel_name HAVING min(l.timeout) > interval '0'),
          overrunning AS (
            SELECT c.channel_name, c.pid, c.since
-             FROM mq_running_calls() AS c
+             FROM calls c
              JOIN limits l ON l.channel_name = c.channel_name
             WHERE c.since + l.most + interval '2 seconds' < clock_timestamp()),
          -- Workers that have been in one call for long, or with what follows it.
@@ -150,7 +209,7 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
          full_channels AS (
            SELECT h.channel_name, h.most, r.since
              FROM (SELECT l.channel_name, min(l.max_workers) AS most FROM mq_handlers l GROUP BY l.channel_name) AS h
-            CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS calls, min(x.since) AS since FROM mq_running_calls() AS x WHERE x.channel_name = h.channel_name) AS r
+             JOIN (SELECT x.channel_name, pg_catalog.count(*) AS calls, min(x.since) AS since FROM calls x GROUP BY x.channel_name) AS r ON r.channel_name = h.channel_name
             WHERE r.calls >= h.most AND r.since < clock_timestamp() - interval '1 second'),
          -- Message names that no handler of their channel takes, though it has some; of the first that wait of each channel.
          unnamed AS (
@@ -164,6 +223,15 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
              JOIN mq_payloads p ON p.id = a.id
             WHERE EXISTS (SELECT FROM mq_handlers h WHERE h.channel_name = n.name)
               AND NOT EXISTS (SELECT FROM mq_handlers h WHERE h.channel_name = n.name AND (h.message_name IS NULL OR h.message_name = p.name))),
+         -- Channels whose messages have been due for a while, if not all have one priority.
+         late AS (
+           SELECT n.name, o.attempt_at
+             FROM n CROSS JOIN LATERAL (
+                    SELECT m.attempt_at FROM mq_msgs m
+                     WHERE m.channel_name = n.name AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')
+                     ORDER BY m.attempt_at LIMIT 1) AS o
+            WHERE o.attempt_at < now() - interval '2 seconds' AND (SELECT min(h.priority) < max(h.priority) FROM mq_handlers h)
+              AND NOT EXISTS (SELECT FROM mq_paused p WHERE p.channel_name = n.name)),
          uncommitted AS (
            SELECT pg_catalog.count(*) AS messages, min(u.attempt_at) AS until
              FROM (SELECT m.attempt_at FROM mq_msgs m WHERE m.commit_interval IS NOT NULL AND m.attempt_at > now()
@@ -204,7 +272,7 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
            '; time limits do not hold for that: a deferred trigger or constraint of a table that handlers write, a trigger on a table of mq, or a slow disk; pg_cancel_backend ends it, and it is tried again, so mend the trigger first'
       FROM mq_worker_seats() AS w
      WHERE w.database = current_database() AND w.state IN ('settling', 'committing') AND w.since < clock_timestamp() - interval '1 second'
-       AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = w.pid AND a.wait_event = 'SyncRep')
+       AND NOT EXISTS (SELECT FROM activity a WHERE a.pid = w.pid AND a.wait_event = 'SyncRep')
     UNION ALL
     SELECT 'leased sessions free', pg_catalog.count(f.role) = 0,
            'messages are due, and each session that workers may open for leased handlers sits in a call: ' ||
@@ -269,37 +337,9 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
     SELECT 'channels not blocked', pg_catalog.count(m.id) = 0, 'blocked by a dead message: ' || mq_some(pg_catalog.array_agg(DISTINCT m.channel_name)) || '; mq_redrive sends it again, mq_delete goes on without it'
       FROM mq_msgs m WHERE m.attempts <= 0 AND m.attempt_at IS NULL
     UNION ALL
-    -- Of the advisory locks those of appends to ordered channels, see bgworker/server/locks.hpp. Who has sent may also wait
-    -- for another transaction's rows elsewhere.
-    SELECT 'senders not waiting', pg_catalog.count(w.pid) = 0,
-           'sessions that send wait for others: ' ||
-           mq_some(pg_catalog.array_agg(pg_catalog.format('process %s%s for %s, which %s', w.pid, mq_since(w.waitstart), CASE WHEN w.n <= 10 THEN mq_blockers(w.pid) END, w.what)
-                                        ORDER BY w.waitstart)) || '; end that transaction'
-      FROM (SELECT o.pid, o.waitstart, o.what, row_number() OVER (ORDER BY o.waitstart) AS n
-              FROM (WITH l AS MATERIALIZED (SELECT * FROM pg_locks),
-                         mine AS (SELECT d.objid AS oid, c.relname, c.relkind FROM pg_extension e
-                                    JOIN pg_depend d ON d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass::oid AND d.deptype = 'e'
-                                     AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass::oid AND d.refobjid = e.oid
-                                    JOIN pg_class c ON c.oid = d.objid
-                                   WHERE e.extname = 'mq')
-                    SELECT a.pid, a.waitstart,
-                           CASE a.locktype WHEN 'advisory' THEN 'has appended to the same ordered channel'
-                                           WHEN 'relation' THEN 'has locked ' || (SELECT r.relname::text FROM pg_class r WHERE r.oid = a.relation)
-                                           WHEN 'object' THEN 'has locked the extension'
-                                           ELSE 'has sent with the same dedup_key, or holds rows that are wanted' END AS what
-                      FROM l a
-                     WHERE NOT a.granted AND a.waitstart < clock_timestamp() - interval '3 seconds'
-                       AND CASE a.locktype
-                           WHEN 'advisory' THEN a.objsubid IN (28017, 28021)
-                           WHEN 'relation' THEN a.mode IN ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock')
-                                                AND EXISTS (SELECT FROM mine LEFT JOIN pg_index i ON i.indrelid = mine.oid WHERE a.relation IN (mine.oid, i.indexrelid))
-                           WHEN 'object' THEN a.classid = 'pg_catalog.pg_extension'::pg_catalog.regclass::oid AND a.objid = (SELECT e.oid FROM pg_extension e WHERE e.extname = 'mq')
-                           WHEN 'transactionid' THEN EXISTS (SELECT FROM l h JOIN mine ON mine.oid = h.relation AND mine.relname = 'mq_msgs'
-                                                              WHERE h.pid = a.pid AND h.granted AND h.locktype = 'relation' AND h.mode = 'RowExclusiveLock')
-                           ELSE false END
-                       AND (a.locktype = 'transactionid' OR a.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))
-                       AND NOT EXISTS (SELECT FROM mq_worker_seats() AS x WHERE x.pid = a.pid)
-                       AND NOT EXISTS (SELECT FROM mq_leased_calls() AS x WHERE x.pid = a.pid)) AS o) AS w
+    SELECT 'senders not waiting', pg_catalog.count(w.who) = 0,
+           'sessions that send wait for others: ' || mq_some(pg_catalog.array_agg(w.who ORDER BY w.since)) || '; end that transaction'
+      FROM waits w WHERE w.sends
     UNION ALL
     SELECT 'clock', pg_catalog.count(f.name) = 0,
            'set back since messages were sent, in: ' || mq_some(pg_catalog.array_agg(f.name || ' (at ' || date_trunc('second', f.created_at)::text || ')' ORDER BY f.name)) ||
@@ -343,7 +383,7 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
       FROM (SELECT pg_catalog.format('%s of %s by %s', h.messages, h.channel_name,
                      CASE WHEN h.pid = 0 THEN mq_prepared(h.prepared)
                           ELSE mq_process(h.pid, a.application_name, a.state, a.backend_type) || mq_since(a.xact_start) END) AS who
-              FROM mq_row_holders() AS h LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = h.pid
+              FROM mq_row_holders() AS h LEFT JOIN activity a ON a.pid = h.pid
              -- Either may have ended meanwhile. Those who handle messages have them locked, too. pg_stat_activity tells nothing
              -- of sessions with track_activities = off, and of others' only a superuser and pg_read_all_stats.
              WHERE CASE WHEN h.pid = 0 THEN EXISTS (SELECT FROM pg_prepared_xacts x WHERE x.transaction = h.prepared)
@@ -353,32 +393,14 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
     SELECT 'workers do not wait for locks', pg_catalog.count(w.who) = 0,
            'a worker, or a session of a leased handler, waits for a lock: ' || mq_some(pg_catalog.array_agg(w.who ORDER BY w.who)) ||
            '; it goes on when the transaction of the other ends'
-      FROM (SELECT pg_catalog.format('process %s, %s, for %s on %s, behind %s', l.pid,
-                     CASE WHEN c.handles THEN 'in its handler' ELSE 'which looks after the queue' END, l.mode,
-                     COALESCE(pg_catalog.quote_ident((SELECT r.relname FROM pg_catalog.pg_class r WHERE r.oid = l.relation)),
-                              CASE WHEN l.locktype = 'object' AND l.database IN (0, (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))
-                                   THEN pg_catalog.pg_describe_object(l.classid, l.objid, l.objsubid) END,
-                              l.locktype),
-                     mq_blockers(l.pid)) AS who
-              FROM (SELECT s.pid, s.state = 'handling' AS handles FROM mq_worker_seats() AS s WHERE s.database = current_database()
-                    UNION ALL SELECT k.pid, true FROM mq_leased_calls() AS k
-                    UNION ALL SELECT a.pid, false FROM pg_catalog.pg_stat_activity a WHERE a.backend_type = 'mq launcher') AS c
-              JOIN pg_catalog.pg_locks l ON l.pid = c.pid
-             WHERE NOT l.granted AND l.waitstart < clock_timestamp() - interval '1 second') AS w
+      FROM waits w WHERE NOT w.sends
     UNION ALL
     -- So it is meant to be, but for a minute.
     SELECT 'priorities', pg_catalog.count(d.name) FILTER (WHERE d.attempt_at < now() - interval '1 minute') = 0,
            'messages wait since channels with a greater priority have due ones: ' ||
-           mq_some(pg_catalog.array_agg(pg_catalog.format('%s (priority %s%s) behind %s (priority %s)', d.name, g.own_priority, mq_since(d.attempt_at), g.channel_name, g.priority) ORDER BY d.attempt_at)) ||
+           mq_some(pg_catalog.array_agg(pg_catalog.format('%s (priority %s%s) behind %s (priority %s)', d.name, g.own_priority, mq_since(d.attempt_at), g.preferred, g.priority) ORDER BY d.attempt_at, d.name)) ||
            '; mq_register_handler sets the priority of a channel'
-      FROM (SELECT n.name, o.attempt_at
-              FROM n CROSS JOIN LATERAL (
-                     SELECT m.attempt_at FROM mq_msgs m
-                      WHERE m.channel_name = n.name AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')
-                      ORDER BY m.attempt_at LIMIT 1) AS o
-             WHERE o.attempt_at < now() - interval '2 seconds' AND (SELECT min(h.priority) < max(h.priority) FROM mq_handlers h)
-               AND NOT EXISTS (SELECT FROM mq_paused p WHERE p.channel_name = n.name)) AS d
-     CROSS JOIN LATERAL mq_preferred(d.name) AS g
+      FROM late d JOIN mq_preferred((SELECT pg_catalog.array_agg(l.name) FROM late l)) AS g ON g.channel_name = d.name
     UNION ALL
     -- These are as they should be, and say why nothing is handled all the same.
     SELECT 'calls limited', true,
@@ -398,16 +420,21 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
   END;
 COMMENT ON FUNCTION mq_health_rows() IS 'For mq_health(): its rows while all tables can be read.';
 
--- mq_health_rows() is planned only when it is called: it would wait for locked tables.
+-- mq_health_rows() is planned only when it is called: it would wait for locked tables. Many small parts look costly
+-- together, but compiling them takes longer than all else.
 CREATE FUNCTION mq_health() RETURNS TABLE ("check" text, ok boolean, detail text)
-  LANGUAGE sql VOLATILE SECURITY DEFINER
+  LANGUAGE sql VOLATILE SECURITY DEFINER SET jit = off
   BEGIN ATOMIC
+    -- A look at the locks costs less than to plan mq_locked_tables().
+    WITH l AS MATERIALIZED (
+           SELECT pg_catalog.array_agg(t) AS tables FROM mq_locked_tables() AS t
+            WHERE EXISTS (SELECT FROM pg_locks k WHERE k.mode = 'AccessExclusiveLock' AND k.pid IS DISTINCT FROM pg_backend_pid()))
     SELECT 'tables readable', l.tables IS NULL,
-           l.tables || '; messages wait for that, and no more can be told of them meanwhile: end that transaction'
-      FROM (SELECT mq_some(pg_catalog.array_agg(t)) AS tables FROM mq_locked_tables() AS t) AS l
+           mq_some(l.tables) || '; messages wait for that, and no more can be told of them meanwhile: end that transaction'
+      FROM l
     UNION ALL
     SELECT r."check", r.ok, r.detail FROM mq_health_of_server() AS r
     UNION ALL
-    SELECT r."check", r.ok, r.detail FROM mq_health_rows() AS r WHERE NOT EXISTS (SELECT FROM mq_locked_tables());
+    SELECT r."check", r.ok, r.detail FROM mq_health_rows() AS r WHERE EXISTS (SELECT FROM l WHERE l.tables IS NULL);
   END;
 COMMENT ON FUNCTION mq_health() IS 'Why messages are not moving: a row for each thing that can be in the way, ok or not, with what it is.';

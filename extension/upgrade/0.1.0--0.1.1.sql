@@ -67,10 +67,10 @@ COMMENT ON FUNCTION mq_unsettled() IS 'The last messages that a worker could not
 REVOKE ALL ON FUNCTION mq_unsettled() FROM PUBLIC;
 
 -- replace 61_why.sql
-REVOKE ALL ON FUNCTION mq_process(integer, text, text, text), mq_since(timestamptz), mq_blockers(integer), mq_waiting_commits(), mq_preferred(text), mq_some(text[]), mq_failing_workers(), mq_prepared(xid), mq_has_consumers(), mq_leased_calls(), mq_locked_tables(), mq_obstacles(), mq_row_holders(), mq_running_calls(), mq_service(), mq_server_mode(), mq_reason(uuid), mq_whereabouts(uuid), mq_why(uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION mq_process(integer, text, text, text), mq_since(timestamptz), mq_blockers(integer), mq_waiting_commits(), mq_preferred(text[]), mq_some(text[]), mq_failing_workers(), mq_prepared(xid), mq_has_consumers(), mq_leased_calls(), mq_locked_tables(), mq_obstacles(), mq_row_holders(), mq_running_calls(), mq_service(), mq_server_mode(), mq_reason(uuid), mq_whereabouts(uuid), mq_why(uuid) FROM PUBLIC;
 
 -- replace 62_health.sql
-REVOKE ALL ON FUNCTION mq_health_rows(), mq_health_of_server() FROM PUBLIC;
+REVOKE ALL ON FUNCTION mq_health_rows(), mq_health_of_server(), mq_lock_waits() FROM PUBLIC;
 COMMENT ON VIEW mq_workers IS
   'A row for each worker. state is waiting (for work), active (between messages), handling, settling (writing what has become of them), committing (which runs deferred triggers), or leaving: it only looks after leased calls that it began, and does not count towards mq.max_workers. channel_name and message_id say what a worker handles, the first message if it is a batch. since: when it began to wait, its last handler began, it began to settle, or it started. handled: how many messages since it started.';
 -- replace 80_grants.sql
