@@ -49,7 +49,8 @@ MQ_SANITIZE = $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all)
 # Debug information is twenty times the library. DEBUG=1 leaves what the server's own flags ask for.
 DEBUG ?=
 MQ_DEBUG = $(if $(DEBUG)$(SANITIZE),,-g0)
-MQ_CXXSTD = -std=c++20 -Wall -Wextra
+# The last is a flag of the server itself from 16 on.
+MQ_CXXSTD = -std=c++20 -Wall -Wextra -Wshadow=compatible-local
 MQ_CXXFLAGS = $(MQ_CXXSTD) $(WERROR)
 
 # Only what is marked PGDLLEXPORT leaves the library; servers before 16 leave the mark empty.

@@ -169,7 +169,7 @@ void count_forgotten(const Retention& retention, const Rows& rows) {
 }
 
 // One by one after that error: something refers to a row, or a trigger refuses.
-Swept forget_singles(Transaction& transaction, Retention& retention, Datum age, const Error& error) {
+Swept forget_singles(Transaction& transaction, Retention& retention, Datum age, const Error& of_all) {
   Swept swept;
   std::vector<Retention::Position> old;
   {
@@ -179,7 +179,7 @@ Swept forget_singles(Transaction& transaction, Retention& retention, Datum age, 
     for (std::size_t i = 0; i < rows.size(); ++i)
       old.push_back({DatumGetTimestampTz(rows.get(i, 1)), DatumGetInt64(rows.get(i, 2))});
   }
-  if (old.empty()) swept.failure = error;  // it was no row
+  if (old.empty()) swept.failure = of_all;  // it was no row
   for (const Retention::Position& row : old) try {
       under_savepoint(transaction, [&] {
         const OwnerScope scope;
