@@ -12,7 +12,7 @@
 ##   make installcheck   pg_regress and isolation tests against a running server that has mq
 ##   make clean          remove everything that was built
 ##   make test           install what is missing, build, and test on a private throwaway server
-##                         ONLY=unit|fence|regress|isolation|tap|original|dist  TESTS="names"
+##                         ONLY=unit|layout|regress|isolation|tap|original|dist  TESTS="names"
 ##                         MQ_ORIGINAL=path  a copy of the original schema, for the suite original
 ##   make demo           the same for a demonstration; KEEP=1 leaves its server running
 ##   make demo-stop      stop and remove the servers that KEEP=1 left
@@ -32,9 +32,18 @@ DATA_built = extension/mq--$(EXTVERSION).sql $(UPGRADES)
 
 MODULE_big = mq
 PGFILEDESC = "mq - message queue with native background workers"
-CORE_OBJS = $(patsubst %.cpp,%.o,$(sort $(wildcard bgworker/*.cpp)))
-SERVER_OBJS = $(patsubst %.cpp,%.o,$(sort $(wildcard bgworker/server/*.cpp)))
-OBJS = bgworker/shim.o $(CORE_OBJS) $(SERVER_OBJS)
+
+# From the top of the house to its bottom: a file includes its own folder and those that follow.
+FOLDERS = api worker leased handlers queue stats shmem pg
+# What needs no server: compiled without its headers, and tested on its own.
+PURE = $(patsubst %,bgworker/%.cpp, \
+  $(addprefix worker/,dispatch pace pool) $(addprefix leased/,begin executor pq_session) \
+  $(addprefix handlers/,policy registry) $(addprefix queue/,backoff settlement undeliverable uuid) stats/histogram \
+  $(addprefix shmem/,channel_key low_water_marks pool_state throttle) $(addprefix pg/,clean_text format trouble validate))
+SOURCES = $(sort $(wildcard $(FOLDERS:%=bgworker/%/*.cpp)))
+PURE_OBJS = $(PURE:.cpp=.o)
+SERVER_OBJS = $(patsubst %.cpp,%.o,$(filter-out $(PURE),$(SOURCES)))
+OBJS = bgworker/mq.o $(PURE_OBJS) $(SERVER_OBJS)
 
 REGRESS = $(sort $(patsubst sql/%.sql,%,$(wildcard sql/*.sql)))
 ISOLATION = $(sort $(patsubst tests/isolation/specs/%.spec,%,$(wildcard tests/isolation/specs/*.spec)))
@@ -58,7 +67,7 @@ PG_CPPFLAGS = '-DPGDLLEXPORT=__attribute__((visibility("default")))' '-DMQ_VERSI
 PG_CFLAGS = $(WERROR) -Wno-declaration-after-statement -fvisibility=hidden $(MQ_DEBUG) $(MQ_SANITIZE)
 PG_CXXFLAGS = $(MQ_CXXFLAGS) -Wno-register -fvisibility=hidden $(MQ_DEBUG) $(MQ_SANITIZE)
 SHLIB_LINK_INTERNAL = $(libpq)
-SHLIB_LINK = -lfmt -lxxhash -lstdc++ $(MQ_SANITIZE) -Wl,--version-script=build/exports
+SHLIB_LINK = -lstdc++ $(MQ_SANITIZE) -Wl,--version-script=build/exports
 
 # The bitcode rules do not know our C++ flags.
 override with_llvm = no
@@ -98,23 +107,23 @@ $(UPGRADES): extension/mq--%: extension/upgrade/% $(SQL_PARTS)
 
 # --- the library ------------------------------------------------------------------------
 
-# The core is compiled without the server's include path, so a core file that includes a
-# server header does not compile. The server's own headers are exempt from our warnings.
-CORE_CPPFLAGS = $(filter-out -I%,$(CPPFLAGS)) -Ibgworker -I$(includedir)
+# What is pure is compiled without the server's include path, so with a server header it does not compile. The
+# server's own headers are exempt from our warnings.
+PURE_CPPFLAGS = $(filter-out -I%,$(CPPFLAGS)) -Ibgworker -I$(includedir)
 SERVER_CPPFLAGS = $(patsubst -I$(includedir_internal),-isystem $(includedir_internal), \
   $(patsubst -I$(includedir_server),-isystem $(includedir_server),$(CPPFLAGS)))
 
-$(CORE_OBJS): %.o: %.cpp build/flags
-	$(CXX) $(CXXFLAGS) $(CORE_CPPFLAGS) -MMD -MP -c -o $@ $<
+$(PURE_OBJS): %.o: %.cpp build/flags
+	$(CXX) $(CXXFLAGS) $(PURE_CPPFLAGS) -MMD -MP -c -o $@ $<
 
 $(SERVER_OBJS): %.o: %.cpp build/flags
 	$(CXX) $(CXXFLAGS) $(SERVER_CPPFLAGS) -MMD -MP -c -o $@ $<
 
-bgworker/shim.o: %.o: %.c build/flags
+bgworker/mq.o: %.o: %.c build/flags
 	$(CC) $(CFLAGS) $(CFLAGS_SL) $(CPPFLAGS) -MMD -MP -c -o $@ $<
 
 # A removed source file asks for a new link.
-mq.so: build/exports $(wildcard bgworker bgworker/server)
+mq.so: build/exports $(wildcard $(FOLDERS:%=bgworker/%))
 
 # Templates of the standard library are visible whatever the flags say; nothing of C++ may leave.
 build/exports:
@@ -134,19 +143,19 @@ quote = '$(subst ','\'',$(1))'
 
 # --- unit tests -------------------------------------------------------------------------
 
-# The core once more, under the sanitizers and with no server in sight.
+# What is pure once more, under the sanitizers.
 UNIT = build/unit/mq_unit
-UNIT_OBJS = $(patsubst %.cpp,build/unit/%.o,$(sort $(wildcard bgworker/*.cpp tests/unit/*.cpp)))
+UNIT_OBJS = $(patsubst %.cpp,build/unit/%.o,$(PURE) $(sort $(wildcard tests/unit/*.cpp)))
 UNIT_CXXFLAGS = $(MQ_CXXFLAGS) -g -O0 -fno-omit-frame-pointer \
   -fsanitize=address,undefined -fno-sanitize-recover=all
 UNIT_CPPFLAGS = -Ibgworker -Itests/unit -I$(shell $(PG_CONFIG) --includedir)
-UNIT_LIBS = -L$(shell $(PG_CONFIG) --libdir) -lgtest -lgtest_main -lfmt -lxxhash -lpq -lpthread
+UNIT_LIBS = -L$(shell $(PG_CONFIG) --libdir) -lgtest -lgtest_main -lpq -lpthread
 
 build/unit/%.o: %.cpp
 	@mkdir -p $(@D)
 	$(CXX) $(UNIT_CXXFLAGS) $(UNIT_CPPFLAGS) -MMD -MP -c -o $@ $<
 
-$(UNIT): $(UNIT_OBJS) $(wildcard bgworker tests/unit)
+$(UNIT): $(UNIT_OBJS) $(wildcard tests/unit)
 	$(CXX) $(UNIT_CXXFLAGS) -o $@ $(UNIT_OBJS) $(UNIT_LIBS)
 
 -include $(wildcard $(UNIT_OBJS:.o=.d))
@@ -156,10 +165,13 @@ unit-build: $(UNIT)
 unit: $(UNIT)
 	$(UNIT)
 
-# Compiles one file as a part of the core: tests/run/fence.sh asks whether PROBE passes.
-.PHONY: core-probe
-core-probe:
-	$(CXX) $(CXXFLAGS) $(CORE_CPPFLAGS) -fsyntax-only -x c++ $(PROBE)
+# For tests/run/layout.sh: compiles PROBE as a pure file; and says what is where.
+.PHONY: pure-probe layout
+pure-probe:
+	$(CXX) $(CXXFLAGS) $(PURE_CPPFLAGS) -fsyntax-only -x c++ $(PROBE)
+layout:
+	@echo folders $(FOLDERS)
+	@echo pure $(PURE)
 
 # --- client -----------------------------------------------------------------------------
 
@@ -208,11 +220,11 @@ dist:
 distcheck:
 	@$(RUN) ONLY=dist tests/run/test.sh
 
-# Not shim.c, which is indented as the server is.
-FORMATTED = $(foreach dir,bgworker bgworker/server tests/unit,$(wildcard $(dir)/*.h $(dir)/*.[ch]pp))
+# Not mq.c, which is indented as the server is.
+FORMATTED = $(foreach dir,bgworker $(FOLDERS:%=bgworker/%) tests/unit,$(wildcard $(dir)/*.h $(dir)/*.[ch]pp))
 format:
 	clang-format -i $(FORMATTED)
 
 tidy:
-	clang-tidy --quiet $(wildcard bgworker/*.cpp) -- $(MQ_CXXSTD) $(CORE_CPPFLAGS)
-	clang-tidy --quiet $(wildcard bgworker/server/*.cpp) -- $(MQ_CXXSTD) -Wno-register $(SERVER_CPPFLAGS)
+	clang-tidy --quiet $(PURE) -- $(MQ_CXXSTD) $(PURE_CPPFLAGS)
+	clang-tidy --quiet $(filter-out $(PURE),$(SOURCES)) -- $(MQ_CXXSTD) -Wno-register $(SERVER_CPPFLAGS)

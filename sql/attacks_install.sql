@@ -64,8 +64,8 @@ EXCEPTION WHEN SQLSTATE 'MQ001' THEN RETURN SQLERRM;
 END $$;
 SELECT count(*) > 30 AS many, count(*) FILTER (WHERE pg_temp.install_after(statement) !~ '^(42P07|42710|42723|42809|55000) ') AS adopted FROM prepared;
 SELECT object, pg_temp.install_after(statement) AS outcome FROM prepared
- WHERE object IN ('table mq_msgs', 'view mq_msgs', 'table mq_msgs_due', 'type mq_new_t', 'function mq_send', 'sequence mq_place_seq',
-                  'sequence mq_dead_dead_no_seq')
+ WHERE object IN ('table mq_msgs', 'view mq_msgs', 'table mq_msgs_due', 'type mq_new_t', 'function mq_send', 'sequence mq_msgs_seq',
+                  'sequence mq_dead_dead_no_seq', 'table mq_payloads', 'view mq_payloads')
  ORDER BY object COLLATE "C";
 DROP TABLE prepared;
 
@@ -144,7 +144,8 @@ BEGIN
     EXECUTE format('CREATE OR REPLACE FUNCTION hostile.trap(%s, %s) RETURNS boolean %s', f.l, f.r, trap);
     EXECUTE format('CREATE OPERATOR hostile.%s (LEFTARG = %s, RIGHTARG = %s, FUNCTION = hostile.trap)', f.oprname, f.l, f.r);
   END LOOP;
-  FOR f IN SELECT relname FROM members WHERE relkind = 'r' LOOP
+  -- No table can have the columns of mq_horizon.
+  FOR f IN SELECT relname FROM members WHERE relkind IN ('r', 'v') AND relname <> 'mq_horizon' LOOP
     EXECUTE format('CREATE TEMP TABLE %I (LIKE queue.%1$I)', f.relname);
   END LOOP;
 END $$;

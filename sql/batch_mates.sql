@@ -44,7 +44,7 @@ BEGIN
   CALL mq_run(handled => n);
   INSERT INTO tried (does, ordered, handled, "left")
     SELECT try.does, try.ordered, pg_temp.handled(),
-           (SELECT string_agg(payload_json ->> 'what', ', ' ORDER BY place) FROM mq_msgs JOIN mq_payloads USING (id)
+           (SELECT string_agg(payload_json ->> 'what', ', ' ORDER BY seq) FROM mq_msgs JOIN mq_payloads USING (id)
              WHERE channel_name = 'mates');
   PERFORM mq_clear_all(), mq_resume('mates');
   DELETE FROM mq_dead;
@@ -73,7 +73,7 @@ CALL try_all(ARRAY[
   'SELECT mq_clear(ARRAY[''elsewhere''])',
   'SELECT mq_pause(''elsewhere'')',
   'SELECT mq_send(''elsewhere'', dedup_key => ''key''), mq_send(''elsewhere'', dedup_key => ''key''), mq_send(''elsewhere'', ordered => true)',
-  'INSERT INTO mq_payloads (id, name, channel_key) VALUES (gen_random_uuid(), ''by hand'', 0) ON CONFLICT DO NOTHING']);
+  'INSERT INTO mq_msgs (id, channel_name, channel_args, channel_key, after_message_id, message_name) VALUES (gen_random_uuid(), ''elsewhere'', '''', mq_channel_key(''elsewhere'', ''''), NULL, ''by hand'') ON CONFLICT DO NOTHING']);
 SELECT * FROM pg_temp.tried() \gx
 
 -- A message that was removed, changed or put off before its call.
@@ -94,10 +94,13 @@ CALL try_all(ARRAY[
   'WITH gone AS (DELETE FROM mq_msgs WHERE id = mate() RETURNING id) INSERT INTO cancelled SELECT id FROM gone',
   'UPDATE mq_msgs SET attempt_at = now() + ''1 hour'' WHERE id = mate()',
   'UPDATE mq_payloads SET payload_json = ''{"what": "new"}'' WHERE id = mate()',
-  'INSERT INTO mq_payloads SELECT * FROM mq_payloads WHERE id = mate() ON CONFLICT (id) DO UPDATE SET payload_json = ''{"what": "new"}''',
-  'MERGE INTO mq_payloads p USING (SELECT mate() AS id) AS m ON m.id = p.id WHEN MATCHED THEN UPDATE SET payload_json = ''{"what": "new"}''',
+  'UPDATE mq_msgs SET message_json = ''{"what": "new"}'' WHERE id = mate()',
+  'INSERT INTO mq_msgs SELECT * FROM mq_msgs WHERE id = mate() ON CONFLICT (id) DO UPDATE SET message_json = ''{"what": "new"}''',
+  'MERGE INTO mq_msgs m USING (SELECT mate() AS id) AS n ON n.id = m.id WHEN MATCHED THEN UPDATE SET message_json = ''{"what": "new"}''',
+  'DELETE FROM mq_payloads WHERE id = mate()',
   'DO $do$ BEGIN DELETE FROM mq_payloads; DELETE FROM mq_msgs; END $do$',
-  'TRUNCATE mq_msgs, mq_payloads']);
+  'TRUNCATE mq_msgs, mq_payloads',
+  'TRUNCATE mq_payloads']);
 SELECT * FROM pg_temp.tried() \gx
 
 -- A channel that was paused, or got another handler.

@@ -16,7 +16,7 @@ CREATE FUNCTION pg_temp.send(n int, key text, channel text DEFAULT 'work', args 
   SELECT pg_temp.number(mq_send(channel, to_jsonb(n), channel_args => args, ordered => is_ordered, id => pg_temp.id(n),
                                 retry_backoff => '1 hour', dedup_key => key))
 $$;
-CREATE FUNCTION pg_temp.pending() RETURNS int[] LANGUAGE sql AS $$ SELECT array_agg(pg_temp.number(id) ORDER BY place) FROM mq_msgs $$;
+CREATE FUNCTION pg_temp.pending() RETURNS int[] LANGUAGE sql AS $$ SELECT array_agg(pg_temp.number(id) ORDER BY seq) FROM mq_msgs $$;
 -- As if so much time had passed.
 CREATE FUNCTION pg_temp.pass(passed interval) RETURNS void LANGUAGE sql AS $$
   UPDATE mq_msgs SET attempt_at = attempt_at - passed, expires_at = expires_at - passed
@@ -27,7 +27,7 @@ SELECT pg_temp.send(1, 'k'), pg_temp.send(2, 'k') AS again, pg_temp.send(3, 'K')
        pg_temp.send(5, 'k', 'work', 'x') AS other_args, pg_temp.send(6, NULL) AS no_key, pg_temp.send(7, NULL) AS no_key;
 SELECT pg_temp.pending();
 -- The first stays as it was sent, its payload too; what was not sent has left nothing.
-SELECT pg_temp.number(id) AS n, payload_json, dedup_key FROM mq_msgs JOIN mq_payloads USING (id) ORDER BY place;
+SELECT pg_temp.number(id) AS n, payload_json, dedup_key FROM mq_msgs JOIN mq_payloads USING (id) ORDER BY seq;
 SELECT count(*) FROM mq_payloads;
 -- An id that is not given; the same id again.
 SELECT mq_send('work', dedup_key => 'k') = pg_temp.id(1) AS of_the_first, pg_temp.send(1, 'k') AS same_id;
@@ -107,7 +107,7 @@ SELECT mq_send('work', '3', ordered => true, dedup_key => 'o', expires => '1 min
 SELECT mq_send('work', '4', ordered => true, id => pg_temp.id(4));
 SELECT pg_temp.pass('2 minutes');
 SELECT pg_temp.send(5, 'o', is_ordered => true);
-SELECT pg_temp.number(id) AS n, pg_temp.number(after_message_id) AS after FROM mq_msgs ORDER BY place;
+SELECT pg_temp.number(id) AS n, pg_temp.number(after_message_id) AS after FROM mq_msgs ORDER BY seq;
 SELECT pg_temp.number(id) AS n, reason, dedup_key FROM mq_dead;
 SELECT mq_clear_all();
 TRUNCATE mq_dead;
@@ -143,7 +143,7 @@ BEGIN
   END LOOP;
 END $$;
 SELECT mq_redrive();
-SELECT pg_temp.number(id) AS n, pg_temp.number(after_message_id) AS after FROM mq_msgs ORDER BY place;
+SELECT pg_temp.number(id) AS n, pg_temp.number(after_message_id) AS after FROM mq_msgs ORDER BY seq;
 SELECT pg_temp.number(id) AS n FROM mq_dead;
 SELECT mq_clear_all();
 TRUNCATE mq_dead, mq_failures, handled;
@@ -154,8 +154,8 @@ BEGIN;
 SELECT pg_temp.send(2, 'a', is_ordered => true), pg_temp.send(3, 'b', is_ordered => true), pg_temp.send(4, 'b', is_ordered => true),
        pg_temp.send(5, NULL, is_ordered => true), pg_temp.send(6, 'a'), pg_temp.send(7, 'c');
 COMMIT;
-SELECT pg_temp.number(id) AS n, pg_temp.number(after_message_id) AS after FROM mq_msgs ORDER BY place;
-SELECT count(*) FROM mq_loose;
+SELECT pg_temp.number(id) AS n, pg_temp.number(after_message_id) AS after FROM mq_msgs ORDER BY seq;
+SELECT count(*) FROM mq_headless;
 CREATE OR REPLACE FUNCTION handle(message mq_message) RETURNS void LANGUAGE sql AS $$ INSERT INTO handled (what) VALUES (message.payload_json::int) $$;
 CALL mq_run();
 SELECT what FROM handled WHERE what NOT IN (7) ORDER BY n;
@@ -199,7 +199,7 @@ BEGIN
 END $$;
 CREATE FUNCTION again_all(messages mq_message[]) RETURNS void LANGUAGE sql AS $$ SELECT again(m) FROM unnest(messages) AS m $$;
 CREATE FUNCTION pg_temp.jobs() RETURNS text LANGUAGE sql AS $$
-  SELECT string_agg(concat_ws(' ', payload_json, dedup_key, attempt), ', ' ORDER BY place) FROM mq_msgs JOIN mq_payloads USING (id) $$;
+  SELECT string_agg(concat_ws(' ', payload_json, dedup_key, attempt), ', ' ORDER BY seq) FROM mq_msgs JOIN mq_payloads USING (id) $$;
 CREATE FUNCTION pg_temp.job(handler regprocedure, mode text, is_ordered boolean DEFAULT false) RETURNS void LANGUAGE sql AS $$
   DELETE FROM said;
   SELECT mq_register_handler('job', handler, mode => mode), mq_send('job', '3', dedup_key => 'job', ordered => is_ordered);
@@ -244,7 +244,7 @@ SELECT id IS NOT NULL AS id, sent FROM mq_send_once('once', 'key', '1', 'name', 
 SELECT id = (SELECT m.id FROM mq_msgs m) AS its_id, sent FROM mq_send_once('once', 'key', '2');
 SELECT sent FROM mq_send_once('once', 'other', channel_args => 'args', expires => '1 hour', retries => 0);
 SELECT sent FROM mq_send_once('once', NULL);
-SELECT channel_args, name, payload_json, dedup_key, attempts, expires_at IS NOT NULL AS expires, after_message_id IS NOT NULL AS ordered FROM mq_msgs JOIN mq_payloads USING (id) ORDER BY place;
+SELECT channel_args, name, payload_json, dedup_key, attempts, expires_at IS NOT NULL AS expires, after_message_id IS NOT NULL AS ordered FROM mq_msgs JOIN mq_payloads USING (id) ORDER BY seq;
 SELECT mq_clear_all();
 DROP TABLE said;
 DROP FUNCTION again, again_all;

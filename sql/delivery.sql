@@ -7,6 +7,8 @@ ALTER SYSTEM SET mq.max_workers = 0;
 SELECT pg_reload_conf();
 \c
 CREATE EXTENSION mq;
+-- A day has 24 hours, whatever day it is.
+SET TimeZone = 'UTC';
 
 CREATE FUNCTION pg_temp.id(n int) RETURNS uuid LANGUAGE sql AS $$ SELECT lpad(n::text, 32, '0')::uuid $$;
 -- As if so much time had passed.
@@ -33,7 +35,7 @@ BEGIN;
 SELECT mq_delete(ARRAY[pg_temp.id(1)]);
 SELECT (SELECT count(*) FROM mq_msgs) AS messages, (SELECT count(*) FROM mq_dead) AS dead;
 ROLLBACK;
--- It is buried when the lease has passed, payload and all, and delivered no more.
+-- It is dead-lettered when the lease has passed, payload and all, and delivered no more.
 SELECT pg_temp.pass('4 minutes');
 SELECT id, wait_time FROM mq_poll('{work}');
 SELECT id, channel_name, channel_args, name, payload_json, payload_bytes, ordered, attempts_made, reason,
@@ -155,21 +157,20 @@ SELECT count(*), count(DISTINCT id) AS ids FROM mq_poll('{none,work,nothing}', 1
 SELECT count(*) FROM mq_poll('{none,work,nothing}', 1000) WHERE id IS NOT NULL;
 SELECT mq_clear_all();
 
--- A message whose payload somebody deleted is buried with that as the error, and burns no attempts.
+-- A message that somebody removed by its payload is gone, without a dead letter; the next of its channel is due.
 SELECT mq_send('work', id => pg_temp.id(1));
 SELECT mq_insert(ARRAY[(pg_temp.id(2), '0', 0, '1 s', 'steps', '', NULL, true, 'first', '1', NULL)::mq_new_t,
                        (pg_temp.id(3), '0', 4, '1 s', 'steps', '', NULL, true, 'second', '2', NULL)::mq_new_t]);
 DELETE FROM mq_payloads WHERE id IN (pg_temp.id(1), pg_temp.id(2));
 SELECT id, name FROM mq_poll(NULL, 10);
 SELECT id, channel_name, name, ordered, attempts_made, reason, sqlstate, error FROM mq_dead ORDER BY id;
-SELECT id FROM mq_msgs;
-DELETE FROM mq_dead;
+SELECT id, attempts, attempt FROM mq_msgs;
 SELECT mq_clear_all();
 
--- Payloads whose message somebody deleted are removed when nothing else is to do.
+-- So are many, and nothing else is, however often somebody looks for what is to be repaired.
 SELECT count(*) FROM mq_send_many('work', array_fill('null'::jsonb, ARRAY[1200]));
 SELECT mq_send('later', delay => '1 hour', id => pg_temp.id(1));
-DELETE FROM mq_msgs WHERE channel_name = 'work';
+DELETE FROM mq_payloads USING mq_msgs WHERE mq_msgs.id = mq_payloads.id AND channel_name = 'work';
 DO $$
 DECLARE
   handled bigint := 0;
@@ -178,28 +179,29 @@ BEGIN
     CALL mq_run(handled => handled);
   END LOOP;
 END $$;
-SELECT count(*) AS payloads, count(*) FILTER (WHERE id = pg_temp.id(1)) AS of_messages FROM mq_payloads;
+SELECT (SELECT count(*) FROM mq_msgs) AS messages, count(*) AS payloads, count(*) FILTER (WHERE id = pg_temp.id(1)) AS of_later FROM mq_payloads;
 SELECT mq_clear_all();
 
--- Heads that somebody deleted: the next becomes head. A poll finds it before it says that there is nothing,
--- each time, wherever the search for such heads ended the time before.
-CREATE FUNCTION pg_temp.heal(empty_polls int) RETURNS TABLE (polls_before int, heads text[], next_heads text[])
+-- Heads that somebody deleted, from the table or through the view: the next becomes head. A poll finds it before it says
+-- that there is nothing, each time, wherever the search for such heads ended the time before.
+CREATE FUNCTION pg_temp.heal(empty_polls int, "from" regclass) RETURNS TABLE (polls_before int, deleted_from regclass, heads text[], next_heads text[])
 LANGUAGE plpgsql AS $$
 BEGIN
   polls_before := empty_polls;
+  deleted_from := "from";
   PERFORM mq_insert(array_agg((pg_temp.id(n), '0', 4, '1 hour', 'steps', (n % 3)::text, NULL, true, n::text, NULL, NULL)::mq_new_t ORDER BY n))
      FROM generate_series(1, 9) AS n;
   SELECT array_agg(name ORDER BY name) INTO heads FROM mq_poll('{steps}', 10);
   FOR i IN 1..empty_polls LOOP
     PERFORM mq_poll('{steps}', 10);
   END LOOP;
-  DELETE FROM mq_msgs WHERE id IN (pg_temp.id(1), pg_temp.id(2));
+  EXECUTE format('DELETE FROM %s WHERE id IN (pg_temp.id(1), pg_temp.id(2))', "from");
   SELECT array_agg(name ORDER BY name) INTO next_heads FROM mq_poll('{steps}', 10);
   RETURN NEXT;
   PERFORM mq_clear_all();
-  DELETE FROM mq_payloads;
 END $$;
-SELECT heal.* FROM generate_series(0, 4) AS empty_polls CROSS JOIN LATERAL pg_temp.heal(empty_polls) AS heal;
+SELECT heal.* FROM generate_series(0, 4) AS empty_polls CROSS JOIN unnest('{mq_msgs,mq_payloads}'::regclass[]) AS "from"
+ CROSS JOIN LATERAL pg_temp.heal(empty_polls, "from") AS heal ORDER BY polls_before, deleted_from::text;
 
 -- So does mq_run, and in the middle nothing needs to be repaired.
 CREATE TABLE handled (n serial, name text);
@@ -207,7 +209,8 @@ CREATE FUNCTION handle(message mq_message) RETURNS void LANGUAGE sql AS $$ INSER
 SELECT mq_register_handler('steps', 'handle(mq_message)');
 SELECT mq_insert(array_agg((pg_temp.id(n), '0', 4, '1 hour', 'steps', (n % 2)::text, NULL, true, n::text, NULL, NULL)::mq_new_t ORDER BY n))
   FROM generate_series(1, 10) AS n;
-DELETE FROM mq_msgs WHERE id IN (pg_temp.id(1), pg_temp.id(2), pg_temp.id(3), pg_temp.id(8));
+DELETE FROM mq_msgs WHERE id IN (pg_temp.id(1), pg_temp.id(2));
+DELETE FROM mq_payloads WHERE id IN (pg_temp.id(3), pg_temp.id(8));
 CALL mq_run();
 SELECT name::int % 2 AS channel, array_agg(name ORDER BY n) AS handled FROM handled GROUP BY 1 ORDER BY 1;
 SELECT count(*) FROM mq_msgs;

@@ -6,6 +6,8 @@ ALTER SYSTEM SET mq.max_workers = 0;
 SELECT pg_reload_conf();
 \c
 CREATE EXTENSION mq;
+-- A day has 24 hours, whatever day it is.
+SET TimeZone = 'UTC';
 
 CREATE FUNCTION pg_temp.id(n int) RETURNS uuid LANGUAGE sql AS $$ SELECT lpad(n::text, 32, '0')::uuid $$;
 -- As if so much time had passed.
@@ -37,7 +39,7 @@ SELECT count(*) FROM mq_msgs;
 -- It is counted from the sending; NULL is no expiry.
 SELECT mq_send('work', name => 'a', expires => '1 hour') IS NOT NULL AND mq_send('work', name => 'b', expires => NULL) IS NOT NULL AS sent;
 SELECT count(*) FROM mq_send_many('work', '{1,2}', name => 'many', expires => '36500 days');
-SELECT name, expires_at - created_at AS expires_after FROM mq_msgs JOIN mq_payloads USING (id) ORDER BY place;
+SELECT name, expires_at - created_at AS expires_after FROM mq_msgs JOIN mq_payloads USING (id) ORDER BY seq;
 SELECT mq_clear_all();
 
 -- Not delivered when it has expired, but dead, with its payload and no attempt made. In time it is like any other.
@@ -88,7 +90,7 @@ SELECT mq_send('work', '{"fail": 1}', 'retried', retry_backoff => '30 minutes', 
 CALL mq_run();
 SELECT pg_temp.pass('40 minutes');
 CALL mq_run();
-SELECT name, attempt, attempt_at = expires_at AS till_its_expiry FROM mq_msgs JOIN mq_payloads USING (id) ORDER BY place;
+SELECT name, attempt, attempt_at = expires_at AS till_its_expiry FROM mq_msgs JOIN mq_payloads USING (id) ORDER BY seq;
 SELECT pg_temp.pass('20 minutes');
 CALL mq_run();
 SELECT pg_temp.handled();
@@ -206,7 +208,7 @@ SELECT * FROM letters;
 SELECT pg_temp.handled();
 TRUNCATE mq_dead;
 
--- Many are buried in bounded steps, of a transaction each.
+-- Many are dead-lettered in bounded steps, of a transaction each.
 CREATE TABLE steps (transaction bigint DEFAULT txid_current(), letters bigint);
 CREATE FUNCTION note_step() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$
 BEGIN INSERT INTO steps (letters) SELECT count(*) FROM letter; RETURN NULL; END $$;

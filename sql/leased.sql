@@ -27,7 +27,7 @@ BEGIN
 END $$;
 SELECT mq_register_handler('work', 'take(mq_message)', mode => 'leased', timeout => '0.2 s');
 CREATE FUNCTION pg_temp.state() RETURNS TABLE (messages text, took text) LANGUAGE sql AS $$
-  SELECT (SELECT string_agg(concat_ws(' ', p.payload_json ->> 'do', m.attempts, m.attempt, m.lease, CASE WHEN m.attempt_at > now() + '50 minutes' THEN 'later' END), ', ') FROM mq_msgs m JOIN mq_payloads p USING (id)),
+  SELECT (SELECT string_agg(concat_ws(' ', p.payload_json ->> 'do', m.attempts, m.attempt, m.lease, CASE WHEN m.attempt_at > now() + '50 minutes' THEN 'later' END), ', ' ORDER BY m.seq) FROM mq_msgs m JOIN mq_payloads p USING (id)),
          (SELECT string_agg(concat_ws(' ', what, attempt), ', ' ORDER BY n) FROM handled) $$;
 
 -- While it runs the message is leased, and the attempt charged.
@@ -38,9 +38,9 @@ TRUNCATE handled;
 
 -- Its token is nobody else's, though the sequence that it is drawn from was set back: 'other' goes on.
 SELECT mq_send('unhandled', '{"do": "other"}', id => '00000000-0000-0000-0000-00000000000a');
-SELECT setval('mq_place_seq', 5000);
+SELECT setval('mq_msgs_seq', 5000);
 UPDATE mq_msgs SET lease = 4001, attempt_at = now() + interval '1 day';
-SELECT setval('mq_place_seq', 3999);
+SELECT setval('mq_msgs_seq', 3999);
 SELECT count(mq_send('work', '{"do": "nothing"}'));
 CALL mq_run();
 SELECT * FROM pg_temp.state();

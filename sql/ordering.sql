@@ -38,7 +38,7 @@ CREATE VIEW chain AS
          CASE WHEN m.after_message_id = '00000000-0000-0000-0000-000000000000' THEN 'head'
               ELSE (SELECT b.name FROM mq_payloads b WHERE b.id = m.after_message_id) END AS after
     FROM mq_msgs m JOIN mq_payloads p USING (id)
-   ORDER BY m.channel_name, m.channel_args, m.place;
+   ORDER BY m.channel_name, m.channel_args, m.seq;
 
 -- The order of an array is the array's, not that of the ids.
 SELECT mq_insert(ARRAY[
@@ -193,10 +193,10 @@ SELECT pg_temp.drain();
 -- A sequence that was set back does not put a message before older ones: neither before the tail, nor where the channel is
 -- empty by now.
 SELECT pg_temp.append('{a,b}');
-SELECT setval('mq_place_seq', 1) IS NOT NULL AS set_back;
+SELECT setval('mq_msgs_seq', 1) IS NOT NULL AS set_back;
 SELECT pg_temp.append('{c,d}');
 SELECT pg_temp.drain();
-SELECT setval('mq_place_seq', 1) IS NOT NULL AS set_back;
+SELECT setval('mq_msgs_seq', 1) IS NOT NULL AS set_back;
 SELECT pg_temp.append('{a}');
 SELECT pg_temp.append('{b}');
 SELECT pg_temp.drain();

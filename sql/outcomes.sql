@@ -42,7 +42,7 @@ SELECT mq_discard(NULL);
 SELECT count(*) FROM mq_send_many('outcomes', '{"{\"n\": 1}","{\"snooze\": \"1 hour\"}","{\"discard\": \"no use\"}","{\"n\": 4}"}', ordered => true);
 CALL mq_run();
 SELECT * FROM pg_temp.handled();
-SELECT attempts, attempt, attempt_at > now() + interval '59 minutes' AS later FROM mq_msgs ORDER BY place LIMIT 1;
+SELECT attempts, attempt, attempt_at > now() + interval '59 minutes' AS later FROM mq_msgs ORDER BY seq LIMIT 1;
 UPDATE mq_msgs SET attempt_at = now();
 CALL mq_run();
 SELECT * FROM pg_temp.handled();

@@ -9,7 +9,7 @@ CREATE EXTENSION mq;
 
 CREATE FUNCTION pg_temp.id(n int) RETURNS uuid LANGUAGE sql AS $$ SELECT lpad(n::text, 32, '0')::uuid $$;
 -- A dead letter.
-CREATE FUNCTION pg_temp.bury(n int, channel text, died timestamptz, key text DEFAULT NULL) RETURNS void LANGUAGE sql AS $$
+CREATE FUNCTION pg_temp.dead_letter(n int, channel text, died timestamptz, key text DEFAULT NULL) RETURNS void LANGUAGE sql AS $$
   INSERT INTO mq_dead (id, created_at, died_at, channel_name, channel_args, name, payload_json, payload_bytes, ordered, attempts_made,
                        reason, retry_backoff, channel_key, dedup_key)
   VALUES (pg_temp.id(n), died - interval '1 day', died, channel, '', 'job', to_jsonb(n), '\x01', true, 5, 'exhausted', '1 s',
@@ -17,12 +17,12 @@ CREATE FUNCTION pg_temp.bury(n int, channel text, died timestamptz, key text DEF
 $$;
 -- What was sent again, in the order of the channels; what is left.
 CREATE FUNCTION pg_temp.sent() RETURNS text LANGUAGE sql AS $$
-  SELECT string_agg(payload_json::text, ' ' ORDER BY place) FROM mq_msgs JOIN mq_payloads USING (id)
+  SELECT string_agg(payload_json::text, ' ' ORDER BY seq) FROM mq_msgs JOIN mq_payloads USING (id)
 $$;
 CREATE FUNCTION pg_temp.dead() RETURNS text LANGUAGE sql AS $$ SELECT string_agg(payload_json::text, ' ' ORDER BY dead_no) FROM mq_dead $$;
 
 -- From died_after on, and before died_before; together with the others.
-SELECT pg_temp.bury(n, CASE WHEN n % 2 = 0 THEN 'even' ELSE 'odd' END, timestamptz '2024-01-01 00:00+00' + n * interval '1 day')
+SELECT pg_temp.dead_letter(n, CASE WHEN n % 2 = 0 THEN 'even' ELSE 'odd' END, timestamptz '2024-01-01 00:00+00' + n * interval '1 day')
   FROM generate_series(1, 12) AS n;
 SELECT mq_redrive(died_after => '2024-01-12 00:00+00'), pg_temp.sent(), pg_temp.dead();
 SELECT mq_redrive(died_before => '2024-01-03 00:00+00'), pg_temp.sent(), pg_temp.dead();
@@ -42,34 +42,35 @@ SELECT mq_clear_all();
 
 -- More than a step takes; some of them with keys, some of which are taken, some with the
 -- id of another or of a message that is pending.
-SELECT count(pg_temp.bury(n, 'many', now(), CASE WHEN n % 500 = 0 THEN 'key ' || n % 1500 END)) FROM generate_series(1, 20100) AS n;
-SELECT count(pg_temp.bury(n, 'many', now())) FROM generate_series(20100, 20101) AS n;
+SELECT count(pg_temp.dead_letter(n, 'many', now(), CASE WHEN n % 500 = 0 THEN 'key ' || n % 1500 END)) FROM generate_series(1, 20100) AS n;
+SELECT count(pg_temp.dead_letter(n, 'many', now())) FROM generate_series(20100, 20101) AS n;
 SELECT mq_send('many', id => pg_temp.id(3), ordered => true);
 SELECT mq_send('many', dedup_key => 'key 500', ordered => true, id => pg_temp.id(99999));
 SELECT mq_redrive();
 SELECT string_agg(payload_json::text, ' ') FROM (SELECT payload_json FROM mq_dead WHERE dedup_key IS NULL ORDER BY dead_no) AS left_behind;
 SELECT count(*), count(*) FILTER (WHERE payload_json IN ('1000', '1500')) AS first_ones FROM mq_dead WHERE dedup_key IS NOT NULL;
 SELECT count(*) AS messages, count(dedup_key) AS with_key FROM mq_msgs;
-SELECT count(*) AS out_of_order FROM (SELECT payload_json::int - lag(payload_json::int) OVER (ORDER BY place) AS step
+SELECT count(*) AS out_of_order FROM (SELECT payload_json::int - lag(payload_json::int) OVER (ORDER BY seq) AS step
                                         FROM mq_msgs JOIN mq_payloads USING (id)) AS s WHERE step <= 0;
-SELECT count(*) AS badly_linked FROM (SELECT after_message_id = lag(id, 1, '00000000-0000-0000-0000-000000000000') OVER (ORDER BY place) AS linked
+SELECT count(*) AS badly_linked FROM (SELECT after_message_id = lag(id, 1, '00000000-0000-0000-0000-000000000000') OVER (ORDER BY seq) AS linked
                                         FROM mq_msgs) AS l WHERE NOT linked;
 SELECT mq_clear_all();
 TRUNCATE mq_dead;
 
--- Payloads that settling left to the sweep are in nobody's way: of a message that blocks its channel, of one without and
--- one with a key.
-INSERT INTO mq_msgs (id, attempt_at, attempts, channel_name, channel_args, channel_key)
-  VALUES (pg_temp.id(1), NULL, 0, 'work', '', mq_channel_key('work', ''));
-SELECT pg_temp.bury(1, 'work', now()), pg_temp.bury(2, 'work', now()), pg_temp.bury(3, 'work', now(), 'k');
-INSERT INTO mq_payloads (id, name, payload_json, channel_key)
-  SELECT pg_temp.id(n), 'left', '"left"', mq_channel_key('work', '') FROM generate_series(1, 3) AS n;
+-- What a row that blocks its channel still holds is replaced by what its dead letter has: without a key, with a key, and
+-- where the dead letter is not ordered.
+SELECT pg_temp.dead_letter(1, 'work', now()), pg_temp.dead_letter(2, 'keys', now(), 'k'), pg_temp.dead_letter(3, 'unordered', now());
+UPDATE mq_dead SET ordered = false WHERE id = pg_temp.id(3);
+INSERT INTO mq_msgs (id, attempt_at, attempts, channel_name, channel_args, channel_key, message_name, message_json)
+  SELECT d.id, NULL, 0, d.channel_name, '', d.channel_key, 'left', '"left"' FROM mq_dead AS d ORDER BY d.dead_no;
+SELECT count(*) FROM mq_payloads;
 SELECT mq_redrive(), pg_temp.sent(), pg_temp.dead();
 SELECT name, payload_bytes, count(*) FROM mq_payloads GROUP BY 1, 2;
+SELECT channel_name, attempts, attempt, dedup_key, after_message_id FROM mq_msgs ORDER BY seq;
 SELECT mq_clear_all();
 
 -- Rolled back: nothing was sent, and the letters are there.
-SELECT pg_temp.bury(1, 'work', now()), pg_temp.bury(2, 'work', now(), 'k');
+SELECT pg_temp.dead_letter(1, 'work', now()), pg_temp.dead_letter(2, 'work', now(), 'k');
 BEGIN;
 SELECT mq_redrive();
 ROLLBACK;
@@ -85,7 +86,7 @@ BEGIN
 END $$;
 CREATE TRIGGER step AFTER DELETE ON mq_dead REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION note_step();
 CREATE TRIGGER step AFTER DELETE ON mq_failures REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION note_step();
-SELECT count(pg_temp.bury(n, 'work', now() - CASE WHEN n <= 1100 THEN interval '31 days' ELSE '29 days' END)) FROM generate_series(1, 1110) AS n;
+SELECT count(pg_temp.dead_letter(n, 'work', now() - CASE WHEN n <= 1100 THEN interval '31 days' ELSE '29 days' END)) FROM generate_series(1, 1110) AS n;
 INSERT INTO mq_failures (message_id, attempt, failed_at, channel_name, channel_args, sqlstate, error, channel_key)
   SELECT gen_random_uuid(), 1, now() - CASE WHEN n <= 700 THEN interval '8 days' ELSE '6 days' END, 'work', '', 'XX000', 'error',
          mq_channel_key('work', '') FROM generate_series(1, 710) AS n;

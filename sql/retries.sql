@@ -119,8 +119,8 @@ SELECT mq_pause('steps');
 SELECT mq_send('steps', '{}', 'c', ordered => true) IS NOT NULL AS sent;
 SELECT mq_redrive(ARRAY[pg_temp.id(1)], retries => 0);
 SELECT count(*) FROM mq_dead;
-SELECT p.name, p.payload_json, m.attempts, m.id = pg_temp.id(1) AS its_id, m.after_message_id = lag(m.id) OVER (ORDER BY m.place) AS linked
-  FROM mq_msgs m JOIN mq_payloads p USING (id) ORDER BY m.place;
+SELECT p.name, p.payload_json, m.attempts, m.id = pg_temp.id(1) AS its_id, m.after_message_id = lag(m.id) OVER (ORDER BY m.seq) AS linked
+  FROM mq_msgs m JOIN mq_payloads p USING (id) ORDER BY m.seq;
 SELECT mq_resume('steps');
 CALL mq_run();
 SELECT array_agg(what ORDER BY n) AS handled FROM effects;
@@ -217,11 +217,11 @@ SELECT mq_clear_all();
 TRUNCATE mq_failures;
 -- Redriven ordered messages keep the order in which they died.
 SELECT count(*) FROM mq_send_many('steps', array_fill('{"fail": 99}'::jsonb, ARRAY[20]), retries => 0, ordered => true);
-CREATE TEMP TABLE sent AS SELECT id, row_number() OVER (ORDER BY place) AS n FROM mq_msgs;
+CREATE TEMP TABLE sent AS SELECT id, row_number() OVER (ORDER BY seq) AS n FROM mq_msgs;
 CALL mq_run();
 SELECT mq_redrive();
 SELECT count(*) AS messages, bool_and(sent.n = again.n) AS in_order
-  FROM sent JOIN (SELECT id, row_number() OVER (ORDER BY place) AS n FROM mq_msgs) AS again USING (id);
+  FROM sent JOIN (SELECT id, row_number() OVER (ORDER BY seq) AS n FROM mq_msgs) AS again USING (id);
 DROP TABLE sent;
 SELECT mq_clear_all();
 TRUNCATE mq_failures;
@@ -365,7 +365,7 @@ CALL mq_run();
 SELECT array_agg(what ORDER BY what) AS handled FROM effects;
 SELECT bool_and(a.n < b.n) AS in_order FROM effects a, effects b WHERE a.what = 's1' AND b.what = 's2';
 SELECT name FROM mq_poll('{outside}');
-SELECT name, attempt, lease FROM mq_msgs JOIN mq_payloads USING (id) ORDER BY place;
+SELECT name, attempt, lease FROM mq_msgs JOIN mq_payloads USING (id) ORDER BY seq;
 SELECT mq_clear_all();
 TRUNCATE effects, mq_failures;
 SELECT mq_send('work', '{"fail": 1}', 'retried', retry_backoff => '10 minutes') IS NOT NULL AS sent;

@@ -45,8 +45,8 @@ BEGIN
       INSERT INTO mq_msgs SELECT * FROM moved;
     WHEN 'insert by hand' THEN
       DELETE FROM mq_msgs WHERE id = m.id;
-      INSERT INTO mq_msgs (id, channel_name, channel_args, channel_key, after_message_id)
-      VALUES (m.id, 'later', '', mq_channel_key('later', ''), NULL);
+      INSERT INTO mq_msgs (id, channel_name, channel_args, channel_key, after_message_id, message_name, message_json)
+      VALUES (m.id, 'later', '', mq_channel_key('later', ''), NULL, 'new', '"by hand"');
     WHEN 'fail' THEN RAISE EXCEPTION 'on purpose';
     WHEN 'snooze' THEN PERFORM mq_snooze('1 hour');
     WHEN 'discard' THEN PERFORM mq_discard('no use');
@@ -116,7 +116,7 @@ TRUNCATE handled, mq_dead, mq_failures;
 CALL mq_run();
 SELECT what FROM pg_temp.handled();
 SELECT * FROM pg_temp.left();
-SELECT num_nonnulls(mq_send('act', '"by hand"', 'insert by hand', id => id(3))) AS sent;
+SELECT num_nonnulls(mq_send('act', '"old"', 'insert by hand', id => id(3))) AS sent;
 TRUNCATE handled, mq_dead, mq_failures;
 CALL mq_run();
 SELECT * FROM pg_temp.left();

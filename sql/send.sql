@@ -188,8 +188,8 @@ CREATE TEMP TABLE sent AS
 SELECT n, payload_json, name, payload_bytes, attempts
   FROM sent JOIN mq_msgs USING (id) JOIN mq_payloads USING (id) ORDER BY n;
 DROP TABLE sent;
-SELECT row_number() OVER (ORDER BY m.place), p.payload_json, m.after_message_id = lag(m.id) OVER (ORDER BY m.place) AS linked
-  FROM mq_msgs m JOIN mq_payloads p USING (id) ORDER BY m.place;
+SELECT row_number() OVER (ORDER BY m.seq), p.payload_json, m.after_message_id = lag(m.id) OVER (ORDER BY m.seq) AS linked
+  FROM mq_msgs m JOIN mq_payloads p USING (id) ORDER BY m.seq;
 SELECT count(*) FROM mq_send_many('work', '{}');
 SELECT mq_clear_all();
 
@@ -200,7 +200,7 @@ CREATE TEMP TABLE sent AS
 SELECT count(*) AS messages, count(DISTINCT id) AS ids, bool_and(payload_json::int = n) AS in_order,
        bool_and(place_number = n) AS placed_in_order
   FROM sent JOIN mq_payloads USING (id)
-  JOIN (SELECT id, row_number() OVER (ORDER BY place) AS place_number FROM mq_msgs) AS m USING (id);
+  JOIN (SELECT id, row_number() OVER (ORDER BY seq) AS place_number FROM mq_msgs) AS m USING (id);
 DROP TABLE sent;
 SELECT mq_clear_all();
 

@@ -31,7 +31,8 @@ DROP VIEW polled;
 SELECT attnum, attname, format_type(atttypid, atttypmod) FROM pg_attribute
  WHERE attrelid = (SELECT typrelid FROM pg_type WHERE oid = 'mq_new_t'::regtype) AND attnum > 0 ORDER BY attnum;
 
--- The original columns of the tables come first; new ones come after them.
+-- The original columns of the tables come first; new ones come after them. mq_payloads is a view: that its id and name are
+-- never NULL is said by mq_msgs.
 SELECT attnum, attname, format_type(atttypid, atttypmod), attnotnull FROM pg_attribute
  WHERE attrelid = 'mq_msgs'::regclass AND attnum BETWEEN 1 AND 9 ORDER BY attnum;
 SELECT attnum, attname, format_type(atttypid, atttypmod), attnotnull FROM pg_attribute
@@ -77,6 +78,20 @@ EXECUTE send_message('00000000-0000-0000-0000-0000000000a3', '0', 4, '00:01:00',
 SELECT id, name, payload_json, pg_typeof(payload_json), payload_bytes FROM mq_poll('{mail}', 10) ORDER BY id;
 EXECUTE delete_messages('{00000000-0000-0000-0000-0000000000a2,00000000-0000-0000-0000-0000000000a3}');
 
+-- mq_msgs and mq_payloads join without prefixes.
+EXECUTE send_message('00000000-0000-0000-0000-0000000000a5', '0', 4, '00:01:00', 'mail', '', NULL, false, 'joined', '{"n": 1}', '\x05');
+SELECT payload_json FROM mq_msgs JOIN mq_payloads USING (id);
+SELECT name, payload_json, payload_bytes, channel_name, attempts FROM mq_payloads JOIN mq_msgs USING (id);
+-- What is written into a payload is delivered. One without a message cannot be written.
+UPDATE mq_payloads SET name = 'renamed', payload_json = '{"n": 2}', payload_bytes = NULL WHERE id = '00000000-0000-0000-0000-0000000000a5';
+UPDATE mq_payloads SET payload_json = '{"n": 3}' WHERE name = 'joined';
+SELECT name, payload_json, payload_bytes FROM mq_poll('{mail}', 10);
+\set VERBOSITY terse
+INSERT INTO mq_payloads (id, name, payload_json, payload_bytes) VALUES ('00000000-0000-0000-0000-0000000000a6', 'alone', '{}', NULL);
+UPDATE mq_payloads SET name = NULL;
+\set VERBOSITY default
+EXECUTE delete_message('00000000-0000-0000-0000-0000000000a5');
+
 -- Nothing there at all: one row of NULLs.
 EXECUTE poll('{mail}', 1);
 EXECUTE poll(NULL, 1);
@@ -119,6 +134,7 @@ SELECT count(*) FROM mq_active_channels('{nothing}', 10);
 -- The test suite of the client cleans up behind the functions' backs; there is no nil row to spare, and none is
 -- missed.
 TRUNCATE TABLE mq_payloads;
+SELECT (SELECT count(*) FROM mq_msgs) AS messages, (SELECT count(*) FROM mq_payloads) AS payloads;
 DELETE FROM mq_msgs WHERE id <> '00000000-0000-0000-0000-000000000000';
 EXECUTE poll(NULL, 10);
 EXECUTE send_message('00000000-0000-0000-0000-0000000000c3', '0', 4, '00:01:00', 'steps', '', NULL, true, 'again', NULL, NULL);
@@ -129,7 +145,98 @@ SELECT after_message_id FROM mq_msgs;
 SELECT mq_delete(ARRAY['00000000-0000-0000-0000-000000000000'::uuid]);
 SELECT mq_clear(ARRAY['']);
 EXECUTE send_message('00000000-0000-0000-0000-0000000000c4', '0', 4, '00:01:00', 'steps', '', NULL, true, 'next', NULL, NULL);
-SELECT name, after_message_id FROM mq_msgs JOIN mq_payloads USING (id) ORDER BY place;
+SELECT name, after_message_id FROM mq_msgs JOIN mq_payloads USING (id) ORDER BY seq;
+
+-- A message goes with its payload. Where the head of a channel went so, the next poll finds the one behind it.
+EXECUTE send_message('00000000-0000-0000-0000-0000000000c2', '0', 4, '00:01:00', 'steps', '', NULL, true, 'last', NULL, NULL);
+DELETE FROM mq_payloads WHERE name = 'again' RETURNING id, name;
+SELECT id, name FROM mq_poll('{steps}', 10);
+SELECT name, after_message_id FROM mq_msgs JOIN mq_payloads USING (id) ORDER BY seq;
+DELETE FROM mq_payloads;
+SELECT (SELECT count(*) FROM mq_msgs) AS messages, (SELECT count(*) FROM mq_payloads) AS payloads, (SELECT count(*) FROM mq_dead) AS dead;
+EXECUTE poll(NULL, 10);
+EXECUTE send_message('00000000-0000-0000-0000-0000000000c2', '0', 4, '00:01:00', 'steps', '', NULL, true, 'first of all', NULL, NULL);
+SELECT name, after_message_id FROM mq_msgs JOIN mq_payloads USING (id);
+
+-- TRUNCATE of mq_payloads empties mq_msgs, however it is named and whoever says it; others' tables of that name are theirs.
+CREATE SCHEMA elsewhere;
+CREATE TABLE elsewhere.mq_payloads (n int GENERATED ALWAYS AS IDENTITY, what text);
+CREATE SCHEMA nowhere;
+CREATE VIEW nowhere.mq_payloads AS SELECT * FROM mq_msgs;
+CREATE FUNCTION pg_temp.try(statement text, path text DEFAULT 'public') RETURNS TABLE (outcome text, ours bigint, theirs bigint)
+LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM mq_clear_all(), mq_send('steps', ordered => true), mq_send('steps', ordered => true);
+  DELETE FROM elsewhere.mq_payloads;
+  INSERT INTO elsewhere.mq_payloads (what) VALUES ('theirs'), ('theirs'), ('theirs');
+  PERFORM set_config('search_path', path, true);
+  BEGIN
+    EXECUTE statement;
+  EXCEPTION WHEN OTHERS THEN
+    outcome := SQLSTATE || ' ' || SQLERRM;
+  END;
+  PERFORM set_config('search_path', 'public', true);
+  SELECT count(*) INTO ours FROM mq_msgs;
+  SELECT count(*) INTO theirs FROM elsewhere.mq_payloads;
+  RETURN NEXT;
+END $$;
+SELECT v.*, t.* FROM (VALUES
+  ('TRUNCATE mq_payloads', 'public'), ('TRUNCATE TABLE ONLY mq_payloads', 'public'), ('TRUNCATE mq_payloads, mq_msgs', 'public'),
+  ('TRUNCATE mq_payloads, public.mq_payloads RESTART IDENTITY CASCADE', 'public'), ('TRUNCATE mq_payloads', 'nothing, public, elsewhere'),
+  ('TRUNCATE public.mq_payloads', ''), ('TRUNCATE public.mq_payloads', 'elsewhere, public'),
+  ('TRUNCATE mq_payloads', 'elsewhere, public'), ('TRUNCATE elsewhere.mq_payloads', 'public'), ('TRUNCATE public.mq_payloads, mq_payloads', 'elsewhere'),
+  ('TRUNCATE mq_payloads', ''), ('TRUNCATE mq_payloads', 'pg_catalog'), ('TRUNCATE nothing.mq_payloads', 'public'),
+  ('TRUNCATE nowhere.mq_payloads', 'public'), ('TRUNCATE mq_payloads', 'nowhere, public'), ('TRUNCATE mq_stats', 'public')) AS v (statement, path),
+  LATERAL pg_temp.try(v.statement, v.path) AS t;
+CREATE TEMP TABLE mq_payloads (what text);
+INSERT INTO mq_payloads VALUES ('temporary');
+SELECT * FROM pg_temp.try('TRUNCATE mq_payloads');
+SELECT count(*) FROM pg_temp.mq_payloads;
+DROP TABLE pg_temp.mq_payloads;
+DROP VIEW nowhere.mq_payloads;
+DROP TABLE elsewhere.mq_payloads;
+DROP SCHEMA elsewhere, nowhere;
+-- Undone; and then done, after which the channel begins anew.
+TRUNCATE mq_msgs;
+EXECUTE send_message('00000000-0000-0000-0000-0000000000d1', '0', 4, '00:01:00', 'steps', '', NULL, true, 'first', NULL, NULL);
+EXECUTE send_message('00000000-0000-0000-0000-0000000000d2', '0', 4, '00:01:00', 'steps', '', NULL, true, 'second', NULL, NULL);
+BEGIN;
+TRUNCATE mq_payloads;
+EXECUTE poll('{steps}', 10);
+ROLLBACK;
+SELECT id, name FROM mq_poll('{steps}', 10);
+TRUNCATE mq_payloads;
+EXECUTE poll('{steps}', 10);
+EXECUTE send_message('00000000-0000-0000-0000-0000000000d3', '0', 4, '00:01:00', 'steps', '', NULL, true, 'third', NULL, NULL);
+SELECT id, name FROM mq_poll('{steps}', 10);
+SELECT after_message_id FROM mq_msgs;
+-- Whoever may truncate mq_payloads empties mq_msgs so, and gets no other right by it. To remove its rows is another right.
+CREATE ROLE regress_mq_client;
+GRANT SELECT ON mq_msgs, mq_payloads TO regress_mq_client;
+GRANT DELETE ON mq_payloads TO regress_mq_client;
+SET ROLE regress_mq_client;
+TRUNCATE mq_payloads;
+TRUNCATE public.mq_payloads;
+SELECT name FROM mq_payloads;
+RESET ROLE;
+GRANT TRUNCATE ON mq_payloads TO regress_mq_client;
+SET ROLE regress_mq_client;
+TRUNCATE mq_msgs;
+TRUNCATE mq_payloads, mq_msgs;
+SELECT name FROM mq_payloads;
+TRUNCATE mq_payloads;
+SELECT count(*), current_user FROM mq_msgs;
+TRUNCATE mq_msgs;
+RESET ROLE;
+-- The right to truncate mq_msgs is not one to truncate mq_payloads.
+REVOKE TRUNCATE ON mq_payloads FROM regress_mq_client;
+GRANT TRUNCATE ON mq_msgs TO regress_mq_client;
+SET ROLE regress_mq_client;
+TRUNCATE mq_payloads;
+TRUNCATE mq_msgs;
+RESET ROLE;
+DROP OWNED BY regress_mq_client;
+DROP ROLE regress_mq_client;
 
 DEALLOCATE ALL;
 DROP EXTENSION mq;

@@ -16,7 +16,7 @@ CREATE FUNCTION pg_temp.handled() RETURNS text LANGUAGE sql AS $$
   WITH gone AS (DELETE FROM handled RETURNING *) SELECT string_agg(concat_ws(' ', name, what), ', ' ORDER BY n) FROM gone
 $$;
 CREATE VIEW waiting AS
-  SELECT channel_name, name, attempt_at = 'infinity' AS aside, attempts, attempt FROM mq_msgs JOIN mq_payloads USING (id) ORDER BY place;
+  SELECT channel_name, name, attempt_at = 'infinity' AS aside, attempts, attempt FROM mq_msgs JOIN mq_payloads USING (id) ORDER BY seq;
 
 -- It waits though its last attempt would be the first; it is handled in its turn when its handler is there.
 SELECT mq_register_handler('c', 'handle(mq_message)', 'known');
@@ -56,7 +56,7 @@ SELECT count(mq_send(c, to_jsonb(n), CASE n WHEN 3 THEN 'new' ELSE 'known' END, 
   FROM unnest('{o,l,b}'::text[]) AS c, unnest('{x,y}'::text[]) AS args, generate_series(1, 4) AS n WHERE args = 'x' OR n <> 3;
 CALL mq_run();
 SELECT channel_name, ready, scheduled FROM mq_stats WHERE channel_name IN ('o', 'l', 'b') ORDER BY 1;
-SELECT channel_name, channel_args, payload_json, attempt_at = 'infinity' AS aside FROM mq_msgs JOIN mq_payloads USING (id) ORDER BY place;
+SELECT channel_name, channel_args, payload_json, attempt_at = 'infinity' AS aside FROM mq_msgs JOIN mq_payloads USING (id) ORDER BY seq;
 TRUNCATE handled;
 -- What stands before it is removed meanwhile; what stands behind it waits on.
 SELECT mq_send('o', '5', 'known', 'x', ordered => true) IS NOT NULL AS sent;
@@ -80,7 +80,7 @@ CALL mq_run();
 SELECT mq_send('c', '1', 'known', dedup_key => 'k');
 SELECT mq_keep_alive('{00000000-0000-0000-0000-000000000001}', '1 hour');
 SELECT mq_checkpoint('00000000-0000-0000-0000-000000000001', '1 hour', '10', NULL, 1);
-SELECT payload_json, attempt_at = 'infinity' AS aside, attempts FROM mq_msgs JOIN mq_payloads USING (id) ORDER BY place;
+SELECT payload_json, attempt_at = 'infinity' AS aside, attempts FROM mq_msgs JOIN mq_payloads USING (id) ORDER BY seq;
 UPDATE mq_msgs SET expires_at = now() WHERE expires_at IS NOT NULL;
 -- The sender of the key finds it dead, the sweep the other one.
 SELECT mq_send('c', '4', 'known', dedup_key => 'l') <> '00000000-0000-0000-0000-000000000003' AS sent_anew;

@@ -132,14 +132,14 @@ SELECT what FROM handled WHERE what LIKE '%function';
 CREATE FUNCTION handle_beside(jsonb) RETURNS void LANGUAGE sql AS $$ INSERT INTO handled (what) VALUES ('still here') $$;
 SELECT mq_register_handler('beside', 'handle_beside(jsonb)');
 DROP FUNCTION handle(mq_message);
-SELECT mq_send('work', NULL, 'parked') IS NOT NULL AND mq_send('beside') IS NOT NULL AS sent;
+SELECT mq_send('work', NULL, 'later') IS NOT NULL AND mq_send('beside') IS NOT NULL AS sent;
 SELECT wait_until($$EXISTS (SELECT FROM handled WHERE what = 'still here')$$);
 SELECT attempts FROM mq_msgs;
 CREATE FUNCTION handle(message mq_message) RETURNS void LANGUAGE sql AS $$
   INSERT INTO handled (what) VALUES (message.name)
 $$;
 SELECT mq_send('work', NULL, 'a wake-up') IS NOT NULL AS sent;
-SELECT wait_until($$EXISTS (SELECT FROM handled WHERE what = 'parked')$$);
+SELECT wait_until($$EXISTS (SELECT FROM handled WHERE what = 'later')$$);
 SELECT wait_until($$EXISTS (SELECT FROM handled WHERE what = 'a wake-up')$$);
 
 -- Another role's handler is called by a worker of that role.
@@ -251,8 +251,6 @@ SELECT mq_unregister_handler('work'), mq_unregister_handler('later'), mq_unregis
 SELECT mq_send('unwatched', NULL, 'uncommitted', commit_interval => '50 ms') IS NOT NULL AS sent;
 SELECT mq_send('unwatched', NULL, 'abandoned', retries => 0, retry_backoff => '50 ms') IS NOT NULL AS sent;
 SELECT name FROM mq_poll('{unwatched}');
-SELECT mq_send('unwatched', NULL, 'orphan', delay => '1 h', id => '00000000-0000-0000-0000-000000000001');
-DELETE FROM mq_msgs WHERE id = '00000000-0000-0000-0000-000000000001';
 INSERT INTO mq_dead (id, died_at, channel_name, channel_args, ordered, attempts_made, reason, retry_backoff, channel_key)
   SELECT gen_random_uuid(), now() - age, 'work', '', false, 1, 'exhausted', '1 s', mq_channel_key('work', '')
     FROM unnest(ARRAY['31 days', '29 days']::interval[]) AS age;
@@ -265,14 +263,19 @@ SELECT wait_until('(SELECT count(*) = 1 FROM mq_failures)');
 SELECT channel_name, name, reason FROM mq_dead ORDER BY channel_name;
 SELECT error FROM mq_failures;
 TRUNCATE mq_dead, mq_failures;
--- A head that somebody deleted.
+-- Heads that somebody deleted, one of them by its payload.
 SELECT mq_pause('work');
 SELECT mq_register_handler('work', 'handle(mq_message)');
 SELECT mq_send('work', NULL, 'deleted', ordered => true, id => '00000000-0000-0000-0000-000000000001');
 SELECT mq_send('work', NULL, 'next head', ordered => true) IS NOT NULL AS sent;
+SELECT mq_send('work', NULL, 'deleted', ordered => true, channel_args => 'other', id => '00000000-0000-0000-0000-000000000002');
+SELECT mq_send('work', NULL, 'other head', ordered => true, channel_args => 'other') IS NOT NULL AS sent;
 DELETE FROM mq_msgs WHERE id = '00000000-0000-0000-0000-000000000001';
+DELETE FROM mq_payloads WHERE id = '00000000-0000-0000-0000-000000000002';
 SELECT mq_resume('work');
 SELECT wait_until($$EXISTS (SELECT FROM handled WHERE what = 'next head')$$);
+SELECT wait_until($$EXISTS (SELECT FROM handled WHERE what = 'other head')$$);
+SELECT count(*) FROM handled WHERE what = 'deleted';
 ALTER SYSTEM SET mq.poll_interval = '1 h';
 SELECT pg_reload_conf();
 

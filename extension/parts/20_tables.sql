@@ -2,8 +2,8 @@
 -- across channels but the id, and a channel_key (XXH3 of channel_name and channel_args, computed in C++) on
 -- every table of messages in place of two texts.
 
-CREATE SEQUENCE mq_place_seq AS bigint;
-COMMENT ON SEQUENCE mq_place_seq IS 'Places of messages: within an ordered channel a later message has a greater place.';
+CREATE SEQUENCE mq_msgs_seq AS bigint;
+COMMENT ON SEQUENCE mq_msgs_seq IS 'Sequence numbers of messages: within an ordered channel a later message has a greater one.';
 
 CREATE TABLE mq_msgs (
   id uuid PRIMARY KEY,
@@ -16,38 +16,47 @@ CREATE TABLE mq_msgs (
   commit_interval interval,
   after_message_id uuid DEFAULT '00000000-0000-0000-0000-000000000000',
   channel_key bigint NOT NULL,
-  place bigint NOT NULL DEFAULT pg_catalog.nextval('mq_place_seq'::pg_catalog.regclass),
+  seq bigint NOT NULL DEFAULT pg_catalog.nextval('mq_msgs_seq'::pg_catalog.regclass),
   attempt integer NOT NULL DEFAULT 0,
   lease bigint,
   dedup_key text COLLATE "C",
-  expires_at timestamptz
+  expires_at timestamptz,
+  fair boolean NOT NULL DEFAULT true,
+  message_name text COLLATE "C" NOT NULL,
+  message_json jsonb,
+  message_bytes bytea
 );
 -- Never out of line: they are read before there is a snapshot to fetch from a TOAST table with.
-ALTER TABLE mq_msgs ALTER channel_name SET STORAGE MAIN, ALTER channel_args SET STORAGE MAIN, ALTER dedup_key SET STORAGE MAIN;
-COMMENT ON TABLE mq_msgs IS 'Messages that are pending: small rows, often updated. The payloads are in mq_payloads.';
+ALTER TABLE mq_msgs ALTER channel_name SET STORAGE MAIN, ALTER channel_args SET STORAGE MAIN, ALTER dedup_key SET STORAGE MAIN,
+  ALTER message_name SET STORAGE MAIN;
+COMMENT ON TABLE mq_msgs IS 'Messages that are pending, with their payload. A large payload is out of line, and an update of the row does not write it again.';
 COMMENT ON COLUMN mq_msgs.attempt_at IS 'When the message is due next; while an outside consumer works on it, when its lease runs out. infinity: no handler of its channel takes its name, and it waits for one. NULL: a dead message that blocks its ordered channel.';
 COMMENT ON COLUMN mq_msgs.attempts IS 'How many attempts are left, as in the original schema; attempt says how many were made, as attempts_made of mq_dead does.';
 COMMENT ON COLUMN mq_msgs.retry_backoff IS 'Wait before the next retry; doubled with each attempt, within bounds.';
 COMMENT ON COLUMN mq_msgs.commit_interval IS 'Not NULL: a two-phase message that is hidden until mq_commit; it expires at attempt_at.';
 COMMENT ON COLUMN mq_msgs.after_message_id IS 'NULL: not ordered. The nil uuid: head of its ordered channel. Else the message it was appended after.';
 COMMENT ON COLUMN mq_msgs.channel_key IS 'XXH3 hash (64 bits) of channel_name and channel_args.';
-COMMENT ON COLUMN mq_msgs.place IS 'Place in the order of the channel; from mq_place_seq.';
+COMMENT ON COLUMN mq_msgs.seq IS 'Sequence number: the order within the channel; from mq_msgs_seq.';
 COMMENT ON COLUMN mq_msgs.attempt IS 'How many attempts were made.';
 COMMENT ON COLUMN mq_msgs.lease IS 'Token of the lease until attempt_at, if there is one: no two leases of workers have the same; 0: of a consumer outside the server.';
 COMMENT ON COLUMN mq_msgs.dedup_key IS 'Not NULL: no second message of the channel has this key while this one is pending.';
 COMMENT ON COLUMN mq_msgs.expires_at IS 'Not NULL: dead by then if nobody has handled it. attempt_at is not beyond it, but for a lease, while commit_interval is not NULL, and while it waits for a handler.';
+COMMENT ON COLUMN mq_msgs.fair IS 'Has an entry in mq_msgs_fair. false: it has no channel_args, was due at once, and no other channel of its name had messages when it was sent.';
+COMMENT ON COLUMN mq_msgs.message_name IS 'The name. This and the payload have other names here than in mq_payloads, so that a join of the two needs no prefixes.';
+COMMENT ON COLUMN mq_msgs.message_json IS 'The payload as jsonb: key order and duplicate keys are not kept, \u0000 is refused. NULL in a dead message that blocks its ordered channel, as message_bytes is.';
+COMMENT ON COLUMN mq_msgs.message_bytes IS 'The payload as bytea.';
 
 -- Due messages of a channel name, oldest first. Heads only: an unordered message, or the head of an ordered
 -- channel.
-CREATE INDEX mq_msgs_due ON mq_msgs (channel_name, attempt_at, place)
+CREATE INDEX mq_msgs_due ON mq_msgs (channel_name, attempt_at, seq)
   WHERE after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000';
--- The same by channel, so that part of a batch can be drawn fairly across the channels of one name.
-CREATE INDEX mq_msgs_fair ON mq_msgs (channel_name, channel_key, attempt_at, place)
-  WHERE after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000';
+-- The same by channel, so that part of a batch can be taken fairly from the channels of one name.
+CREATE INDEX mq_msgs_fair ON mq_msgs (channel_name, channel_key, attempt_at, seq)
+  WHERE fair AND (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000');
 -- Ordered channels: their tail, their first message, the run behind a head.
-CREATE INDEX mq_msgs_chain ON mq_msgs (channel_key, place) WHERE after_message_id IS NOT NULL;
+CREATE INDEX mq_msgs_chain ON mq_msgs (channel_key, seq) WHERE after_message_id IS NOT NULL;
 -- For the sweep: two-phase messages that expire, and last attempts whose lease runs out.
-CREATE INDEX mq_msgs_spent ON mq_msgs (attempt_at) WHERE commit_interval IS NOT NULL OR attempts <= 0;
+CREATE INDEX mq_msgs_exhausted ON mq_msgs (attempt_at) WHERE commit_interval IS NOT NULL OR attempts <= 0;
 -- What leased handlers are called with; empty where there are none.
 CREATE INDEX mq_msgs_lease ON mq_msgs (lease) WHERE lease > 0;
 -- For mq_stats: what is leased.
@@ -58,23 +67,18 @@ CREATE INDEX mq_msgs_expiry ON mq_msgs (expires_at) WHERE expires_at IS NOT NULL
 CREATE UNIQUE INDEX mq_msgs_dedup ON mq_msgs (channel_key, dedup_key, channel_name, channel_args)
   WHERE dedup_key IS NOT NULL;
 
-CREATE TABLE mq_loose (
+CREATE TABLE mq_headless (
   channel_key bigint NOT NULL,
   channel_name text COLLATE "C" NOT NULL,
   channel_args text COLLATE "C" NOT NULL
 );
-COMMENT ON TABLE mq_loose IS 'Ordered channels whose first message may not be head yet, since somebody was removing the one before it when it was written. Every claim looks here first; as a rule it is empty.';
+COMMENT ON TABLE mq_headless IS 'Ordered channels whose first message may not be head yet, since somebody was removing the one before it when it was written. Every claim looks here first; as a rule it is empty.';
 
-CREATE TABLE mq_payloads (
-  id uuid PRIMARY KEY,
-  name text COLLATE "C" NOT NULL,
-  payload_json jsonb,
-  payload_bytes bytea,
-  channel_key bigint NOT NULL
-);
-ALTER TABLE mq_payloads ALTER name SET STORAGE MAIN;
+-- A table in the original schema. TRUNCATE of it is answered by the library where it is preloaded.
+CREATE VIEW mq_payloads AS
+  SELECT id, message_name AS name, message_json AS payload_json, message_bytes AS payload_bytes, channel_key FROM mq_msgs WHERE attempt_at IS NOT NULL;
 COMMENT ON COLUMN mq_payloads.channel_key IS 'As in mq_msgs.';
-COMMENT ON TABLE mq_payloads IS 'Names and payloads of pending messages. payload_json is jsonb: key order and duplicate keys are not kept, \u0000 is refused.';
+COMMENT ON VIEW mq_payloads IS 'Names and payloads of pending messages. An UPDATE changes them in mq_msgs; DELETE and TRUNCATE remove the messages.';
 
 CREATE TABLE mq_dead (
   dead_no bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -100,7 +104,7 @@ CREATE TABLE mq_dead (
 );
 COMMENT ON TABLE mq_dead IS 'Dead letters: messages that will not be tried again, with their payload and the last error. mq_redrive sends them again.';
 COMMENT ON COLUMN mq_dead.attempts_made IS 'How many attempts were made; attempts of mq_msgs is how many are left.';
-COMMENT ON COLUMN mq_dead.reason IS 'exhausted: no attempt left; discarded: by its handler, or its payload was missing; crashed: it brought the server down twice; expired: not handled in time.';
+COMMENT ON COLUMN mq_dead.reason IS 'exhausted: no attempt left; discarded: by its handler; crashed: it brought the server down twice; expired: not handled in time.';
 COMMENT ON COLUMN mq_dead.retry_backoff IS 'Wait that the next retry would have had; mq_redrive goes on with it.';
 COMMENT ON COLUMN mq_dead.dedup_key IS 'As in mq_msgs; mq_redrive sends the message with it again.';
 COMMENT ON SEQUENCE mq_dead_dead_no_seq IS 'Numbers of dead letters.';
@@ -172,9 +176,9 @@ CREATE TABLE mq_paused (
 );
 COMMENT ON TABLE mq_paused IS 'Channels that workers leave alone. Written by mq_pause and mq_resume.';
 
--- Totals: what each transaction adds is appended to mq_tally, so nobody waits for anybody; later those rows are folded
--- into mq_totals. mq_stats sums both. Histograms are arrays of step, count, step, count and so on.
-CREATE TABLE mq_totals (
+-- Totals: what each transaction adds is appended to mq_stats_deltas, so nobody waits for anybody; later those rows are
+-- rolled up into mq_stats_totals. mq_stats sums both. Histograms are arrays of step, count, step, count and so on.
+CREATE TABLE mq_stats_totals (
   channel_name text COLLATE "C" NOT NULL,
   handled bigint NOT NULL,
   failed bigint NOT NULL,
@@ -182,10 +186,10 @@ CREATE TABLE mq_totals (
   handle_times bigint[] NOT NULL,
   wait_times bigint[] NOT NULL
 );
-CREATE INDEX mq_totals_channel_name ON mq_totals (channel_name);
-COMMENT ON TABLE mq_totals IS 'What has been handled, has failed and died of each channel, and how long that took; without what mq_tally holds. For mq_stats.';
-CREATE TABLE mq_tally (LIKE mq_totals);
-COMMENT ON TABLE mq_tally IS 'What transactions have added to mq_totals, until it is folded into that.';
+CREATE INDEX mq_stats_totals_channel_name ON mq_stats_totals (channel_name);
+COMMENT ON TABLE mq_stats_totals IS 'What has been handled, has failed and died of each channel, and how long that took; without what mq_stats_deltas holds. For mq_stats.';
+CREATE TABLE mq_stats_deltas (LIKE mq_stats_totals);
+COMMENT ON TABLE mq_stats_deltas IS 'What transactions have added to mq_stats_totals, until it is rolled up into that.';
 
 -- Not in a dump: a database that is restored is not the one that it is a dump of.
 CREATE TABLE mq_enabled (
@@ -208,21 +212,20 @@ CREATE TRIGGER mq_enabled_stays BEFORE INSERT OR UPDATE OR DELETE ON mq_enabled 
 ALTER TABLE mq_enabled ENABLE REPLICA TRIGGER mq_enabled_stays;
 
 -- With a publication for all tables, rows without a replica identity can be neither updated nor deleted.
-ALTER TABLE mq_loose REPLICA IDENTITY FULL;
+ALTER TABLE mq_headless REPLICA IDENTITY FULL;
 ALTER TABLE mq_handlers REPLICA IDENTITY FULL;
-ALTER TABLE mq_totals REPLICA IDENTITY FULL;
-ALTER TABLE mq_tally REPLICA IDENTITY FULL;
+ALTER TABLE mq_stats_totals REPLICA IDENTITY FULL;
+ALTER TABLE mq_stats_deltas REPLICA IDENTITY FULL;
 
 -- pg_dump takes the messages, the dead letters and the handlers along.
-SELECT pg_catalog.pg_extension_config_dump('mq_place_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('mq_msgs_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_msgs', '');
-SELECT pg_catalog.pg_extension_config_dump('mq_loose', '');
-SELECT pg_catalog.pg_extension_config_dump('mq_payloads', '');
+SELECT pg_catalog.pg_extension_config_dump('mq_headless', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_dead', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_dead_dead_no_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_failures', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_failures_failure_no_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_handlers', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_paused', '');
-SELECT pg_catalog.pg_extension_config_dump('mq_totals', '');
-SELECT pg_catalog.pg_extension_config_dump('mq_tally', '');
+SELECT pg_catalog.pg_extension_config_dump('mq_stats_totals', '');
+SELECT pg_catalog.pg_extension_config_dump('mq_stats_deltas', '');

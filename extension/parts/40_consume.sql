@@ -45,7 +45,7 @@ CREATE FUNCTION mq_latest_message(from_channel_name text, from_channel_args text
         WHERE m.channel_key = mq_channel_key(from_channel_name, from_channel_args)
           AND m.after_message_id IS NOT NULL
           AND m.channel_name = from_channel_name AND m.channel_args = from_channel_args
-        ORDER BY m.place DESC LIMIT 1),
+        ORDER BY m.seq DESC LIMIT 1),
       '00000000-0000-0000-0000-000000000000'::uuid);
   END;
 COMMENT ON FUNCTION mq_latest_message(text, text) IS 'The tail of an ordered channel, or the nil uuid.';

@@ -39,7 +39,7 @@ CREATE FUNCTION mq_redrive(
   died_after timestamptz DEFAULT NULL, died_before timestamptz DEFAULT NULL) RETURNS bigint
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_redrive';
 COMMENT ON FUNCTION mq_redrive(uuid[], text, integer, timestamptz, timestamptz) IS
-  'Sends dead messages again with their own ids and dedup_keys: those that are among ids, of the channel, and died at died_after or later and before died_before, as far as each is given; with none given, all. Ordered ones join the tail of their channel, but one that its channel waits for (on_dead block) returns to its place; none expires again. One whose dedup_key a pending message has stays where it is. Returns how many were sent. 22023 or 22004 for bad retries.';
+  'Sends dead messages again with their own ids and dedup_keys: those that are among ids, of the channel, and died at died_after or later and before died_before, as far as each is given; with none given, all. Ordered ones join the tail of their channel, but one that its channel waits for (on_dead block) returns to its own position; none expires again. One whose dedup_key a pending message has stays where it is. Returns how many were sent. 22023 or 22004 for bad retries.';
 
 CREATE FUNCTION mq_enable() RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_enable';

@@ -29,14 +29,14 @@ CREATE FUNCTION mq_reset_stats() RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_reset_stats';
 COMMENT ON FUNCTION mq_reset_stats() IS 'Begins the totals of mq_stats anew, when the transaction commits.';
 
-CREATE FUNCTION mq_worker_seats(OUT pid integer, OUT database text, OUT role oid, OUT state text,
+CREATE FUNCTION mq_worker_slots(OUT pid integer, OUT database text, OUT role oid, OUT state text,
                                 OUT channel_name text, OUT message_id uuid, OUT since timestamptz, OUT handled bigint)
-  RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_worker_seats';
-COMMENT ON FUNCTION mq_worker_seats() IS 'The workers of all databases, out of shared memory; for mq_workers.';
+  RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_worker_slots';
+COMMENT ON FUNCTION mq_worker_slots() IS 'The workers of all databases, out of shared memory; for mq_workers.';
 
 CREATE VIEW mq_workers AS
   SELECT w.pid, w.database, w.state, w.channel_name, w.message_id, w.since, w.handled
-    FROM mq_worker_seats() AS w;
+    FROM mq_worker_slots() AS w;
 COMMENT ON VIEW mq_workers IS
   'A row for each worker. state is waiting (for work), active (between messages), handling, settling (writing what has become of them), committing (which runs deferred triggers), or leaving: it only looks after leased calls that it began, and does not count towards mq.max_workers. channel_name and message_id say what a worker handles, the first message if it is a batch. since: when it began to wait, its last handler began, it began to settle, or it started. handled: how many messages since it started.';
 

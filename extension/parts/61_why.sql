@@ -89,7 +89,7 @@ CREATE FUNCTION mq_waiting_commits(OUT pid integer, OUT backend_type text)
   RETURNS SETOF record LANGUAGE sql VOLATILE
   BEGIN ATOMIC
     SELECT a.pid, a.backend_type FROM pg_stat_activity a
-      LEFT JOIN mq_worker_seats() AS w ON w.pid = a.pid AND w.state = 'committing'
+      LEFT JOIN mq_worker_slots() AS w ON w.pid = a.pid AND w.state = 'committing'
      WHERE a.wait_event = 'SyncRep' AND a.datname = current_database()
        AND COALESCE(COALESCE(w.since, a.xact_start) < clock_timestamp() -
                     CASE WHEN w.since IS NOT NULL OR
@@ -137,13 +137,13 @@ COMMENT ON FUNCTION mq_service() IS 'mq_service_state(), and in which mode the s
 CREATE FUNCTION mq_running_calls(OUT channel_name text, OUT pid integer, OUT since timestamptz) RETURNS SETOF record
   LANGUAGE sql VOLATILE
   BEGIN ATOMIC
-    SELECT w.channel_name, w.pid, w.since FROM mq_worker_seats() AS w WHERE w.database = current_database() AND w.state IN ('handling', 'settling', 'committing')
+    SELECT w.channel_name, w.pid, w.since FROM mq_worker_slots() AS w WHERE w.database = current_database() AND w.state IN ('handling', 'settling', 'committing')
     UNION ALL
     SELECT (SELECT m.channel_name FROM mq_msgs m WHERE m.lease = l.lease AND m.lease > 0 LIMIT 1), l.pid, l.since FROM mq_leased_calls() AS l;
   END;
 COMMENT ON FUNCTION mq_running_calls() IS 'The calls of handlers that run in this database, of either mode; for mq_health() and mq_why().';
 
--- As bgworker/worker_claim.cpp does: what those with a greater priority leave of a batch is for the others.
+-- As bgworker/worker/batch_claim.cpp does: what those with a greater priority leave of a batch is for the others.
 CREATE FUNCTION mq_preferred(channel_names text[], OUT channel_name text, OUT own_priority integer, OUT preferred text, OUT priority integer)
   RETURNS SETOF record LANGUAGE sql VOLATILE STRICT
   BEGIN ATOMIC
@@ -190,7 +190,7 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
       WHEN p.channel_name IS NOT NULL
         THEN pg_catalog.format('waits since its channel is paused: mq_resume(%L) lets it go on', m.channel_name)
       WHEN h.handlers > 0 AND NOT h.takes
-        THEN pg_catalog.format('waits since no handler of channel "%s" takes the name "%s": mq_register_handler one, or unregister the others and poll', m.channel_name, y.name)
+        THEN pg_catalog.format('waits since no handler of channel "%s" takes the name "%s": mq_register_handler one, or unregister the others and poll', m.channel_name, m.message_name)
       WHEN m.attempt_at > t.now AND m.attempt > 0
         THEN pg_catalog.format('waits for its retry at %s: %s attempts failed, the last with SQLSTATE %s (see mq_failures), %s are left',
                     date_trunc('second', m.attempt_at), m.attempt, COALESCE(f.sqlstate, 'unknown'), m.attempts)
@@ -225,12 +225,11 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
      CROSS JOIN pg_catalog.clock_timestamp() AS t (now)
      CROSS JOIN mq_service() AS s
      CROSS JOIN mq_enabled_state() AS e
-      LEFT JOIN mq_payloads y ON y.id = m.id
       LEFT JOIN mq_paused p ON p.channel_name = m.channel_name
      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS handlers, bool_or(r.mode = 'leased') AS leased, min(r.max_workers) AS most, pg_catalog.array_agg(r.run_as_oid) AS roles,
-                                COALESCE(bool_or(r.message_name IS NULL OR r.message_name = y.name), false) AS takes
+                                COALESCE(bool_or(r.message_name IS NULL OR r.message_name = m.message_name), false) AS takes
                            FROM mq_handlers r WHERE r.channel_name = m.channel_name) AS h
-      LEFT JOIN LATERAL (SELECT x.pid, x.since FROM mq_worker_seats() AS x
+      LEFT JOIN LATERAL (SELECT x.pid, x.since FROM mq_worker_slots() AS x
                           WHERE x.message_id = m.id AND x.database = current_database() LIMIT 1) AS w ON true
       LEFT JOIN LATERAL (SELECT c.pid, c.since FROM mq_leased_calls() AS c WHERE c.lease = m.lease LIMIT 1) AS l ON m.lease > 0
       LEFT JOIN LATERAL (SELECT v.sqlstate FROM mq_failures v WHERE v.message_id = m.id ORDER BY v.failure_no + 0 DESC LIMIT 1) AS f ON true
@@ -242,11 +241,11 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
                           WHERE h.most IS NOT NULL AND x.channel_name = m.channel_name) AS r
      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS calls, min(x.since) AS since,
                                 current_setting('mq.leased_sessions')::bigint *
-                                (SELECT pg_catalog.count(*) FROM mq_worker_seats() AS w WHERE w.database = current_database() AND w.role = ANY (h.roles)) AS sessions
+                                (SELECT pg_catalog.count(*) FROM mq_worker_slots() AS w WHERE w.database = current_database() AND w.role = ANY (h.roles)) AS sessions
                            FROM mq_leased_calls() AS x WHERE x.role = ANY (h.roles)) AS q
      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) FILTER (WHERE x.state IN ('handling', 'settling', 'committing')) AS busy, min(x.since) FILTER (WHERE x.state IN ('handling', 'settling', 'committing')) AS since,
                                 (pg_catalog.array_agg(x.channel_name ORDER BY x.since) FILTER (WHERE x.state IN ('handling', 'settling', 'committing')))[1] AS channel_name
-                           FROM mq_worker_seats() AS x WHERE x.database = current_database()) AS b
+                           FROM mq_worker_slots() AS x WHERE x.database = current_database()) AS b
       LEFT JOIN LATERAL mq_preferred(CASE WHEN h.handlers > 0 AND m.attempt_at <= t.now THEN ARRAY[m.channel_name] END) AS g ON true
      CROSS JOIN LATERAL (SELECT bool_or(x.pid = w.pid OR x.pid = l.pid) AS handler, pg_catalog.count(*) > 0 AS waits FROM mq_waiting_commits() AS x
                           WHERE x.backend_type IS DISTINCT FROM 'client backend' OR x.pid = l.pid) AS v
@@ -264,9 +263,9 @@ CREATE FUNCTION mq_whereabouts(message_id uuid) RETURNS text
         CROSS JOIN LATERAL (SELECT o.id FROM mq_msgs o
                              WHERE o.channel_key = m.channel_key AND o.after_message_id IS NOT NULL
                                AND o.channel_name = m.channel_name AND o.channel_args = m.channel_args
-                             ORDER BY o.place LIMIT 1) AS h
+                             ORDER BY o.seq LIMIT 1) AS h
         WHERE m.id = message_id AND m.after_message_id <> '00000000-0000-0000-0000-000000000000' AND h.id <> m.id
-          AND NOT EXISTS (SELECT FROM mq_worker_seats() AS x WHERE x.message_id = m.id)),
+          AND NOT EXISTS (SELECT FROM mq_worker_slots() AS x WHERE x.message_id = m.id)),
       mq_reason(message_id),
       (SELECT pg_catalog.format('is dead since %s, reason %s%s: mq_redrive(ARRAY[''%s'']::uuid[]) sends it again',
                      date_trunc('second', d.died_at), d.reason, ', SQLSTATE ' || d.sqlstate, d.id)

@@ -77,7 +77,7 @@ CREATE FUNCTION mq_health_of_server() RETURNS TABLE ("check" text, ok boolean, d
   END;
 COMMENT ON FUNCTION mq_health_of_server() IS 'For mq_health(): its rows that read no table of mq.';
 
--- Of the advisory locks those of appends to ordered channels, see bgworker/server/locks.hpp. Who has sent may also wait
+-- Of the advisory locks those of appends to ordered channels, see bgworker/pg/locks.hpp. Who has sent may also wait
 -- for another transaction's rows elsewhere.
 CREATE FUNCTION mq_lock_waits(OUT sends boolean, OUT who text, OUT since timestamptz) RETURNS SETOF record
   LANGUAGE sql VOLATILE
@@ -105,7 +105,7 @@ CREATE FUNCTION mq_lock_waits(OUT sends boolean, OUT who text, OUT since timesta
                                                       WHERE h.pid = a.pid AND h.granted AND h.locktype = 'relation' AND h.mode = 'RowExclusiveLock')
                    ELSE false END
                AND (a.locktype = 'transactionid' OR a.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))
-               AND NOT EXISTS (SELECT FROM mq_worker_seats() AS x WHERE x.pid = a.pid)
+               AND NOT EXISTS (SELECT FROM mq_worker_slots() AS x WHERE x.pid = a.pid)
                AND NOT EXISTS (SELECT FROM mq_leased_calls() AS x WHERE x.pid = a.pid)) AS w
     UNION ALL
     SELECT false,
@@ -117,7 +117,7 @@ CREATE FUNCTION mq_lock_waits(OUT sends boolean, OUT who text, OUT since timesta
                       w.locktype),
              mq_blockers(w.pid)),
            w.waitstart
-      FROM (SELECT s.pid, s.state = 'handling' AS handles FROM mq_worker_seats() AS s WHERE s.database = current_database()
+      FROM (SELECT s.pid, s.state = 'handling' AS handles FROM mq_worker_slots() AS s WHERE s.database = current_database()
             UNION ALL SELECT k.pid, true FROM mq_leased_calls() AS k
             UNION ALL SELECT a.pid, false FROM pg_catalog.pg_stat_activity a WHERE a.backend_type = 'mq launcher') AS c
       JOIN l w ON w.pid = c.pid
@@ -137,7 +137,7 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
          waits AS MATERIALIZED (
            SELECT w.sends, w.who, w.since FROM mq_lock_waits() AS w
             WHERE EXISTS (SELECT FROM pg_locks l WHERE NOT l.granted AND l.waitstart < clock_timestamp() - interval '1 second')),
-         -- Handlers with the roles that they mean, as bgworker/server/enabled.hpp tells.
+         -- Handlers with the roles that they mean, as bgworker/queue/enabled.hpp tells.
          handler AS (
            SELECT h.channel_name, h.handler, h.mode, m.id IS NOT NULL AS is_here, h.run_as_oid IS DISTINCT FROM 0::pg_catalog.oid AS may_come,
                   r.oid AS role, COALESCE(r.rolname::text, h.run_as) AS run_as, r.rolcanlogin
@@ -166,10 +166,10 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
          waiting AS (
            SELECT a.* FROM n
             CROSS JOIN LATERAL (
-                   SELECT m.id, m.channel_name, m.channel_args, m.channel_key, m.place, m.attempt, m.attempt_at, m.after_message_id, m.lease, m.commit_interval FROM mq_msgs m
+                   SELECT m.id, m.channel_name, m.channel_args, m.channel_key, m.seq, m.attempt, m.attempt_at, m.after_message_id, m.lease, m.commit_interval FROM mq_msgs m
                     WHERE m.channel_name = n.name AND m.attempt_at > now() AND m.attempt_at < 'infinity'
                       AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')
-                    ORDER BY m.attempt_at, m.place LIMIT 200) AS a
+                    ORDER BY m.attempt_at, m.seq LIMIT 200) AS a
             LIMIT 5000),
          failed AS (SELECT w.* FROM waiting w WHERE w.attempt > 0 AND w.lease IS NULL),
          failing AS (
@@ -181,7 +181,7 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
          retried AS (
            SELECT f.id AS message_id, f.channel_name, f.channel_args, f.attempt_at FROM failed f
             WHERE f.after_message_id = '00000000-0000-0000-0000-000000000000' AND f.attempt_at > now() + interval '5 seconds'
-              AND EXISTS (SELECT FROM mq_msgs m WHERE m.channel_key = f.channel_key AND m.place > f.place AND m.after_message_id IS NOT NULL
+              AND EXISTS (SELECT FROM mq_msgs m WHERE m.channel_key = f.channel_key AND m.seq > f.seq AND m.after_message_id IS NOT NULL
                              AND m.channel_name = f.channel_name AND m.channel_args = f.channel_args)),
          -- Calls that go on though their time limit, and what they are given after it, is over.
          limits AS (
@@ -196,15 +196,15 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
             WHERE c.since + l.most + interval '2 seconds' < clock_timestamp()),
          -- Workers that have been in one call for long, or with what follows it.
          sitting AS (
-           SELECT w.channel_name, w.since FROM mq_worker_seats() AS w
+           SELECT w.channel_name, w.since FROM mq_worker_slots() AS w
             WHERE w.database = current_database() AND w.state IN ('handling', 'settling', 'committing') AND w.since < clock_timestamp() - interval '1 second'),
          -- Roles whose leased handlers have a call in each session that their workers may open.
          leased_full AS (
            SELECT c.role, pg_catalog.count(*) AS calls, min(c.since) AS since FROM mq_leased_calls() AS c
             GROUP BY c.role
            HAVING pg_catalog.count(*) >= current_setting('mq.leased_sessions')::bigint *
-                  (SELECT pg_catalog.count(*) FROM mq_worker_seats() AS w WHERE w.database = current_database() AND w.role = c.role)
-              AND (SELECT pg_catalog.count(*) FROM mq_worker_seats() AS w WHERE w.database = current_database() AND w.state <> 'leaving') >= current_setting('mq.max_workers')::bigint),
+                  (SELECT pg_catalog.count(*) FROM mq_worker_slots() AS w WHERE w.database = current_database() AND w.role = c.role)
+              AND (SELECT pg_catalog.count(*) FROM mq_worker_slots() AS w WHERE w.database = current_database() AND w.state <> 'leaving') >= current_setting('mq.max_workers')::bigint),
          -- Channels whose calls are as many as max_workers of their handlers allows.
          full_channels AS (
            SELECT h.channel_name, h.most, r.since
@@ -213,16 +213,15 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
             WHERE r.calls >= h.most AND r.since < clock_timestamp() - interval '1 second'),
          -- Message names that no handler of their channel takes, though it has some; of the first that wait of each channel.
          unnamed AS (
-           SELECT DISTINCT n.name AS channel_name, p.name
+           SELECT DISTINCT n.name AS channel_name, a.message_name AS name
              FROM n
             CROSS JOIN LATERAL (
-                    SELECT m.id FROM mq_msgs m
+                    SELECT m.message_name FROM mq_msgs m
                      WHERE m.channel_name = n.name AND m.attempt_at = 'infinity'
                        AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')
-                     ORDER BY m.attempt_at, m.place LIMIT 1000) AS a
-             JOIN mq_payloads p ON p.id = a.id
+                     ORDER BY m.attempt_at, m.seq LIMIT 1000) AS a
             WHERE EXISTS (SELECT FROM mq_handlers h WHERE h.channel_name = n.name)
-              AND NOT EXISTS (SELECT FROM mq_handlers h WHERE h.channel_name = n.name AND (h.message_name IS NULL OR h.message_name = p.name))),
+              AND NOT EXISTS (SELECT FROM mq_handlers h WHERE h.channel_name = n.name AND (h.message_name IS NULL OR h.message_name = a.message_name))),
          -- Channels whose messages have been due for a while, if not all have one priority.
          late AS (
            SELECT n.name, o.attempt_at
@@ -270,7 +269,7 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
              CASE w.state WHEN 'committing' THEN 'worker %s commits since %s%s' ELSE 'worker %s settles since %s%s' END,
              w.pid, date_trunc('second', w.since), COALESCE(' what handlers of ' || w.channel_name || ' did', '')) ORDER BY w.pid)) ||
            '; time limits do not hold for that: a deferred trigger or constraint of a table that handlers write, a trigger on a table of mq, or a slow disk; pg_cancel_backend ends it, and it is tried again, so mend the trigger first'
-      FROM mq_worker_seats() AS w
+      FROM mq_worker_slots() AS w
      WHERE w.database = current_database() AND w.state IN ('settling', 'committing') AND w.since < clock_timestamp() - interval '1 second'
        AND NOT EXISTS (SELECT FROM activity a WHERE a.pid = w.pid AND a.wait_event = 'SyncRep')
     UNION ALL
@@ -388,7 +387,7 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
              -- of sessions with track_activities = off, and of others' only a superuser and pg_read_all_stats.
              WHERE CASE WHEN h.pid = 0 THEN EXISTS (SELECT FROM pg_prepared_xacts x WHERE x.transaction = h.prepared)
                         ELSE a.pid IS NOT NULL AND COALESCE(a.xact_start < clock_timestamp() - interval '2 seconds', true)
-                             AND NOT EXISTS (SELECT FROM mq_worker_seats() AS x WHERE x.pid = h.pid) END) AS h
+                             AND NOT EXISTS (SELECT FROM mq_worker_slots() AS x WHERE x.pid = h.pid) END) AS h
     UNION ALL
     SELECT 'workers do not wait for locks', pg_catalog.count(w.who) = 0,
            'a worker, or a session of a leased handler, waits for a lock: ' || mq_some(pg_catalog.array_agg(w.who ORDER BY w.who)) ||

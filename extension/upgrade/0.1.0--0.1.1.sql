@@ -53,34 +53,7 @@ ALTER TABLE mq_handlers REPLICA IDENTITY FULL;
 ALTER TABLE mq_totals REPLICA IDENTITY FULL;
 ALTER TABLE mq_tally REPLICA IDENTITY FULL;
 
-CREATE FUNCTION mq_enabled_state(OUT enabled boolean, OUT reason text)
-  RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_enabled_state';
-COMMENT ON FUNCTION mq_enabled_state() IS 'Whether messages are handled in this database, and if not, why; for mq_health().';
-
--- replace 30_send.sql
--- replace 40_consume.sql
--- replace 50_handlers.sql
-
-CREATE FUNCTION mq_unsettled(OUT message_id uuid, OUT channel_name text, OUT error text, OUT until timestamptz, OUT times integer)
-  RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_unsettled';
-COMMENT ON FUNCTION mq_unsettled() IS 'The last messages that a worker could not settle (remove, put off or move to mq_dead), why, until when they are put off, and how often; for mq_health().';
-REVOKE ALL ON FUNCTION mq_unsettled() FROM PUBLIC;
-
--- replace 61_why.sql
-REVOKE ALL ON FUNCTION mq_process(integer, text, text, text), mq_since(timestamptz), mq_blockers(integer), mq_waiting_commits(), mq_preferred(text[]), mq_some(text[]), mq_failing_workers(), mq_prepared(xid), mq_has_consumers(), mq_leased_calls(), mq_locked_tables(), mq_obstacles(), mq_row_holders(), mq_running_calls(), mq_service(), mq_server_mode(), mq_reason(uuid), mq_whereabouts(uuid), mq_why(uuid) FROM PUBLIC;
-
--- replace 62_health.sql
-REVOKE ALL ON FUNCTION mq_health_rows(), mq_health_of_server(), mq_lock_waits() FROM PUBLIC;
-COMMENT ON VIEW mq_workers IS
-  'A row for each worker. state is waiting (for work), active (between messages), handling, settling (writing what has become of them), committing (which runs deferred triggers), or leaving: it only looks after leased calls that it began, and does not count towards mq.max_workers. channel_name and message_id say what a worker handles, the first message if it is a batch. since: when it began to wait, its last handler began, it began to settle, or it started. handled: how many messages since it started.';
--- replace 80_grants.sql
-
-COMMENT ON TABLE mq_failures IS 'Failed attempts, with the error as the server reported it (each text cut to 8 kB) and how long the handler had run: of a message the first five, those at powers of two, and the last one.';
+-- The functions come with 0.1.1--0.2.0: the library of a later version works with its own only.
 
 COMMENT ON COLUMN mq_msgs.attempt_at IS 'When the message is due next; while an outside consumer works on it, when its lease runs out. infinity: no handler of its channel takes its name, and it waits for one. NULL: a dead message that blocks its ordered channel.';
 COMMENT ON COLUMN mq_msgs.expires_at IS 'Not NULL: dead by then if nobody has handled it. attempt_at is not beyond it, but for a lease, while commit_interval is not NULL, and while it waits for a handler.';
-COMMENT ON COLUMN mq_stats.scheduled IS 'Messages that could not: they are due later, wait for their retry, for mq_commit or for a handler of their name, or are behind such a one, or one that runs or blocks, in their ordered channel.';
-
--- A database in use.
-SELECT mq_enable();
-SELECT mq_announce();

@@ -36,13 +36,15 @@ sql() {
 now() { date +%s.%N; }
 per_second() { awk -v n="$1" -v from="$2" -v to="$3" 'BEGIN { printf "%d\n", n / (to - from) }'; }
 
-# pair OURS THEIRS: runs the two functions by turns, each of which prints a rate; keeps them in $WORK.
+# pair OURS THEIRS: runs the two functions by turns, each of which prints a rate; keeps them in $WORK. Every other round
+# begins with the other one, so that neither always comes after what its neighbour has left to the disk.
 pair() {
-  local round side
+  local round side sides
   : >"$WORK/$1.rates"
   : >"$WORK/$2.rates"
   for ((round = 1; round <= ROUNDS; round++)); do
-    for side in "$1" "$2"; do
+    if ((round % 2)); then sides=("$1" "$2"); else sides=("$2" "$1"); fi
+    for side in "${sides[@]}"; do
       "$side" >>"$WORK/$side.rates"
       printf '  round %d of %d: %s %s/s\n' "$round" "$ROUNDS" "$side" "$(tail -n 1 "$WORK/$side.rates")" >&2
     done
@@ -54,13 +56,14 @@ statistics() {
   sort -n "$WORK/$1.rates" | awk '{ r[NR] = $1 } END { print r[int((NR + 1) / 2)], r[1], r[NR] }'
 }
 
-# row NAME OURS THEIRS: a line of the table; the ratio is that of the medians.
+# row NAME OURS THEIRS: a line of the table; the ratio is the median of the pairs' ratios.
 row() {
-  local ours theirs
+  local ours theirs ratio
   read -ra ours <<<"$(statistics "$2")"
   read -ra theirs <<<"$(statistics "$3")"
-  printf '| %s | %s (%s to %s) | %s (%s to %s) | %s |\n' "$1" "${ours[@]}" "${theirs[@]}" \
-    "$(awk -v a="${ours[0]}" -v b="${theirs[0]}" 'BEGIN { printf "%.3g", a / b }')" >>"$WORK/table"
+  ratio=$(paste "$WORK/$2.rates" "$WORK/$3.rates" | awk '{ print $1 / $2 }' | sort -g |
+    awk '{ r[NR] = $1 } END { printf "%.3g", (r[int((NR + 1) / 2)] + r[int(NR / 2) + 1]) / 2 }')
+  printf '| %s | %s (%s to %s) | %s (%s to %s) | %s |\n' "$1" "${ours[@]}" "${theirs[@]}" "$ratio" >>"$WORK/table"
 }
 
 deps_install build
@@ -85,7 +88,7 @@ cat - "$WORK/table" >"$WORK/benchmarks.md" <<END
 # Benchmarks
 
 Messages per second: the median of $ROUNDS runs, the lowest and the highest in brackets; both sides in one server, by
-turns. The ratio is that of the medians. \`make bench\` makes this page.
+turns. The ratio is the median of the pairs' ratios. \`make bench\` makes this page.
 
 $(. /etc/os-release && echo "$PRETTY_NAME"), $("$PG_CONFIG" --version), $(nproc) cores
 ($(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)), $(date -u +%F). Settings: synchronous_commit on, fsync on,

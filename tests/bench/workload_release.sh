@@ -1,7 +1,7 @@
 # Sourced by run.sh, for `make bench WORKLOAD=release BASE=commit`. This checkout beside another commit of mq, each in a
-# server of its own, by turns: burning down 200,000 unordered messages (messages per second), and how long a single
-# message takes from the start of its sending to its handler, 50 a second with an idle worker (microseconds, median and
-# 99th percentile of 500).
+# server of its own, by turns: burning down 200,000 unordered messages (messages per second, and the worker's CPU time
+# for them in nanoseconds per message), and how long a single message takes from the start of its sending to its handler,
+# 50 a second with an idle worker (microseconds, median and 99th percentile of 500).
 
 BASE=${BASE:-}
 
@@ -40,8 +40,25 @@ release_latency() {
   cut -d ' ' -f 2 "$WORK/latency" >>"$WORK/$1.rates"
 }
 
-burn_here() { on HERE burn_mq; }
-burn_base() { on BASE burn_mq; }
+# "pid ticks" of CPU of each worker.
+release_cpu() {
+  local pid
+  for pid in $(sql mq -c "SELECT pid FROM pg_stat_activity WHERE backend_type = 'mq worker'"); do
+    awk -v pid="$pid" '{ sub(/.*\) /, ""); print pid, $12 + $13 }' "/proc/$pid/stat"
+  done
+}
+
+# release_burn FILE: burns down, and adds to FILE what that has cost.
+release_burn() {
+  release_cpu >"$WORK/cpu.before"
+  burn_mq
+  release_cpu >"$WORK/cpu.after"
+  awk -v n="$BURN_MESSAGES" -v hz="$(getconf CLK_TCK)" 'NR == FNR { before[$1] = $2; next } { ticks += $2 - before[$1] }
+    END { printf "%d\n", ticks / hz * 1e9 / n }' "$WORK/cpu.before" "$WORK/cpu.after" >>"$WORK/$1.rates"
+}
+
+burn_here() { on HERE release_burn cpu_here; }
+burn_base() { on BASE release_burn cpu_base; }
 latency_here() { on HERE release_latency latency99_here; }
 latency_base() { on BASE release_latency latency99_base; }
 
@@ -60,10 +77,13 @@ workload_release() {
   SOURCE=$here
   release_server here 5434
   RELEASE_HERE_BIN=$PG_BIN
+  : >"$WORK/cpu_here.rates"
+  : >"$WORK/cpu_base.rates"
   : >"$WORK/latency99_here.rates"
   : >"$WORK/latency99_base.rates"
   pair burn_here burn_base
   row "burn down $BURN_MESSAGES unordered messages, this checkout; beside it ${BASE:0:10}" burn_here burn_base
+  row 'the same, CPU of the worker, ns per message (less is better)' cpu_here cpu_base
   pair latency_here latency_base
   row "latency of a single message, median, µs; beside it ${BASE:0:10} (less is better)" latency_here latency_base
   row "the same, 99th percentile, µs" latency99_here latency99_base

@@ -1,10 +1,11 @@
 // mq_client: lives the life of a client of the original schema, and says as TAP whether all went well.
 //
-//   mq_client [--owner CONNINFO] [--limit SECONDS] CONNINFO [SCENARIO...]
+//   mq_client [--owner CONNINFO] [--limit SECONDS] [--delete] CONNINFO [SCENARIO...]
 //   mq_client --list
 //
 // It knows nothing but the original's statements, so it runs against the original schema as well. The owner
-// of the schema cleans up before each scenario; the clients are whoever the last CONNINFO says.
+// of the schema cleans up before each scenario (--delete: without TRUNCATE); the clients are whoever the last CONNINFO
+// says.
 
 #include <algorithm>
 #include <cstdio>
@@ -31,7 +32,7 @@ bool run(const Scenario& scenario, const Options& options, int number) {
   try {
     Test test(options);
     try {
-      clean_up(test.owner());
+      test.clean_up();
       scenario.run(test);
     } catch (const std::exception& e) {
       test.check(false, "nothing fails", e.what());
@@ -48,7 +49,7 @@ bool run(const Scenario& scenario, const Options& options, int number) {
 }
 
 int usage() {
-  std::fprintf(stderr, "usage: mq_client [--owner CONNINFO] [--limit SECONDS] CONNINFO [SCENARIO...]\n");
+  std::fprintf(stderr, "usage: mq_client [--owner CONNINFO] [--limit SECONDS] [--delete] CONNINFO [SCENARIO...]\n");
   return 2;
 }
 
@@ -65,6 +66,8 @@ int main(const std::vector<std::string>& arguments) {
       options.owner = arguments[++i];
     else if (arguments[i] == "--limit" && more)
       options.limit = std::chrono::seconds(std::stoi(arguments[++i]));
+    else if (arguments[i] == "--delete")
+      options.truncates = false;
     else
       rest.push_back(arguments[i]);
   }

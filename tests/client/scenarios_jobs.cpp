@@ -256,7 +256,8 @@ void leases_lost(Test& t) {
 
 void checkpoints(Test& t) {
   Journal journal;
-  insert(t.client(), {.retries = 1, .retry_backoff = milliseconds(100), .channel_name = "c", .json = "1"});
+  // The backoff is the lease as well: long enough for a busy machine.
+  insert(t.client(), {.retries = 1, .retry_backoff = milliseconds(1500), .channel_name = "c", .json = "1"});
   const Runner runner({.conninfo = t.conninfo(), .channel_names = Names{"c"}, .job = [&](CurrentJob& job) {
                          journal.add(job.json.value_or("NULL") + job.bytes.value_or(""));
                          if (job.json == "1")

@@ -143,7 +143,7 @@ void cleaning_up(Test& t) {
   for (int i = 0; i < 3; ++i) insert(t.client(), {.channel_name = "c", .ordered = true, .name = "old"});
   const Id id = insert(t.client(), {.channel_name = "c", .commit_interval = hours(1)});
   poll(t.client(), Names{"c"}, 1);
-  clean_up(t.owner());
+  t.clean_up();
   t.check(!exists(t.client(), id), "nothing is left");
   t.equal(polled(t.client(), {"c"}), "", "nor delivered");
   insert(t.client(), {.channel_name = "c", .ordered = true, .name = "new"});

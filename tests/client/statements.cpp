@@ -16,6 +16,7 @@ constexpr std::string_view kClear = "SELECT mq_clear($1)";
 constexpr std::string_view kClearAll = "SELECT mq_clear_all()";
 constexpr std::string_view kExists = "SELECT EXISTS(SELECT id FROM mq_msgs WHERE id = $1)";
 constexpr std::string_view kTruncate = "TRUNCATE TABLE mq_payloads";
+constexpr std::string_view kDeletePayloads = "DELETE FROM mq_payloads";
 constexpr std::string_view kDeleteRest = "DELETE FROM mq_msgs WHERE id <> $1";
 
 template <class Read>
@@ -85,8 +86,8 @@ void listen(Session& session, const std::optional<Names>& channel_names) {
   for (const std::string& name : *channel_names) session.execute("LISTEN \"mq_" + name + "\"");
 }
 
-void clean_up(Session& session) {
-  session.run(kTruncate);
+void clean_up(Session& session, bool truncates) {
+  session.run(truncates ? kTruncate : kDeletePayloads);
   session.run(kDeleteRest, {uuid(Id())});
 }
 

@@ -51,7 +51,8 @@ void clear(Session& session, const Names& channel_names);
 void clear_all(Session& session);
 bool exists(Session& session, const Id& id);
 void listen(Session& session, const std::optional<Names>& channel_names);
-void clean_up(Session& session);
+// As the original's test suite does, or with DELETE in place of TRUNCATE.
+void clean_up(Session& session, bool truncates = true);
 
 // The statements themselves, with the types that are bound, and what mq_poll's rows consist of.
 struct Statement {

@@ -16,6 +16,7 @@ struct Options {
   std::string client;              // conninfo of clients
   std::string owner;               // conninfo of who cleans up and looks at the tables
   std::chrono::seconds limit{30};  // of each wait
+  bool truncates = true;           // the owner cleans up with TRUNCATE; else with DELETE
 };
 
 // Thrown by a check whose failure leaves no sense in going on.
@@ -26,6 +27,8 @@ class Test {
   explicit Test(const Options& options) : options_(options), owner_(options.owner), client_(options.client) {}
 
   Session& owner() { return owner_; }
+  // Removes everything, by hand.
+  void clean_up() { client::clean_up(owner_, options_.truncates); }
   // The session of the scenario itself; others may be opened.
   Session& client() { return client_; }
   const std::string& conninfo() const { return options_.client; }

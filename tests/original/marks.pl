@@ -1,4 +1,4 @@
-# Flaw 33 of the original: while somebody holds a snapshot its polls read more and more. t/011_marks.pl shows that those
+# Flaw 33 of the original: while somebody holds a snapshot its polls read more and more. t/011_low_water_marks.pl shows that those
 # of the extension do not.
 use strict;
 use warnings;

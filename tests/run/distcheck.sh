@@ -43,13 +43,14 @@ dist_check() {
 
 dist_files() { (cd "$PG_TREE" && find . -type f | sort); }
 
-# The extension itself, and an upgrade to its version from each older one that the tests know.
+# The extension itself, the upgrade scripts, and one among them from each older version that the tests know.
 dist_scripts() {
-  local old directory=$PG_TREE$(pg_dir sharedir)/extension lacking=0 script
+  local old upgrade directory=$PG_TREE$(pg_dir sharedir)/extension lacking=0 script
   local scripts=("mq.control" "mq--$1.sql")
+  for upgrade in "$HERE"/extension/upgrade/*.sql; do scripts+=("mq--${upgrade##*/}"); done
   for old in "$HERE"/tests/upgrade/mq--*.sql; do
     old=${old##*/mq--}
-    scripts+=("mq--${old%.sql}--$1.sql")
+    compgen -G "$directory/mq--${old%.sql}--*.sql" >/dev/null || { echo "no upgrade from ${old%.sql}"; lacking=1; }
   done
   for script in "${scripts[@]}"; do
     [ -s "$directory/$script" ] || { echo "not installed: $script"; lacking=1; }

@@ -2,7 +2,7 @@
 #
 # server_tree NAME copies the server's programs to $WORK/NAME, where they find their
 # own libraries and extensions by relative paths: installing into the copy leaves the
-# system's PostgreSQL as it is. server_install builds mq and installs it there.
+# system's PostgreSQL as it is. An mq that is installed there is not copied. server_install builds mq and installs it there.
 # server_start NAME [SETTING...] runs a new cluster on a unix socket in $WORK/socket, and
 # server_stop NAME stops it and fails if it crashed meanwhile or would not stop.
 
@@ -15,7 +15,8 @@ server_tree() {
   local tree=$WORK/$1 dir
   for dir in "$(pg_dir bindir)" "$(pg_dir pkglibdir)" "$(pg_dir sharedir)"; do
     mkdir -p "$tree$dir"
-    tar -C "$dir" --exclude=./bitcode --exclude=./man --exclude=./doc -cf - . |
+    tar -C "$dir" --exclude=./bitcode --exclude=./man --exclude=./doc \
+      --exclude=./mq.so --exclude='./extension/mq--*.sql' --exclude=./extension/mq.control -cf - . |
       tar -C "$tree$dir" --no-same-owner -xf -
   done
   mkdir -p "$tree$(pg_dir libdir)"

@@ -69,10 +69,10 @@ suite_unit() {
   tally unit "$rc" "$passed" $((ran - passed - skipped)) "$skipped"
 }
 
-suite_fence() {
-  local log=$WORK/log/fence.out rc=0
-  logged "$log" job bash "$HERE/tests/run/fence.sh" "$SOURCE" "$PG_CONFIG" "$WORK" || rc=$?
-  tally fence "$rc" "$(count '^ok ' "$log")" "$(count '^not ok ' "$log")" 0
+suite_layout() {
+  local log=$WORK/log/layout.out rc=0
+  logged "$log" job bash "$HERE/tests/run/layout.sh" "$SOURCE" "$PG_CONFIG" "$WORK" || rc=$?
+  tally layout "$rc" "$(count '^ok ' "$log")" "$(count '^not ok ' "$log")" 0
 }
 
 # The formats of pg_regress up to 15, and from 16 on.

@@ -51,9 +51,29 @@ $node->command_checks_all([ 'pgbench', '--no-vacuum', '--protocol=prepared', '--
 	0, [qr/number of failed transactions: 0/], [qr/^(?!.*(error|aborted))/s], 'eight clients send with few keys');
 within(10, $node, $db, 'SELECT count(*) FROM mq_msgs', 0, 'everything is handled');
 holds($node, $db, 'SELECT count(*) - count(DISTINCT id), count(*) > 200 FROM handled', '0|t', 'once');
-holds($node, $db, 'SELECT (SELECT count(*) FROM mq_dead), (SELECT count(*) FROM mq_payloads), (SELECT count(*) FROM mq_loose)', '0|0|0', 'nothing else is left');
+holds($node, $db, 'SELECT (SELECT count(*) FROM mq_dead), (SELECT count(*) FROM mq_payloads), (SELECT count(*) FROM mq_headless)', '0|0|0', 'nothing else is left');
 my ($sent, $returned) = split /\|/, $node->safe_psql($db, 'SELECT count(DISTINCT id), count(*) FROM returned');
 cmp_ok($returned, '>', $sent, "$returned calls sent $sent messages");
+
+# A message that has expired while its leased call goes on beyond its lease is the call's: the key is still taken.
+my $holder = $node->background_psql($db);
+$holder->query_safe('SELECT pg_advisory_lock(1)');
+$node->safe_psql($db, q{
+	CREATE PROCEDURE wait(message mq_message) LANGUAGE sql AS $$
+	  SELECT pg_advisory_lock_shared(1); INSERT INTO handled (id, channel) VALUES ((message).id, 'leased') $$;
+	SELECT mq_register_handler('leased', 'wait(mq_message)', mode => 'leased')});
+my $id = $node->safe_psql($db, q{SELECT mq_send('leased', dedup_key => 'k', expires => '1 hour')});
+within(20, $node, $db, q{SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory' AND application_name = 'mq handler'}, 1, 'a leased call runs');
+$node->safe_psql($db, q{UPDATE mq_msgs SET attempt_at = now() - interval '1 s', expires_at = now() - interval '1 s' WHERE channel_name = 'leased'});
+my $sender = $node->background_psql($db);
+is($sender->query_safe(q{BEGIN; SELECT mq_send('leased', dedup_key => 'k')}), $id, 'its key is taken while the call goes on');
+holds($node, $db, 'SELECT count(*) FROM mq_dead', 0, 'and it is not dead');
+# The sender's transaction stays open, and has nothing locked that the call's end waits for.
+$holder->query_safe('SELECT pg_advisory_unlock(1)');
+within(20, $node, $db, qq{SELECT count(*) FROM handled WHERE id = '$id'}, 1, 'it is handled');
+within(20, $node, $db, 'SELECT (SELECT count(*) FROM mq_msgs), (SELECT count(*) FROM mq_dead)', '0|0', 'and gone');
+$sender->query_safe('COMMIT');
+$_->quit for $holder, $sender;
 
 $node->stop;
 log_is_clean($node);

@@ -174,7 +174,7 @@ for (1 .. 2) {
 within(30, $node, $db, 'SELECT reason, attempts_made, sqlstate, payload_json ->> $$step$$ FROM mq_dead', 'exhausted|2|57P02|2', 'what was killed twice is dead');
 within(30, $node, $db, q{SELECT string_agg(step, ',' ORDER BY step) FROM steps}, '1,3', 'the others are handled once');
 
-# DROP DATABASE does not wait for a handler, CREATE EXTENSION finds no leftovers.
+# DROP DATABASE does not wait for a handler, CREATE EXTENSION finds nothing left.
 sql('CREATE DATABASE other');
 $node->safe_psql('other', q{CREATE EXTENSION mq; CREATE FUNCTION doze(jsonb) RETURNS void LANGUAGE sql AS 'SELECT pg_sleep(60)';
   SELECT mq_register_handler('doze', 'doze(jsonb)', mode => 'leased'), mq_send('doze')});

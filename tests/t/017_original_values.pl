@@ -262,5 +262,5 @@ flaw 36, 'a consumer of one channel puts a message into the channel of another\'
 }, 'theirs: x', 'theirs: ';
 
 $node->stop;
-log_is_clean($node, qr/there is no transaction in progress/);
+log_is_clean($node, qr/there is no transaction in progress/, qr/skipping "mq_payloads" --- cannot vacuum non-tables/);    # a view
 done_testing();

@@ -8,8 +8,9 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $node = mq_node('upgrade');
-plan skip_all => 'the script of 0.1.0 is not installed'
-  if $node->safe_psql('postgres', q{SELECT count(*) FROM pg_available_extension_versions WHERE name = 'mq' AND version = '0.1.0'}) eq '0';
+my @older = grep { $_ ne '' } split /\n/, $node->safe_psql('postgres', q{
+	SELECT version FROM pg_available_extension_versions WHERE name = 'mq' AND version IN ('0.1.0', '0.1.1') ORDER BY 1});
+plan skip_all => 'the scripts of 0.1.0 and 0.1.1 are not installed' if @older < 2;
 
 # What CREATE EXTENSION leaves in the catalog, a line for each thing.
 my $catalog = q{
@@ -39,14 +40,17 @@ my $catalog = q{
 	) AS l (line) ORDER BY line COLLATE "C"};
 
 $node->safe_psql('postgres', 'CREATE DATABASE fresh');
-$node->safe_psql('postgres', 'CREATE DATABASE upgraded');
 $node->safe_psql('fresh', 'CREATE EXTENSION mq');
-$node->safe_psql('upgraded', q{CREATE EXTENSION mq VERSION '0.1.0'});
-$node->safe_psql('upgraded', 'ALTER EXTENSION mq UPDATE');
-my %lines = map { $_ => $node->safe_psql($_, $catalog) } qw(fresh upgraded);
-cmp_ok(length $lines{fresh}, '>', 10_000, 'the catalog has something to compare');
-is($lines{upgraded}, $lines{fresh}, 'from 0.1.0: the catalog is that of a fresh installation')
-  or diag(diff_of(split_lines($lines{fresh}), split_lines($lines{upgraded})));
+my $fresh = $node->safe_psql('fresh', $catalog);
+cmp_ok(length $fresh, '>', 10_000, 'the catalog has something to compare');
+for my $version (@older) {
+	$node->safe_psql('postgres', qq{CREATE DATABASE "upgraded from $version"});
+	$node->safe_psql("upgraded from $version", qq{CREATE EXTENSION mq VERSION '$version'});
+	$node->safe_psql("upgraded from $version", 'ALTER EXTENSION mq UPDATE');
+	my $lines = $node->safe_psql("upgraded from $version", $catalog);
+	is($lines, $fresh, "from $version: the catalog is that of a fresh installation")
+	  or diag(diff_of(split_lines($fresh), split_lines($lines)));
+}
 
 sub split_lines { my ($text) = @_; return [ split /\n/, $text ] }
 
@@ -59,30 +63,69 @@ sub diff_of {
 
 # --- between the new library and ALTER EXTENSION UPDATE -------------------------------------------
 
-$node->safe_psql('postgres', 'CREATE DATABASE between');
-$node->safe_psql('between', q{CREATE EXTENSION mq VERSION '0.1.0'});
-messages_in_every_state($node, 'between', '0.1.0');
-within(20, $node, 'between', "SELECT count(*) FROM ($MqTest::WORKERS) w", 1, 'one worker waits for the update');
-my $session = $node->background_psql('between');
-$session->query_safe(q{SELECT mq_send('sent', '1', id => '00000000-0000-0000-0000-000000000005')});
-is($node->safe_psql('between', q{SELECT id FROM mq_poll('{sent}')}), '00000000-0000-0000-0000-000000000005', 'what is sent is polled');
-$node->safe_psql('between', q{SELECT mq_keep_alive('{00000000-0000-0000-0000-000000000005}', '1 h'); SELECT mq_delete('{00000000-0000-0000-0000-000000000005}')});
-is($node->safe_psql('between', q{SELECT count(id) FROM mq_poll('{expiring}', 100)}), 0, 'what cannot be delivered is passed over');
-$node->safe_psql('between', q{SELECT ready FROM mq_stats; SELECT detail FROM mq_health(); SELECT mq_pause('far'), mq_resume('far')});
-for my $call ('CALL mq_run()', q{SELECT mq_register_handler('c', 'handle(mq_message)')}) {
-	my ($rc, $out, $err) = $node->psql('between', $call, extra_params => [ '-v', 'VERBOSITY=verbose' ]);
-	like($err, qr/55000: extension "mq" is of version 0\.1\.0 in this database, its library of version 0\.1\.1.*HINT:.*ALTER EXTENSION mq UPDATE/s, "not before the update: $call");
+for my $version (@older) {
+	my $db = "between $version";
+	$node->safe_psql('postgres', qq{CREATE DATABASE "$db"});
+	$node->safe_psql($db, qq{CREATE EXTENSION mq VERSION '$version'});
+	messages_in_every_state($node, $db, $version);
+	within(20, $node, $db, "SELECT count(*) FROM ($MqTest::WORKERS) w", 1, "$version: one worker waits for the update");
+	my $session = $node->background_psql($db);
+	for my $call ('CALL mq_run()', q{SELECT mq_register_handler('c', 'handle(mq_message)')}, q{SELECT mq_send('sent', '1')}, q{SELECT mq_send('sent', '1', ordered => true)},
+		q{SELECT count(*) FROM mq_send_many('sent', '{1, 2}')}, q{SELECT mq_poll('{ready}')}, q{SELECT mq_poll(NULL)}, q{SELECT mq_delete('{00000000-0000-0000-0000-000000000005}')},
+		q{SELECT mq_clear_all()}, q{SELECT mq_redrive()}, q{SELECT mq_grant('postgres', 'admin')}, q{SELECT mq_revoke('postgres', 'monitor')}, q{SELECT count(*) FROM mq_stats},
+		$version eq '0.1.0' ? () : (q{SELECT count(*) FROM mq_health()}, q{SELECT mq_enable()})) {
+		my ($rc, $out, $err) = $node->psql($db, $call, extra_params => [ '-v', 'VERBOSITY=verbose' ]);
+		like($err, qr/55000: extension "mq" is of version \Q$version\E in this database, its library of version 0\.2\.0.*HINT:.*ALTER EXTENSION mq UPDATE/s,
+			"$version: not before the update: $call");
+	}
+	# The hooks of the new library meet tables of the old layout.
+	$node->safe_psql($db, $_) for 'BEGIN; TRUNCATE mq_payloads; TRUNCATE mq_msgs; ROLLBACK', 'LISTEN mq_sent', 'COPY mq_msgs TO STDOUT',
+	  'BEGIN; UPDATE mq_msgs SET attempts = attempts; DELETE FROM mq_msgs; ROLLBACK',
+	  'BEGIN; SET LOCAL row_security = off; INSERT INTO mq_handlers SELECT * FROM mq_handlers LIMIT 0; ROLLBACK';
+	for my $call ('SELECT * FROM mq_workers', 'SELECT * FROM mq_horizon', 'SELECT * FROM mq_health()', q{SELECT mq_pause('far')}, q{SELECT mq_resume('far')}, q{SELECT mq_commit('{}')},
+		q{SELECT mq_keep_alive('{00000000-0000-0000-0000-000000000002}', '1 s')}, 'SELECT mq_reset_stats()',
+		q{SELECT mq_checkpoint('00000000-0000-0000-0000-000000000002', '1 s', '{}', NULL, 1)}, q{SELECT mq_clear('{ready}')},
+		q{SELECT mq_insert(ARRAY[(gen_random_uuid(), '0', 4, '1 s', 'sent', '', NULL, false, 'n', '{}', NULL)::mq_new_t])},
+		q{SELECT mq_latest_message('ready', '')}, q{SELECT mq_uuid_exists('00000000-0000-0000-0000-000000000002')}, q{SELECT mq_unregister_handler('none')},
+		q{SELECT mq_active_channels('{ready}', 1)}, $version eq '0.1.0' ? () : q{SELECT mq_why('00000000-0000-0000-0000-000000000002')}) {
+		my ($rc, $out, $err) = $node->psql($db, "BEGIN; $call; ROLLBACK", extra_params => [ '-v', 'VERBOSITY=verbose' ]);
+		ok($rc == 0 || $err =~ /55000: extension "mq" is of version/, "$version: it works, or is refused: $call") or diag($err);
+	}
+	holds($node, $db, 'SELECT count(*) FROM handled', 0, "$version: nothing is handled");
+	my ($waiting) = pids($node, $db, $MqTest::WORKERS, 1);
+	# What is prepared before the update comes with it. An update that fails leaves everything as it was.
+	$node->safe_psql($db, q{
+		CREATE TABLE sent (n bigserial, payload jsonb);
+		CREATE FUNCTION note(m mq_message) RETURNS void LANGUAGE sql AS 'INSERT INTO sent (payload) VALUES (m.payload_json)';
+		BEGIN;
+		INSERT INTO mq_msgs (id, channel_name, channel_args, after_message_id, channel_key) VALUES ('00000000-0000-0000-0000-000000000007', 'sent', '', NULL, mq_channel_key('sent', ''));
+		INSERT INTO mq_payloads (id, name, payload_json, channel_key) VALUES ('00000000-0000-0000-0000-000000000007', 'sent', '"prepared"', mq_channel_key('sent', ''));
+		PREPARE TRANSACTION 'p'});
+	my $messages = 'SELECT count(*), (SELECT count(*) FROM mq_payloads) FROM mq_msgs';
+	my $before = $node->safe_psql($db, $messages);
+	my @refused = $node->psql($db, q{SET lock_timeout = '1 s'; ALTER EXTENSION mq UPDATE}, extra_params => [ '-v', 'VERBOSITY=verbose' ]);
+	like($refused[2], qr/55P03/, "$version: an update waits for what is prepared");
+	$node->safe_psql($db, q{COMMIT PREPARED 'p'; CREATE VIEW mine AS SELECT name FROM mq_payloads});
+	@refused = $node->psql($db, 'ALTER EXTENSION mq UPDATE', extra_params => [ '-v', 'VERBOSITY=verbose' ]);
+	like($refused[2], qr/2BP01: cannot drop table mq_payloads because other objects depend on it.*view mine depends on table mq_payloads/s, "$version: and leaves a view of others alone");
+	$node->safe_psql($db, 'DROP VIEW mine');
+	is($node->safe_psql($db, $messages), join('|', map { $_ + 1 } split /\|/, $before), "$version: an update that failed changes nothing");
+	$node->safe_psql($db, 'ALTER EXTENSION mq UPDATE');
+	$node->safe_psql($db, q{SELECT mq_register_handler('sent', 'note(mq_message)')});
+	within(20, $node, $db, 'SELECT payload FROM sent', '"prepared"', "$version: what was prepared is handled");
+	holds($node, $db, q{SELECT channel_name, reason, sqlstate, error FROM mq_dead WHERE id = '00000000-0000-0000-0000-000000000005'}, 'bare|discarded|02000|payload of message is missing',
+		"$version: a message without payload is dead, as it would have been");
+	holds($node, $db, q{SELECT length(payload_bytes), md5(payload_bytes) = md5(repeat(md5('x'), 40000)) FROM mq_payloads WHERE id = '00000000-0000-0000-0000-000000000002'}, '1280000|t',
+		"$version: a large payload is as it was");
+	$node->safe_psql($db, q{DELETE FROM mq_dead WHERE id = '00000000-0000-0000-0000-000000000005'});
+	all_states_end($node, $db, "from $version");
+	$session->query_safe(q{SELECT mq_send('sent', '1')});
+	within(20, $node, $db, 'SELECT payload FROM sent ORDER BY n DESC LIMIT 1', 1, "$version: a session from before the update goes on");
+	$session->quit;
+	my @said = grep { /messages of database "$db" are left alone/ } split /\n/, slurp_file($node->logfile);
+	is(scalar @said, 1, "$version: one line of the log says that the workers wait");
+	like($said[0], qr/is of version \Q$version\E .* until ALTER EXTENSION mq UPDATE/, "$version: and for what");
 }
-holds($node, 'between', 'SELECT count(*) FROM handled', 0, 'nothing is handled');
-my ($waiting) = pids($node, 'between', $MqTest::WORKERS, 1);
-$node->safe_psql('between', 'ALTER EXTENSION mq UPDATE');
-all_states_end($node, 'between', 'from 0.1.0');
-$session->query_safe(q{SELECT mq_register_handler('sent', 'handle(mq_message)'); SELECT mq_send('sent', '1')});
-within(20, $node, 'between', q{SELECT count(*) FROM handled WHERE name = 'sent'}, 1, 'a session from before the update goes on');
-$session->quit;
-my @said = grep { /messages of database "between" are left alone/ } split /\n/, slurp_file($node->logfile);
-is(scalar @said, 1, 'one line of the log says that the workers wait');
-like($said[0], qr/is of version 0\.1\.0 .* until ALTER EXTENSION mq UPDATE/, 'and for what');
 
 $node->stop;
 log_is_clean($node);

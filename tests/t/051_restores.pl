@@ -1,4 +1,4 @@
-# A database that was restored or copied: nothing in it is handled, swept or buried until mq_enable(), then all of it is.
+# A database that was restored or copied: nothing in it is handled, swept or dead-lettered until mq_enable(), then all of it is.
 # A restart, a crash, a failover and a dump of the schema alone need no call.
 use strict;
 use warnings;
@@ -18,6 +18,7 @@ my $node = mq_node('restored', 'mq.poll_interval' => '100ms', 'mq.max_workers' =
 my $state = q{SELECT format('%s messages, %s payloads, %s dead, %s handled',
 	(SELECT count(*) FROM mq_msgs), (SELECT count(*) FROM mq_payloads), (SELECT count(*) FROM mq_dead), (SELECT count(*) FROM handled))};
 my $restored = '1053 messages, 1053 payloads, 1 dead, 0 handled';
+my $first_half = '52 messages, 52 payloads, 1 dead, 0 handled';
 my $handled = '0 messages, 0 payloads, 2 dead, 1050 handled';
 my $enabled = q{SELECT ok FROM mq_health() WHERE "check" = 'database enabled'};
 
@@ -60,7 +61,7 @@ sub is_handled {
 	holds($node, $database, q{SELECT count(DISTINCT payload) FROM handled WHERE name = 'c'}, 1000, "$what: each once");
 	holds($node, $database, q{SELECT count(*) FROM (SELECT payload::int AS p, lag(payload::int) OVER (ORDER BY n) AS before FROM handled WHERE name = 'o') h WHERE before > p}, 0,
 		"$what: in order");
-	holds($node, $database, q{SELECT string_agg(reason, ' ' ORDER BY reason) FROM mq_dead}, 'exhausted expired', "$what: what was spent is dead, what is old is gone");
+	holds($node, $database, q{SELECT string_agg(reason, ' ' ORDER BY reason) FROM mq_dead}, 'exhausted expired', "$what: what had no attempt left is dead, what is old is gone");
 }
 
 sub enable_and_see {
@@ -84,15 +85,20 @@ sub psql_file {
 	$node->command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-f', $file, $node->connstr($database) ], $what);
 }
 
-# The dump up to the payloads, and the rest of it.
+# The dump in two parts. Of the messages the first has those that cannot be delivered: without an attempt left, expired,
+# uncommitted, or behind a head that is not there yet.
 sub halves {
 	my ($file) = @_;
 	my $dump = slurp_file($file);
 	$dump =~ s/^\\(un)?restrict .*\n//mg;
 	my ($header) = $dump =~ /^(SET .*?row_security = off;\n)/ms or die 'the dump does not set row_security';
-	my ($first, $second) = $dump =~ /^(.*?)^((?:COPY|INSERT INTO) public\.mq_payloads .*)$/ms or die 'no payloads';
-	append_to_file("$file.1", $first);
-	append_to_file("$file.2", $header . $second);
+	my ($before, $messages, $after) = $dump =~ /^(.*?)^((?:COPY|INSERT INTO) public\.mq_msgs .*?)^(--\n-- .*)$/ms or die 'no messages';
+	my $copy = $messages =~ /^(COPY .*\n)/ ? $1 : '';
+	my @rows = grep { $copy ? /\t/ : /^INSERT/ } split /(?<=\n)/, $messages =~ s/^COPY .*\n//r;
+	my $deliverable = qr/[\t']c[\t']|00000000-0000-0000-0000-000000000000/;
+	my $part = sub { return join('', $copy, @_, $copy && "\\.\n") };
+	append_to_file("$file.1", $before . $part->(grep { !/$deliverable/ } @rows));
+	append_to_file("$file.2", $header . $part->(grep { /$deliverable/ } @rows) . $after);
 	return ("$file.1", "$file.2");
 }
 
@@ -106,15 +112,16 @@ for my $case ([ 'plain' ], [ 'inserts', '--inserts' ]) {
 	my ($database, @options) = @$case;
 	my ($first, $second) = halves(dump_of("$database.sql", @options));
 	psql_file($database, $first, "$database: the first half is restored");
-	is_left_alone($database, '1053 messages, 0 payloads, 1 dead, 0 handled', "$database, without payloads");
+	is_left_alone($database, $first_half, "$database, the first half");
 	# Consumers connect on purpose: what is there is theirs, and nothing is dead.
-	is($node->safe_psql($database, q{SELECT count(id) FROM mq_poll(NULL, 100)}), 0, "$database: mq_poll passes over what is not complete");
-	holds($node, $database, $state, '1053 messages, 0 payloads, 1 dead, 0 handled', "$database: and buries nothing");
+	is($node->safe_psql($database, q{SELECT count(id) FROM mq_poll(NULL, 100)}), 0, "$database: mq_poll passes over what cannot be delivered");
+	holds($node, $database, $state, $first_half, "$database: and moves nothing to the dead letters");
 	$node->safe_psql($database, q{SELECT mq_send('polled', id => '00000000-0000-0000-0000-000000000001')});
 	is($node->safe_psql($database, q{SELECT id FROM mq_poll('{polled}', 10)}), '00000000-0000-0000-0000-000000000001', "$database: a message is sent and polled");
 	$node->safe_psql($database, q{SELECT mq_delete('{00000000-0000-0000-0000-000000000001}')});
 	psql_file($database, $second, "$database: and the second");
 	is_left_alone($database, $restored, $database);
+	is($node->safe_psql($database, q{BEGIN; SELECT count(id) FROM mq_poll(NULL, 100); ROLLBACK}), 100, "$database: mq_poll gives what is there");
 	my ($rc, $out, $err) = $node->psql($database, 'CALL mq_run()', extra_params => [ '-v', 'VERBOSITY=verbose' ]);
 	like($err, qr/55000: messages are not handled in this database.*DETAIL:.*restored or copied.*HINT:.*SELECT public\.mq_enable\(\)/s, "$database: mq_run is refused");
 	like($node->safe_psql($database, q{SELECT mq_why(id) FROM mq_msgs WHERE channel_name = 'c' LIMIT 1}), qr/left alone: .* until SELECT mq_enable\(\)/, "$database: mq_why() says so");
@@ -136,7 +143,7 @@ within(10, $node, 'data_only', $state, '0 messages, 0 payloads, 0 dead, 1 handle
 $node->safe_psql('data_only', 'TRUNCATE handled; SELECT mq_unregister_handler(channel_name) FROM mq_handlers');
 my ($first, $second) = halves(dump_of('data_only.sql', '--data-only'));
 psql_file('data_only', $first, 'the first half of the data is restored under the workers');
-is_left_alone('data_only', '1053 messages, 0 payloads, 1 dead, 0 handled', 'data only, without payloads');
+is_left_alone('data_only', $first_half, 'data only, the first half');
 psql_file('data_only', $second, 'and the second');
 is_left_alone('data_only', $restored, 'data only');
 enable_and_see('data_only', 'data only');
@@ -150,7 +157,7 @@ holds($node, 'data_only', $enabled, 't', 'a restore that was rolled back disable
 $node->safe_psql('data_only', q{INSERT INTO mq_handlers SELECT * FROM mq_handlers LIMIT 0});
 holds($node, 'data_only', $enabled, 't', 'nor does an INSERT outside of a dump');
 my $parallel_data = dump_of('data_only.custom', '--format=custom', '--data-only');
-$node->safe_psql('data_only', 'SELECT mq_unregister_handler(channel_name) FROM mq_handlers; TRUNCATE handled, mq_dead, mq_failures, mq_totals, mq_tally');
+$node->safe_psql('data_only', 'SELECT mq_unregister_handler(channel_name) FROM mq_handlers; TRUNCATE handled, mq_dead, mq_failures, mq_stats_totals, mq_stats_deltas');
 $node->command_ok([ 'pg_restore', '-j', 2, '--data-only', '-d', $node->connstr('data_only'), $parallel_data ], 'pg_restore -j 2 --data-only');
 is_left_alone('data_only', $restored, 'data only, in parallel');
 enable_and_see('data_only', 'data only, in parallel');
@@ -217,6 +224,28 @@ holds($node, 'original', q{SELECT count(*) FROM handled}, 0, 'and nothing in the
 my ($rc, $out, $err) = $node->psql('copy', q{CREATE ROLE nobody; SET ROLE nobody; SELECT mq_enable()});
 like($err, qr/permission denied for function mq_enable/, 'not everybody enables');
 
+# mq_enable() commits between a worker's look at the mark and its removal of the mark: the new one stays. The lock lets the
+# worker look, and holds up the removal.
+set_and_reload($node, 'mq.databases' => 'original');
+$node->safe_psql('postgres', 'CREATE DATABASE racing TEMPLATE original');
+$node->append_conf('postgresql.conf', "mq.databases = '*'\n");
+$node->safe_psql('racing', q{
+	BEGIN;
+	LOCK TABLE mq_enabled IN SHARE MODE;
+	SELECT pg_reload_conf();
+	DO $$
+	BEGIN
+	  FOR i IN 1..600 LOOP
+	    EXIT WHEN EXISTS (SELECT FROM pg_locks WHERE relation = 'mq_enabled'::regclass AND NOT granted);
+	    ASSERT i < 600, 'no worker comes to remove the mark';
+	    PERFORM pg_sleep(0.1);
+	  END LOOP;
+	END $$;
+	SELECT mq_enable();
+	COMMIT;
+	SELECT mq_resume('c'), mq_resume('o'), mq_resume('late'), mq_resume('lost')});
+is_handled('racing', 'enabled while a worker removes the mark of the original');
+
 # An extension that comes with the template is as one that is created: nothing was copied but the catalog.
 $node->safe_psql('postgres', 'CREATE DATABASE empty');
 $node->safe_psql('empty', 'CREATE EXTENSION mq');
@@ -255,6 +284,7 @@ $standby->stop;
 
 $source->stop;
 log_is_clean($source);
-log_is_clean($node, qr/mq worker: canceling statement due to user request/,    # it gave way
+log_is_clean($node, qr/mq worker: canceling statement due to user request/,    # it gave way,
+	qr/mq worker: deadlock detected/,    # or began to wait a moment later, and found the deadlock itself
 	qr/walsender .*FATAL:  the database system is shutting down/);
 done_testing();

@@ -49,7 +49,7 @@ within(20, $publisher, $db, 'SELECT count(*) FROM handled', 1101, 'and are redri
 $publisher->safe_psql($db, q{SELECT mq_pause('c'); SELECT mq_send('c', '"first"', channel_args => 'x', ordered => true)});
 $publisher->safe_psql($db, q{BEGIN; SELECT mq_send('c', '"second"', channel_args => 'x', ordered => true); PREPARE TRANSACTION 'appends'});
 $publisher->safe_psql($db, q{COMMIT PREPARED 'appends'});
-within(20, $publisher, $db, 'SELECT count(*) FROM mq_loose', 0, 'a worker forgets which channels are noted');
+within(20, $publisher, $db, 'SELECT count(*) FROM mq_headless', 0, 'a worker forgets which channels are noted');
 $publisher->safe_psql($db, q{SELECT mq_resume('c')});
 within(20, $publisher, $db, 'SELECT count(*) FROM handled', 1103, 'and handles their messages');
 
@@ -59,11 +59,12 @@ $publisher->safe_psql($db, q{
 	SELECT mq_send('nobody', commit_interval => '1 ms');
 	INSERT INTO mq_dead (id, died_at, channel_name, channel_args, ordered, attempts_made, reason, retry_backoff, channel_key)
 	  VALUES (gen_random_uuid(), now() - interval '1000 days', 'old', '', false, 1, 'exhausted', '1 s', 1);
-	INSERT INTO mq_payloads (id, name, channel_key) VALUES (gen_random_uuid(), 'orphan', 1);
+	INSERT INTO mq_msgs (id, attempts, attempt, lease, channel_name, channel_args, after_message_id, channel_key, message_name)
+	  VALUES (gen_random_uuid(), 0, 1, 0, 'nobody', '', NULL, mq_channel_key('nobody', ''), 'its last lease has run out');
 	UPDATE mq_failures SET failed_at = now() - interval '1000 days'});
 within(20, $publisher, $db, q{SELECT (SELECT count(*) FROM mq_msgs), (SELECT count(*) FROM mq_payloads), (SELECT count(*) FROM mq_failures),
-	(SELECT string_agg(reason, ' ') FROM mq_dead)}, '0|0|0|expired', 'the sweep works');
-within(20, $publisher, $db, 'SELECT count(*) FROM mq_tally', 0, 'totals are rolled up');
+	(SELECT string_agg(reason, ' ' ORDER BY reason) FROM mq_dead)}, '0|0|0|exhausted expired', 'the sweep works');
+within(20, $publisher, $db, 'SELECT count(*) FROM mq_stats_deltas', 0, 'totals are rolled up');
 $publisher->safe_psql($db, 'SELECT mq_reset_stats()');
 within(20, $publisher, $db, q{SELECT handled + failed + died FROM mq_stats WHERE channel_name = 'c'}, 0, 'and reset');
 set_and_reload($publisher, 'mq.max_workers' => 0);
@@ -73,9 +74,9 @@ is($publisher->safe_psql($db, 'CALL mq_run()'), 3, 'mq_run handles messages');
 $publisher->safe_psql($db, q{SELECT mq_send('c', '"first"', channel_args => 'x', ordered => true)});
 $publisher->safe_psql($db, q{BEGIN; SELECT mq_send('c', '"second"', channel_args => 'x', ordered => true); PREPARE TRANSACTION 'appends'});
 $publisher->safe_psql($db, q{COMMIT PREPARED 'appends'});
-holds($publisher, $db, 'SELECT count(*) FROM mq_loose', 1, 'a channel is noted');
+holds($publisher, $db, 'SELECT count(*) FROM mq_headless', 1, 'a channel is noted');
 is($publisher->safe_psql($db, q{SELECT count(id) FROM mq_poll('{c}', 10)}), 1, 'mq_poll goes on');
-holds($publisher, $db, 'SELECT count(*) FROM mq_loose', 0, 'and forgets it');
+holds($publisher, $db, 'SELECT count(*) FROM mq_headless', 0, 'and forgets it');
 $publisher->safe_psql($db, q{SELECT mq_send_many('c', '{1, 2, 3}'); SELECT mq_clear('{c}'); SELECT mq_send('c'); SELECT mq_clear_all()});
 
 # --- a subscriber ---------------------------------------------------------------------------------
@@ -137,10 +138,10 @@ $subscriber->safe_psql($db, 'DROP SUBSCRIPTION copy');
 holds($subscriber, $db, q{SELECT ok FROM mq_health() WHERE "check" = 'database enabled'}, 't', 'without the subscription it is enabled still');
 $subscriber->safe_psql($db, 'SELECT mq_enable()');
 within(20, $subscriber, $db, q{SELECT count(*) FROM handled WHERE channel = 'theirs'}, 1, 'until mq_enable() takes it over');
-# Places that were drawn elsewhere are before those that are drawn here.
-$subscriber->safe_psql($db, q{SELECT mq_pause('c'); INSERT INTO mq_msgs (id, channel_name, channel_args, channel_key, place) VALUES (gen_random_uuid(), 'c', '', 1, 1000000000)});
+# Sequence numbers drawn elsewhere may be greater than those drawn here.
+$subscriber->safe_psql($db, q{SELECT mq_pause('c'); INSERT INTO mq_msgs (id, channel_name, channel_args, channel_key, seq, message_name) VALUES (gen_random_uuid(), 'c', '', 1, 1000000000, 'far')});
 $subscriber->safe_psql($db, q{SELECT mq_enable(); SELECT mq_send('c', '"behind"', ordered => true)});
-holds($subscriber, $db, q{SELECT place > 1000000000 FROM mq_msgs JOIN mq_payloads USING (id) WHERE payload_json = '"behind"'}, 't', 'mq_enable() advances the sequences');
+holds($subscriber, $db, q{SELECT seq > 1000000000 FROM mq_msgs JOIN mq_payloads USING (id) WHERE payload_json = '"behind"'}, 't', 'mq_enable() advances the sequences');
 $subscriber->stop;
 
 # --- pg_dump by an administrator ------------------------------------------------------------------
@@ -159,11 +160,11 @@ my $dump = $publisher->basedir . '/admin.sql';
 $publisher->command_ok([ 'pg_dump', '--no-publications', '--username', 'dumper', '--file', $dump, $publisher->connstr($db) ], 'pg_dump by an administrator');
 $publisher->safe_psql($db, 'CREATE DATABASE again');
 $publisher->command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-f', $dump, $publisher->connstr('again') ], 'is restored');
-for my $table (qw(mq_msgs mq_payloads mq_dead mq_failures mq_handlers mq_paused mq_totals mq_tally mq_loose)) {
+for my $table (qw(mq_msgs mq_payloads mq_dead mq_failures mq_handlers mq_paused mq_stats_totals mq_stats_deltas mq_headless)) {
 	my $rows = "SELECT string_agg(t::text, E'\\n' ORDER BY t::text) FROM $table t";
 	is($publisher->safe_psql('again', $rows), $publisher->safe_psql($db, $rows), "$table arrives");
 }
-my $numbers = 'SELECT p.last_value, d.last_value, f.last_value FROM mq_place_seq p, mq_dead_dead_no_seq d, mq_failures_failure_no_seq f';
+my $numbers = 'SELECT p.last_value, d.last_value, f.last_value FROM mq_msgs_seq p, mq_dead_dead_no_seq d, mq_failures_failure_no_seq f';
 is($publisher->safe_psql('again', $numbers), $publisher->safe_psql($db, $numbers), 'and the sequences');
 $publisher->stop;
 

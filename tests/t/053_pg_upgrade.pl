@@ -28,12 +28,12 @@ my $old = cluster('old', $old_config ? (install_path => dirname($old_bin)) : ())
 $old->start;
 $old->safe_psql('postgres', 'CREATE DATABASE work');
 $old->safe_psql('work', 'CREATE EXTENSION mq');
-messages_in_every_state($old, 'work', '0.1.1');
+messages_in_every_state($old, 'work', '0.2.0');
 # A copy that nobody has enabled; after the upgrade it is one still.
 $old->safe_psql('postgres', 'CREATE DATABASE copy TEMPLATE work');
 my $state = q{SELECT (SELECT string_agg(t::text, ' ' ORDER BY t::text) FROM %s t)};
 my %before = map { $_ => $old->safe_psql('work', sprintf $state, $_) } qw(mq_msgs mq_payloads mq_dead mq_failures mq_paused);
-my $place = $old->safe_psql('work', 'SELECT last_value FROM mq_place_seq');
+my $seq = $old->safe_psql('work', 'SELECT last_value FROM mq_msgs_seq');
 my $identifier = q{SELECT system_identifier FROM pg_control_system()};
 my $was = $old->safe_psql('postgres', $identifier);
 set_and_reload($old, 'mq.max_workers' => 1, 'mq.databases' => 'copy');
@@ -62,13 +62,13 @@ command_ok(\@upgrade, 'pg_upgrade');
 $new->start;
 isnt($new->safe_psql('postgres', $identifier), $was, 'the server has another identifier');
 is($new->safe_psql('work', sprintf $state, $_), $before{$_}, "all of it is there: $_") for sort keys %before;
-is($new->safe_psql('work', 'SELECT last_value >= ' . $place . ' FROM mq_place_seq'), 't', 'and places go on');
+is($new->safe_psql('work', 'SELECT last_value >= ' . $seq . ' FROM mq_msgs_seq'), 't', 'and sequence numbers go on');
 holds($new, 'work', q{SELECT ok FROM mq_health() WHERE "check" = 'database enabled'}, 't', 'the database is enabled before any worker has come');
 set_and_reload($new, 'mq.max_workers' => 2);
 all_states_end($new, 'work', 'after pg_upgrade');
 holds($new, 'work', "SELECT m.system_identifier = c.system_identifier AND m.extension_xmin = e.xmin FROM mq_enabled m, pg_control_system() c, pg_extension e WHERE extname = 'mq'",
 	't', 'the mark is that of the new server');
-holds($new, 'work', 'SELECT count(*) FROM mq_handlers h JOIN mq_enabled m ON m.id = h.enabled_id', 10, 'under which the handlers are registered');
+holds($new, 'work', 'SELECT count(*) FROM mq_handlers h JOIN mq_enabled m ON m.id = h.enabled_id', 11, 'under which the handlers are registered');
 holds($new, 'copy', q{SELECT ok FROM mq_health() WHERE "check" = 'database enabled'}, 'f', 'the copy waits as before');
 holds($new, 'copy', 'SELECT count(*) FROM handled', 0, 'nothing was handled in it');
 $new->stop;

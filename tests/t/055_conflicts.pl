@@ -54,7 +54,7 @@ holds($node, $db, 'SELECT count(*) FROM mq_dead', 0, 'none has died of its compa
 cmp_ok(sql(q{SELECT max(attempt) FROM mq_failures WHERE channel_name = 'transactions'}), '<=', 2, 'at most two attempts were made in company');
 
 # An error at COMMIT, alone and in company: the messages that are well are handled, the others charged once an attempt.
-# (That one which somebody else has by then is not charged: unit test CompanyTest.)
+# (That one which somebody else has by then is not charged: 082_worker.)
 sql(q{CREATE TABLE late (n int);
       CREATE FUNCTION fail_late() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'too late'; END $$;
       CREATE CONSTRAINT TRIGGER late AFTER INSERT ON late DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (NEW.n % 10 = 0) EXECUTE FUNCTION fail_late();

@@ -25,7 +25,7 @@ sql(q{SELECT mq_send(c, '{}', retries => 0) FROM generate_series(1, 5), unnest('
 sql(q{BEGIN; SELECT mq_resume(c) FROM unnest('{bad,bad leased,good,good leased}'::text[]) c; COMMIT});
 within(30, $node, $db, q{SELECT count(*) FILTER (WHERE name = 'good'), count(*) FILTER (WHERE name = 'good leased') FROM handled}, '5|5',
 	'others are handled while dead letters are refused');
-within(30, $node, $db, q{SELECT count(*) FROM mq_dead WHERE channel_name = 'no handler'}, 1, 'what has expired is buried beside one that cannot be');
+within(30, $node, $db, q{SELECT count(*) FROM mq_dead WHERE channel_name = 'no handler'}, 1, 'what has expired is dead-lettered beside one that cannot be');
 within(30, $node, $db, q{SELECT detail FROM mq_health() WHERE "check" = 'messages settled' AND NOT ok}, qr/ of bad.*no_bad/, 'mq_health() names the message and what is in the way');
 for my $round (1 .. 20) {
 	sql(q{SELECT mq_send('good', '{}'), mq_send('good leased', '{}') FROM generate_series(1, 5)});

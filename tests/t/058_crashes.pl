@@ -15,7 +15,7 @@ my $node = mq_node('crashes', restart_after_crash => 'on', 'mq.max_workers' => 1
 my $db = 'postgres';
 sub sql { return $node->safe_psql($db, shift) }
 # What brings the server down, perhaps before its sender has heard that it is sent.
-sub send_crash { $node->psql($db, shift); return }
+sub send_crash { try_psql($node, $db, shift); return }
 
 # Functions that end their process.
 my $source = $node->basedir . '/crash.c';
@@ -24,8 +24,10 @@ append_to_file($source, q{
 #include <signal.h>
 #include <unistd.h>
 #include "fmgr.h"
+#include "storage/ipc.h"
 PG_MODULE_MAGIC;
 PG_FUNCTION_INFO_V1(crash);
+static void end_slowly(int code, Datum unused) { for (int i = 0; i < 50; i++) usleep(10000); }
 static int deep(volatile int *p) { volatile int a[1000]; a[0] = *p + 1; return deep(a) + a[999]; }
 Datum crash(PG_FUNCTION_ARGS)
 {
@@ -36,6 +38,7 @@ Datum crash(PG_FUNCTION_ARGS)
 	if (how == 3) elog(PANIC, "the disk is full, say");
 	if (how == 4) kill(getpid(), SIGTERM);
 	if (how == 5) PG_RETURN_INT32(deep(&n));
+	if (how == 6) { on_proc_exit(end_slowly, 0); ereport(FATAL, errmsg("the call ends its worker, says the test")); }
 	PG_RETURN_VOID();
 }
 });
@@ -216,6 +219,21 @@ for (1 .. 2) {
 within(60, $node, $db, $dead, 'a exhausted 2 57P02', 'kill -9 of the worker under it: dead when its retries are used up');
 empty();
 
+# --- ended in the middle of a call ---------------------------------------------------------------------
+
+# The timers of the call go off while its process ends, slowly: it has left shared memory by then.
+# Calls of that channel are known to be quick, so several share a batch and its timer goes on.
+sql(q{SELECT mq_register_handler('quick', 'work(mq_message)'); SELECT mq_send('quick', '{"name": "x"}') FROM generate_series(1, 100)});
+within(60, $node, $db, q{SELECT count(*) FROM done}, 100, 'calls are quick');
+sql('TRUNCATE done');
+my $before = -s $node->logfile;
+sql(q{SELECT count(*) FROM (VALUES ('{"name": "a", "crash": 6}'::jsonb), ('{"name": "b"}')) AS v (payload), mq_send('quick', payload, retries => 0)});
+within(60, $node, $db, $dead, 'a exhausted 1 57P01', 'a call that ends its worker is charged');
+within(60, $node, $db, $names, 'b 1', 'and the other one of its batch is handled');
+unlike(slurp_file($node->logfile, $before), qr/terminated by signal|terminating any other active server processes/,
+	'a worker that takes long to end takes nobody with it');
+empty();
+
 # --- what is left over --------------------------------------------------------------------------------
 
 # A call of a role that is gone when the server comes back: nobody asks for it again and again.
@@ -236,7 +254,7 @@ sql('TRUNCATE done');
 
 $node->stop;
 log_is_clean($node,
-	qr/was terminated by signal (9|11|6|3)/, qr/PANIC:  the disk is full, say/,
+	qr/was terminated by signal (9|11|6|3)/, qr/PANIC:  the disk is full, say/, qr/FATAL:  the call ends its worker, says the test/,
 	qr/FATAL: .*(terminating|starting up|shutting down|in recovery|not yet accepting|pre-existing shared memory|lock file)/,
 	qr/WARNING: .*terminating connection because of/, qr/connection to client lost/,
 	qr/exited with exit code 2/);

@@ -38,7 +38,16 @@ sub present { return $node->safe_psql('postgres', q{
 # --- refused ------------------------------------------------------------------------------------
 
 equip('prod');
-$node->safe_psql('prod', q{SELECT mq_send('long', '{"seconds": 6}', name => 'long', retries => 0)});
+# It lasts until the gate is open, however long the statements take.
+$node->safe_psql('prod', q{
+	CREATE TABLE gate ();
+	CREATE FUNCTION wait_for_gate(m mq_message) RETURNS void LANGUAGE plpgsql AS $$
+	BEGIN
+	  WHILE NOT EXISTS (SELECT FROM gate) LOOP PERFORM pg_sleep(0.1); END LOOP;
+	  PERFORM handle(m);
+	END $$;
+	SELECT mq_register_handler('gated', 'wait_for_gate(mq_message)', mode => 'leased');
+	SELECT mq_send('gated', '{}', name => 'long', retries => 0)});
 within(10, $node, 'prod', q{SELECT count(*) FROM pg_stat_activity WHERE application_name = 'mq handler' AND state = 'active'}, 1, 'a leased call runs');
 my $before = present();
 for my $round (1 .. 5) {
@@ -62,7 +71,9 @@ $node->safe_psql('postgres', 'ALTER DATABASE prod OWNER TO owner');
 like(as_role('owner', $_), qr/ERROR: .*permission denied/s, "the owner lacks a right: $_")
   for 'ALTER DATABASE prod RENAME TO gone', 'CREATE DATABASE copy TEMPLATE prod', 'ALTER DATABASE prod SET TABLESPACE space';
 is(present(), $before, 'the worker and the leased session are the same');
+$node->safe_psql('prod', 'INSERT INTO gate DEFAULT VALUES');
 within(15, $node, 'prod', q{SELECT count(*) FROM handled WHERE name = 'long'}, 1, 'the leased call ends normally');
+$node->safe_psql('prod', q{SELECT mq_unregister_handler('gated')});
 holds($node, 'prod', q{SELECT (SELECT count(*) FROM mq_failures), (SELECT count(*) FROM mq_dead)}, '0|0', 'and is not charged');
 
 # --- accepted, but it fails ---------------------------------------------------------------------

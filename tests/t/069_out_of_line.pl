@@ -17,14 +17,14 @@ handled_table($node, $db);
 # Totals of a channel whose calls took all kinds of times.
 $node->safe_psql($db, q{
 	SELECT mq_register_handler('wide', 'handle(mq_message)');
-	INSERT INTO mq_totals (channel_name, handled, failed, died, handle_times, wait_times)
+	INSERT INTO mq_stats_totals (channel_name, handled, failed, died, handle_times, wait_times)
 	SELECT 'wide', 0, 0, 0, a.times, a.times
 	  FROM (SELECT array_agg(CASE k WHEN 0 THEN n ELSE (random() * 1e15)::bigint END ORDER BY n, k) AS times
 	          FROM generate_series(0, 300) AS n, generate_series(0, 1) AS k) AS a});
-holds($node, $db, "$out_of_line 'mq_totals'", 't', 'histograms are out of line');
+holds($node, $db, "$out_of_line 'mq_stats_totals'", 't', 'histograms are out of line');
 for my $n (1 .. 3) {
 	$node->safe_psql($db, "SELECT mq_send('wide', '$n')");
-	within(10, $node, $db, q{SELECT max(handled), (SELECT count(*) FROM mq_tally) FROM mq_totals WHERE channel_name = 'wide'}, "$n|0",
+	within(10, $node, $db, q{SELECT max(handled), (SELECT count(*) FROM mq_stats_deltas) FROM mq_stats_totals WHERE channel_name = 'wide'}, "$n|0",
 		"what is handled is added to them ($n)");
 }
 

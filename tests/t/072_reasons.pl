@@ -49,8 +49,8 @@ refused('the same of leased handlers', q{CREATE PUBLICATION p FOR TABLE mq_msgs 
 	qr/^f\|.*worker \d+ as postgres cannot look after leased handlers since .*SQLSTATE 42P10/, 'l');
 refused('removals of leased handlers fail', 'CREATE TRIGGER refuse BEFORE DELETE ON mq_msgs FOR EACH STATEMENT EXECUTE FUNCTION refuse()', 'DROP TRIGGER refuse ON mq_msgs',
 	qr/^f\|.*worker \d+ as postgres cannot look after leased handlers since .*SQLSTATE 53100: no space, says the test/, 'l');
-refused('a claim that fails', 'ALTER TABLE mq_loose RENAME TO elsewhere', 'ALTER TABLE elsewhere RENAME TO mq_loose',
-	qr/^f\|.*worker \d+ as postgres cannot handle messages since .*SQLSTATE 42P01: relation ".*mq_loose" does not exist/, 'c');
+refused('a claim that fails', 'ALTER TABLE mq_headless RENAME TO elsewhere', 'ALTER TABLE elsewhere RENAME TO mq_headless',
+	qr/^f\|.*worker \d+ as postgres cannot handle messages since .*SQLSTATE 42P01: relation ".*mq_headless" does not exist/, 'c');
 
 # What is done beside that.
 sql(q{CREATE TRIGGER refuse BEFORE DELETE ON mq_dead FOR EACH STATEMENT EXECUTE FUNCTION refuse()});
@@ -115,7 +115,7 @@ within(60, $node, $db, $ill, '', 'and works again');
 my $scheduled = sql(q{SELECT mq_send('c', delay => '1 h')});
 sub limited { return "SET statement_timeout = '5s'; " . shift }
 for my $pair ([ 'REINDEX INDEX mq_msgs_due', 'mq_msgs_due, an index of mq_msgs,' ], [ 'REINDEX TABLE mq_handlers', 'mq_handlers_\w+, an index of mq_handlers,' ],
-	[ 'DROP INDEX mq_msgs_spent', 'mq_msgs' ])
+	[ 'DROP INDEX mq_msgs_exhausted', 'mq_msgs' ])
 {
 	my ($statement, $named) = @$pair;
 	my $lock = $node->background_psql($db);
@@ -168,7 +168,7 @@ within(10, $node, $db, detail('tables readable'), qr/^f\|mq_dead is locked by $e
 within(10, $node, $db, why($scheduled), qr/^is where nobody can see it, .*mq_dead is locked by $ends/, 'by mq_why() as well');
 sql(q{ROLLBACK PREPARED 'it''s held'});
 sql(q{SELECT mq_pause('c'); SELECT mq_send('c', name => 'waits'); BEGIN; LOCK mq_payloads IN SHARE MODE; PREPARE TRANSACTION 'it''s held'; SELECT mq_resume('c')});
-within(20, $node, $db, detail('workers do not wait for locks'), qr/^f\|.*for RowExclusiveLock on mq_payloads, behind $ends/, 'and one that a worker waits for');
+within(20, $node, $db, detail('workers do not wait for locks'), qr/^f\|.*for RowExclusiveLock on mq_msgs, behind $ends/, 'and one that a worker waits for');
 sql(q{COMMIT PREPARED 'it''s held'});
 within(20, $node, $db, q{SELECT count(*) FROM handled WHERE name = 'waits'}, 1, 'which then goes on');
 

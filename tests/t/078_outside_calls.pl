@@ -27,7 +27,7 @@ sql(q{
 	CREATE FUNCTION fail(payload jsonb) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;
 	SELECT mq_register_handler('check', 'check_it(jsonb)', timeout => '2 s'), mq_register_handler('fail', 'fail(jsonb)'),
 	       mq_register_handler('c', 'handle(mq_message)'), mq_register_handler('hers', 'handle(mq_message)', run_as => 'alice')});
-within(20, $node, $db, q{SELECT count(DISTINCT role) FROM mq_worker_seats() WHERE state = 'waiting'}, 2, 'each of two roles has a worker');
+within(20, $node, $db, q{SELECT count(DISTINCT role) FROM mq_worker_slots() WHERE state = 'waiting'}, 2, 'each of two roles has a worker');
 
 my $holder = $node->background_psql($db);
 for my $case (['check', 'committing', qr/^workers take long with what follows the calls of handlers: worker \d+ commits since .* what handlers of check did; time limits do not hold for that/],

@@ -89,13 +89,13 @@ sql('DROP TRIGGER refuse ON mq_dead');
 within(20, $node, $db, $rows, '3|3', 'and goes when there is no trigger');
 
 # Tables that are locked for long, as by CREATE INDEX in a transaction that is left open.
-for my $table (qw(mq_dead mq_failures mq_totals)) {
+for my $table (qw(mq_dead mq_failures mq_stats_totals)) {
 	my $holder = $node->background_psql($db);
-	old_rows() if $table ne 'mq_totals';
+	old_rows() if $table ne 'mq_stats_totals';
 	$holder->query_safe("BEGIN; LOCK TABLE $table IN SHARE MODE");
 	goes_on("a lock on $table");
 	my $id = sql(q{SELECT mq_send('fails', retries => 0)});
-	if ($table eq 'mq_totals') {
+	if ($table eq 'mq_stats_totals') {
 		within(10, $node, $db, q{SELECT count(*) FROM mq_dead WHERE channel_name = 'fails'}, qr/^[1-9]/, "messages die beside a lock on $table");
 	} else {
 		within(20, $node, $db, "SELECT mq_why('$id')", qr/^is put off until .*, since its result could not be written/, "a message that needs $table is put off, which mq_why() says");

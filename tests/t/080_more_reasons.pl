@@ -82,7 +82,7 @@ sub waits {
 sql(q{SELECT mq_pause('c')});
 waits('a dedup_key', q{SELECT mq_send('c', dedup_key => 'k')}, q{SELECT mq_send('c', dedup_key => 'k')}, 'has sent with the same dedup_key, or holds rows that are wanted');
 waits('a locked table', 'LOCK mq_msgs IN SHARE MODE', q{SELECT mq_send('c')}, 'has locked mq_msgs');
-waits('an altered sequence', 'ALTER SEQUENCE mq_place_seq CACHE 7', q{SELECT mq_send('c')}, 'has locked mq_place_seq');
+waits('an altered sequence', 'ALTER SEQUENCE mq_msgs_seq CACHE 7', q{SELECT mq_send('c')}, 'has locked mq_msgs_seq');
 waits('an ordered channel', q{SELECT mq_send('c', ordered => true)}, q{SELECT mq_send('c', ordered => true)}, 'has appended to the same ordered channel');
 sql(q{SELECT mq_resume('c')});
 within(20, $node, $db, 'SELECT count(*) FROM mq_msgs', 0, 'all is handled');
@@ -111,7 +111,7 @@ sql(q{ALTER FUNCTION mq_health() OWNER TO postgres});
 # --- names of what is locked -------------------------------------------------------------------------
 
 my $drop = session('the holder', 'SET client_min_messages = warning; BEGIN; DROP EXTENSION mq CASCADE');
-within(10, $node, $db, detail('tables readable'), qr/^f\|\d\d tables of mq are locked by process \d+ \(the holder, idle in transaction\) since [^;,]*; messages wait for that/, 'an open DROP EXTENSION is one line');
+within(10, $node, $db, detail('tables readable'), qr/^f\|\d+ tables of mq are locked by process \d+ \(the holder, idle in transaction\) since [^;,]*; messages wait for that/, 'an open DROP EXTENSION is one line');
 is(sql(q{SELECT string_agg("check", ', ') FROM mq_health() WHERE "check" IN ('server mode', 'library preloaded', 'launcher runs', 'workers allowed')}),
 	'server mode, library preloaded, launcher runs, workers allowed', 'what reads no table is told meanwhile');
 ended($drop);

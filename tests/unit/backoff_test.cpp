@@ -1,4 +1,4 @@
-#include "backoff.hpp"
+#include "queue/backoff.hpp"
 
 #include <gtest/gtest.h>
 
@@ -57,14 +57,14 @@ TEST(Backoff, JitterAddsNothingToATenth) {
   EXPECT_LE(jittered(10 * kSecond, kAlmostOne), 11 * kSecond);
 }
 
-TEST(Backoff, JitterTakesNoHarmFromBadDice) {
+TEST(Backoff, JitterTakesNoHarmFromBadRandomNumbers) {
   EXPECT_EQ(jittered(10 * kSecond, -7.0), 10 * kSecond);
   EXPECT_EQ(jittered(10 * kSecond, 1e300), 11 * kSecond);
 }
 
 // What has to hold for every row and every handler, however they came to be. The sanitizer watches
 // for overflow.
-void check_properties(Micros backoff, Micros ceiling, double dice) {
+void check_properties(Micros backoff, Micros ceiling, double random) {
   const Micros bounded = bounded_backoff(backoff, ceiling);
   ASSERT_GE(bounded, 0);
   ASSERT_LE(bounded, std::max(Micros{0}, ceiling));
@@ -80,7 +80,7 @@ void check_properties(Micros backoff, Micros ceiling, double dice) {
     ASSERT_EQ(doubled, bounded_backoff(kMost, ceiling));
   }
 
-  const Micros wait = jittered(bounded, dice);
+  const Micros wait = jittered(bounded, random);
   ASSERT_GE(wait, bounded);
   ASSERT_LE(wait, bounded + bounded / 10 + 1);
 }
@@ -92,19 +92,20 @@ TEST(Backoff, HoldsItsPropertiesForExtremeValues) {
     for (const Micros step : {-1, 0, 1}) edges.push_back(middle + step);
   for (const Micros backoff : edges)
     for (const Micros ceiling : edges)
-      for (const double dice : {0.0, 0x1p-1074, 0.5, kAlmostOne, 1.0})
-        ASSERT_NO_FATAL_FAILURE(check_properties(backoff, ceiling, dice)) << backoff << " " << ceiling << " " << dice;
+      for (const double random : {0.0, 0x1p-1074, 0.5, kAlmostOne, 1.0})
+        ASSERT_NO_FATAL_FAILURE(check_properties(backoff, ceiling, random))
+            << backoff << " " << ceiling << " " << random;
 }
 
 TEST(Backoff, HoldsItsPropertiesForRandomBits) {
-  std::mt19937_64 random(20'000'101);
+  std::mt19937_64 source(20'000'101);
   // Shifted, so that each magnitude comes up as often as the others.
-  const auto bits = [&] { return std::bit_cast<Micros>(random()) >> (random() % 64); };
+  const auto bits = [&] { return std::bit_cast<Micros>(source()) >> (source() % 64); };
   for (int i = 0; i < 200'000; ++i) {
     const Micros backoff = bits();
     const Micros ceiling = bits();
-    const double dice = static_cast<double>(random() >> 11) * 0x1p-53;
-    ASSERT_NO_FATAL_FAILURE(check_properties(backoff, ceiling, dice)) << backoff << " " << ceiling << " " << dice;
+    const double random = static_cast<double>(source() >> 11) * 0x1p-53;
+    ASSERT_NO_FATAL_FAILURE(check_properties(backoff, ceiling, random)) << backoff << " " << ceiling << " " << random;
   }
 }
 

@@ -1,4 +1,4 @@
-#include "channel_key.hpp"
+#include "shmem/channel_key.hpp"
 
 #include <gtest/gtest.h>
 

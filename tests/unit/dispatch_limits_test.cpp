@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "dispatch.hpp"
 #include "dispatch_fixture.hpp"
+#include "worker/dispatch.hpp"
 
 namespace mq {
 namespace {
@@ -17,9 +17,8 @@ TEST_F(DispatchTest, NeverUsesMoreSavepointsThanTheServerCaches) {
   std::vector<Message> messages;
   for (int i = 0; i < 250; ++i) messages.insert(messages.end(), {kGood, kBad});
   for (const Handler* handler : {&json, &batch}) {
-    start_over();
     const std::string result = run(messages, handler);
-    EXPECT_EQ(session.transaction.released, kMostSavepoints);
+    EXPECT_EQ(transaction.released, kMostSavepoints);
     EXPECT_EQ(result.substr(0, 100).find('U'), std::string::npos);
     EXPECT_EQ(result.back(), 'U');
   }
@@ -30,7 +29,7 @@ TEST_F(DispatchTest, PiecesGrowAgainBehindAFailure) {
   std::fill(messages.begin(), messages.begin() + 10, kBad);
   run(messages, &json);
   EXPECT_EQ(std::count(outcomes.begin(), outcomes.end(), Outcome::kHandled), 990);
-  EXPECT_LE(session.transaction.released, 16);
+  EXPECT_LE(transaction.released, 16);
 }
 
 TEST_F(DispatchTest, PiecesShrinkWhereFailuresAreManySoThatLittleRunsTwice) {
@@ -38,39 +37,36 @@ TEST_F(DispatchTest, PiecesShrinkWhereFailuresAreManySoThatLittleRunsTwice) {
   for (int i = 0; i < 20; ++i) messages.insert(messages.end(), {kGood, kGood, kBad});
   run(messages, &json);
   for (std::size_t i = 0; i < messages.size(); ++i) EXPECT_LE(calls(i), 2);
-  EXPECT_LE(session.caller.calls.size(), 85U);  // of 60 messages; each good one twice would be 100
+  EXPECT_LE(caller.calls.size(), 85U);  // of 60 messages; each good one twice would be 100
 }
 
 TEST_F(DispatchTest, EndsWhenItsSliceIsOver) {
   const std::vector<Message> messages(100, {.script = {.cost = 10 * kMillisecond}});
-  run(messages, &json, 95 * kMillisecond);
-  EXPECT_EQ(shown(outcomes), std::string(10, 'H') + std::string(90, 'U'));
+  EXPECT_EQ(run(messages, &json, 95 * kMillisecond), std::string(10, 'H') + std::string(90, 'U'));
 }
 
 TEST_F(DispatchTest, RunsSomethingHoweverShortItsSlice) {
   EXPECT_EQ(run({kGood, kGood}, &json, -kSecond), "HU");
-  start_over();
   EXPECT_EQ(run({kBad, kGood}, &json, -kSecond), "FU");
 }
 
 TEST_F(DispatchTest, FailureThatComesAfterTheSliceIsChargedAllTheSame) {
   const Message slow_bad{.script = {.failures = kAlways, .cost = kSecond}};
   EXPECT_EQ(run({kGood, kGood, slow_bad, kGood}, &json, 100 * kMillisecond), "HHFU");
-  start_over();
   EXPECT_EQ(run({kGood, kGood, slow_bad, kGood}, &batch, 100 * kMillisecond), "HHFH");
 }
 
-TEST_F(DispatchTest, ComesToAnEndBetweenMessagesWhenItIsToHurry) {
-  session.caller.hurry_after = 3;
+TEST_F(DispatchTest, ComesToAnEndBetweenMessagesWhenItShouldYield) {
+  caller.yield_after = 3;
   EXPECT_EQ(run(std::vector<Message>(6, kGood), &json), "HHHUUU");
 }
 
-TEST_F(DispatchTest, HurryEndsTheSearchForACulprit) {
-  session.caller.hurry_after = 2;
+TEST_F(DispatchTest, YieldingEndsTheSearchForACulprit) {
+  caller.yield_after = 2;
   std::vector<Message> messages(16, kGood);
   messages[15] = kBad;
   run(messages, &batch);
-  EXPECT_EQ(session.caller.calls.size(), 2U);
+  EXPECT_EQ(caller.calls.size(), 2U);
 }
 
 // --- Calls that change what is claimed with them ---
@@ -78,7 +74,6 @@ TEST_F(DispatchTest, HurryEndsTheSearchForACulprit) {
 TEST_F(DispatchTest, EndsBehindACallThatChangesOthers) {
   EXPECT_EQ(run({kGood, kChangingOthers, kGood, kGood}, &json), "HHUU");
   EXPECT_EQ(calls(2), 0);
-  start_over();
   EXPECT_EQ(run({kGood, kGood, kChangingOthers}, &json), "HHH");
 }
 
@@ -90,16 +85,14 @@ TEST_F(DispatchTest, CallThatChangesOthersEndsTheBatchInAShorterPieceToo) {
 
 TEST_F(DispatchTest, WhatOnlyChangesOthersWhenItRunsAgainLeavesTheFailureBehindItUncharged) {
   int call = 0;
-  session.caller.during = [&] { table.find(claimed[0].id)->script.changes_others = ++call > 2; };
+  caller.during = [&] { rows[0].script.changes_others = ++call > 2; };
   EXPECT_EQ(run({kGood, kBad, kGood}, &json), "HUU");
   EXPECT_TRUE(failures.empty());
 }
 
 TEST_F(DispatchTest, BatchHandlerThatChangesOthersHasItsArrayHandled) {
   EXPECT_EQ(run({kGood, kChangingOthers, kGood}, &batch), "HHH");
-  session.transaction.rollback();
-  session.transaction.begin();
-  EXPECT_EQ(run_again({&batch, &batch, &json}), "HHU");
+  EXPECT_EQ(run({kGood, kChangingOthers, kGood}, {&batch, &batch, &json}), "HHU");
 }
 
 TEST_F(DispatchTest, FailureOfACallThatChangesOthersEndsNothing) {
@@ -114,7 +107,6 @@ TEST_F(DispatchTest, ChargesTheGuiltyAndHandlesTheOthersAtRandom) {
     SCOPED_TRACE(seed);
     std::mt19937_64 random(seed);
     const auto below = [&](int end) { return static_cast<int>(random() % static_cast<std::uint64_t>(end)); };
-    start_over();
     std::vector<Message> messages;
     for (int i = below(40); i >= 0; --i) {
       const int channel = below(5);

@@ -1,4 +1,4 @@
-#include "error.hpp"
+#include "pg/error.hpp"
 
 #include <gtest/gtest.h>
 

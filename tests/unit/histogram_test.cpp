@@ -1,5 +1,5 @@
 // Histogram: durations find their steps, quantiles are near the truth, sums can be undone.
-#include "histogram.hpp"
+#include "stats/histogram.hpp"
 
 #include <gtest/gtest.h>
 

@@ -1,10 +1,10 @@
-#include "policy.hpp"
+#include "handlers/policy.hpp"
 
 #include <gtest/gtest.h>
 
 #include <limits>
 
-#include "backoff.hpp"
+#include "queue/backoff.hpp"
 
 namespace mq {
 namespace {
@@ -20,10 +20,10 @@ class PolicyTest : public testing::Test {
     handler.max_backoff = 60 * kSecond;
   }
 
-  void fail(const Handler* by, double dice = 0.0) {
+  void fail(const Handler* by, double random = 0.0) {
     Error error("22012", "division by zero", "detail", "hint");
     error.context = "context";
-    settle_failure({&message, error, 3 * kSecond}, by, kNow, dice, settlement);
+    settle_failure({&message, error, 3 * kSecond}, by, kNow, random, settlement);
   }
 
   Claimed message;
@@ -43,7 +43,7 @@ TEST_F(PolicyTest, FailedAttemptIsRecordedAsItWas) {
 TEST_F(PolicyTest, IsTriedAgainAfterItsBackoffAndNextTimeAfterTwice) {
   fail(&handler);
   ASSERT_EQ(settlement.retries.size(), 1U);
-  EXPECT_TRUE(settlement.burials.empty());
+  EXPECT_TRUE(settlement.dead_letters.empty());
   EXPECT_TRUE(settlement.removed.empty());
   EXPECT_EQ(settlement.retries[0].message, &message);
   EXPECT_EQ(settlement.retries[0].attempt_at, kNow + kSecond);
@@ -88,134 +88,143 @@ TEST_F(PolicyTest, LastAttemptEndsAmongTheDead) {
   fail(&handler);
   EXPECT_TRUE(settlement.retries.empty());
   EXPECT_EQ(settlement.failures.size(), 1U);
-  ASSERT_EQ(settlement.burials.size(), 1U);
-  EXPECT_EQ(settlement.burials[0].message, &message);
-  EXPECT_EQ(settlement.burials[0].reason, "exhausted");
-  EXPECT_EQ(settlement.burials[0].error->sqlstate, "22012");
-  EXPECT_TRUE(settlement.burials[0].charged);
-  EXPECT_FALSE(settlement.burials[0].block);
+  ASSERT_EQ(settlement.dead_letters.size(), 1U);
+  EXPECT_EQ(settlement.dead_letters[0].message, &message);
+  EXPECT_EQ(settlement.dead_letters[0].reason, "exhausted");
+  EXPECT_EQ(settlement.dead_letters[0].error->sqlstate, "22012");
+  EXPECT_TRUE(settlement.dead_letters[0].charged);
+  EXPECT_FALSE(settlement.dead_letters[0].block);
 }
 
 TEST_F(PolicyTest, LastButOneAttemptIsTriedAgain) {
   message.attempts_left = 2;
   fail(&handler);
   EXPECT_EQ(settlement.retries.size(), 1U);
-  EXPECT_TRUE(settlement.burials.empty());
+  EXPECT_TRUE(settlement.dead_letters.empty());
 }
 
 TEST_F(PolicyTest, HandlerThatBlocksOnTheDeadHasTheChannelWait) {
   message.attempts_left = 1;
   handler.block_on_dead = true;
   fail(&handler);
-  EXPECT_TRUE(settlement.burials[0].block);
+  EXPECT_TRUE(settlement.dead_letters[0].block);
 }
 
 TEST_F(PolicyTest, WithoutAHandlerTheDeadDoNotBlock) {
   message.attempts_left = 1;
   fail(nullptr);
-  EXPECT_FALSE(settlement.burials[0].block);
+  EXPECT_FALSE(settlement.dead_letters[0].block);
 }
 
 TEST_F(PolicyTest, AttemptsChangedByHandEndAmongTheDead) {
   message.attempts_left = -3;
   fail(&handler);
   EXPECT_TRUE(settlement.retries.empty());
-  EXPECT_EQ(settlement.burials.size(), 1U);
+  EXPECT_EQ(settlement.dead_letters.size(), 1U);
 }
 
 TEST_F(PolicyTest, FirstCrashOfTheServerIsAFailedAttempt) {
-  settle_casualty(message, {.message = message.id, .loss = Loss::kCrash}, 0, &handler, kNow, 0.0, settlement);
+  settle_aborted_call(message, {.message = message.id, .reason = AbortReason::kCrash}, 0, &handler, kNow, 0.0,
+                      settlement);
   ASSERT_EQ(settlement.failures.size(), 1U);
   EXPECT_EQ(settlement.failures[0].error.sqlstate, "57P02");
   ASSERT_EQ(settlement.retries.size(), 1U);
   EXPECT_EQ(settlement.retries[0].attempt_at, kNow + kSecond);
-  EXPECT_TRUE(settlement.burials.empty());
+  EXPECT_TRUE(settlement.dead_letters.empty());
 }
 
 TEST_F(PolicyTest, SecondCrashOfTheServerIsTheLast) {
   for (const bool block : {false, true}) {
     handler.block_on_dead = block;
     settlement = {};
-    settle_casualty(message, {.message = message.id, .loss = Loss::kCrash}, 1, &handler, kNow, 0.0, settlement);
+    settle_aborted_call(message, {.message = message.id, .reason = AbortReason::kCrash}, 1, &handler, kNow, 0.0,
+                        settlement);
     EXPECT_EQ(settlement.failures.size(), 1U);
     EXPECT_TRUE(settlement.retries.empty());
-    ASSERT_EQ(settlement.burials.size(), 1U);
-    EXPECT_EQ(settlement.burials[0].reason, "crashed");
-    EXPECT_EQ(settlement.burials[0].error->sqlstate, "57P02");
-    EXPECT_EQ(settlement.burials[0].block, block);
-    EXPECT_TRUE(settlement.burials[0].charged);
+    ASSERT_EQ(settlement.dead_letters.size(), 1U);
+    EXPECT_EQ(settlement.dead_letters[0].reason, "crashed");
+    EXPECT_EQ(settlement.dead_letters[0].error->sqlstate, "57P02");
+    EXPECT_EQ(settlement.dead_letters[0].block, block);
+    EXPECT_TRUE(settlement.dead_letters[0].charged);
   }
 }
 
 TEST_F(PolicyTest, OnlyACrashThatIsProvenIsRecordedAsOne) {
-  for (const Loss loss : {Loss::kCrash, Loss::kKilled, Loss::kOverrun, Loss::kFatal, Loss::kRunFailed}) {
+  for (const AbortReason reason : {AbortReason::kCrash, AbortReason::kKilled, AbortReason::kOverrun,
+                                   AbortReason::kFatal, AbortReason::kRunFailed}) {
     settlement = {};
-    settle_casualty(message, {.message = message.id, .loss = loss}, 0, &handler, kNow, 0.0, settlement);
+    settle_aborted_call(message, {.message = message.id, .reason = reason}, 0, &handler, kNow, 0.0, settlement);
     ASSERT_EQ(settlement.failures.size(), 1U);
-    EXPECT_EQ(settlement.failures[0].crash, loss == Loss::kCrash);
+    EXPECT_EQ(settlement.failures[0].crash, reason == AbortReason::kCrash);
     EXPECT_EQ(settlement.retries.size(), 1U);
   }
 }
 
 TEST_F(PolicyTest, KilledProcessesEndTheMessageOnlyWithItsRetries) {
-  const Casualty killed{.message = message.id, .loss = Loss::kKilled};
-  settle_casualty(message, killed, 7, &handler, kNow, 0.0, settlement);
-  EXPECT_TRUE(settlement.burials.empty());
+  const AbortedCall killed{.message = message.id, .reason = AbortReason::kKilled};
+  settle_aborted_call(message, killed, 7, &handler, kNow, 0.0, settlement);
+  EXPECT_TRUE(settlement.dead_letters.empty());
   message.attempts_left = 1;
-  settle_casualty(message, killed, 7, &handler, kNow, 0.0, settlement);
-  ASSERT_EQ(settlement.burials.size(), 1U);
-  EXPECT_EQ(settlement.burials[0].reason, "exhausted");
+  settle_aborted_call(message, killed, 7, &handler, kNow, 0.0, settlement);
+  ASSERT_EQ(settlement.dead_letters.size(), 1U);
+  EXPECT_EQ(settlement.dead_letters[0].reason, "exhausted");
 }
 
 TEST_F(PolicyTest, CrashOnTheLastAttemptExhaustsTheMessage) {
   message.attempts_left = 1;
-  settle_casualty(message, {.message = message.id, .loss = Loss::kCrash}, 0, nullptr, kNow, 0.0, settlement);
-  ASSERT_EQ(settlement.burials.size(), 1U);
-  EXPECT_EQ(settlement.burials[0].reason, "exhausted");
+  settle_aborted_call(message, {.message = message.id, .reason = AbortReason::kCrash}, 0, nullptr, kNow, 0.0,
+                      settlement);
+  ASSERT_EQ(settlement.dead_letters.size(), 1U);
+  EXPECT_EQ(settlement.dead_letters[0].reason, "exhausted");
 }
 
 TEST_F(PolicyTest, CrashWithoutAHandlerDoesNotBlock) {
-  settle_casualty(message, {.message = message.id, .loss = Loss::kCrash}, 1, nullptr, kNow, 0.0, settlement);
-  EXPECT_FALSE(settlement.burials.at(0).block);
+  settle_aborted_call(message, {.message = message.id, .reason = AbortReason::kCrash}, 1, nullptr, kNow, 0.0,
+                      settlement);
+  EXPECT_FALSE(settlement.dead_letters.at(0).block);
 }
 
 TEST_F(PolicyTest, HandlerThatIgnoredItsTimeLimitHasNotCrashedTheServer) {
-  settle_casualty(message, {.message = message.id, .loss = Loss::kOverrun}, 5, &handler, kNow, 0.0, settlement);
+  settle_aborted_call(message, {.message = message.id, .reason = AbortReason::kOverrun}, 5, &handler, kNow, 0.0,
+                      settlement);
   ASSERT_EQ(settlement.failures.size(), 1U);
   EXPECT_EQ(settlement.failures[0].error.sqlstate, "57014");
   EXPECT_EQ(settlement.retries.size(), 1U);
-  EXPECT_TRUE(settlement.burials.empty());
+  EXPECT_TRUE(settlement.dead_letters.empty());
 }
 
 TEST_F(PolicyTest, HandlerThatEndedItsWorkerHasNotCrashedTheServer) {
-  settle_casualty(message, {.message = message.id, .loss = Loss::kFatal}, 5, &handler, kNow, 0.0, settlement);
+  settle_aborted_call(message, {.message = message.id, .reason = AbortReason::kFatal}, 5, &handler, kNow, 0.0,
+                      settlement);
   ASSERT_EQ(settlement.failures.size(), 1U);
   EXPECT_EQ(settlement.failures[0].error.sqlstate, "57P01");
   EXPECT_EQ(settlement.retries.size(), 1U);
-  EXPECT_TRUE(settlement.burials.empty());
+  EXPECT_TRUE(settlement.dead_letters.empty());
 }
 
 TEST_F(PolicyTest, SnoozedMessageComesAgainAfterItsDelayUncharged) {
-  settle_wish(message, {Wish::kSnooze, message.id, 7 * kSecond, ""}, handler.block_on_dead, kNow, settlement);
+  settle_disposition(message, {Disposition::kSnooze, message.id, 7 * kSecond, ""}, handler.block_on_dead, kNow,
+                     settlement);
   ASSERT_EQ(settlement.snoozes.size(), 1U);
   EXPECT_EQ(settlement.snoozes[0].message, &message);
   EXPECT_EQ(settlement.snoozes[0].attempt_at, kNow + 7 * kSecond);
   EXPECT_TRUE(settlement.retries.empty());
   EXPECT_TRUE(settlement.failures.empty());
-  EXPECT_TRUE(settlement.burials.empty());
+  EXPECT_TRUE(settlement.dead_letters.empty());
 }
 
 TEST_F(PolicyTest, DiscardedMessageIsDeadForTheReasonGiven) {
   for (const bool block : {false, true}) {
     handler.block_on_dead = block;
     settlement = {};
-    settle_wish(message, {Wish::kDiscard, message.id, 0, "out of stock"}, handler.block_on_dead, kNow, settlement);
-    ASSERT_EQ(settlement.burials.size(), 1U);
-    EXPECT_EQ(settlement.burials[0].message, &message);
-    EXPECT_EQ(settlement.burials[0].reason, "discarded");
-    EXPECT_EQ(settlement.burials[0].error->message, "out of stock");
-    EXPECT_EQ(settlement.burials[0].block, block);
-    EXPECT_TRUE(settlement.burials[0].charged);
+    settle_disposition(message, {Disposition::kDiscard, message.id, 0, "out of stock"}, handler.block_on_dead, kNow,
+                       settlement);
+    ASSERT_EQ(settlement.dead_letters.size(), 1U);
+    EXPECT_EQ(settlement.dead_letters[0].message, &message);
+    EXPECT_EQ(settlement.dead_letters[0].reason, "discarded");
+    EXPECT_EQ(settlement.dead_letters[0].error->message, "out of stock");
+    EXPECT_EQ(settlement.dead_letters[0].block, block);
+    EXPECT_TRUE(settlement.dead_letters[0].charged);
     EXPECT_TRUE(settlement.failures.empty());
   }
 }
@@ -249,6 +258,54 @@ TEST_F(PolicyTest, LongerBackoffsAreAsTheyWere) {
   message.attempts = 20;
   fail(&handler, 0.5);
   EXPECT_EQ(settlement.retries[0].attempt_at, kNow + 2 * kSecond + kSecond / 10);
+}
+
+// --- Sharing a transaction ---
+
+TEST(SharingPolicy, ErrorsThatCallsOfATransactionMayCauseEachOther) {
+  for (const char* state : {"23505", "25001", "40001", "54000", "55P03", "42P03", "42P07", "42710", "42723"})
+    EXPECT_TRUE(may_come_of_sharing(Error(state, ""))) << state;
+  for (const char* state : {"22012", "P0001", "42P01", "57014", "53100", ""})
+    EXPECT_FALSE(may_come_of_sharing(Error(state, ""))) << state;
+}
+
+// --- Expiry ---
+
+TEST(ExpiryPolicy, AttemptThatFailsAfterTheExpiryIsTheLast) {
+  Claimed message;
+  Handler handler;
+  for (const int attempts_left : {5, 1}) {
+    message.attempts_left = attempts_left;
+    message.expires_at = 100;
+    handler.block_on_dead = attempts_left == 1;
+    Settlement settlement;
+    settle_failure({&message, Error("22012", "division by zero"), 0}, &handler, 100, 0.0, settlement);
+    EXPECT_EQ(settlement.failures.size(), 1U);
+    EXPECT_TRUE(settlement.retries.empty());
+    ASSERT_EQ(settlement.dead_letters.size(), 1U);
+    EXPECT_EQ(settlement.dead_letters[0].reason, "expired");
+    EXPECT_EQ(settlement.dead_letters[0].error->sqlstate, "22012");
+    EXPECT_TRUE(settlement.dead_letters[0].charged);
+    EXPECT_EQ(settlement.dead_letters[0].block, handler.block_on_dead);
+  }
+}
+
+TEST(ExpiryPolicy, RetriesAndSnoozesEndAtTheExpiry) {
+  Claimed message;
+  Handler handler;
+  handler.max_backoff = 60 * kSecond;
+  message.attempts_left = 5;
+  message.retry_backoff = 10 * kSecond;
+  for (const Micros expires_at : {5 * kSecond, 20 * kSecond, kNever}) {
+    message.expires_at = expires_at;
+    Settlement settlement;
+    settle_failure({&message, Error("22012", "division by zero"), 0}, &handler, 0, 0.0, settlement);
+    settle_disposition(message, {Disposition::kSnooze, message.id, 10 * kSecond, ""}, handler.block_on_dead, 0,
+                       settlement);
+    EXPECT_EQ(settlement.retries.at(0).attempt_at, std::min(10 * kSecond, expires_at));
+    EXPECT_EQ(settlement.retries[0].retry_backoff, 20 * kSecond);
+    EXPECT_EQ(settlement.snoozes.at(0).attempt_at, std::min(10 * kSecond, expires_at));
+  }
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "pool.hpp"
+#include "worker/pool.hpp"
 
 #include <gtest/gtest.h>
 
@@ -31,16 +31,16 @@ TEST(Pool, WithABacklogGetsMoreUpToTheLimit) {
 
 TEST(Pool, WhoseWorkersAllSitInLongBatchesGetsAnother) {
   PoolState sitting = pool(10, 2);
-  sitting.sits = true;
+  sitting.busy_long = true;
   EXPECT_EQ(pool_to_start({sitting}, kDatabase, 3, kNow), 0U);
   EXPECT_EQ(pool_to_start({sitting}, kDatabase, 2, kNow), std::nullopt);
-  sitting.role = kCaretaker;
+  sitting.role = kProbe;
   EXPECT_EQ(pool_to_start({sitting}, kDatabase, 3, kNow), std::nullopt);
 }
 
-TEST(Pool, CaretakerNeedsNoSecond) {
-  EXPECT_EQ(pool_to_start({pool(kCaretaker)}, kDatabase, 2, kNow), 0U);
-  EXPECT_EQ(pool_to_start({pool(kCaretaker, 1, true)}, kDatabase, 2, kNow), std::nullopt);
+TEST(Pool, ProbeNeedsNoSecond) {
+  EXPECT_EQ(pool_to_start({pool(kProbe)}, kDatabase, 2, kNow), 0U);
+  EXPECT_EQ(pool_to_start({pool(kProbe, 1, true)}, kDatabase, 2, kNow), std::nullopt);
 }
 
 TEST(Pool, LimitCountsTheWorkersOfAllPoolsOfTheDatabase) {
@@ -146,34 +146,34 @@ TEST(Pool, WithoutAWorkerIsContentionWhenOthersHaveTakenAllPlaces) {
   EXPECT_FALSE(contended(pools, kDatabase, 2, kNow));
 }
 
-TEST(Pool, WithoutRoomForProcessesOnlyKeepersGoOn) {
+TEST(Pool, WithoutRoomForProcessesOnlyDrainingWorkersGoOn) {
   std::vector<PoolState> pools{pool(10), pool(11, 0, false, 20)};
-  EXPECT_EQ(pool_to_start(pools, kDatabase, 1, kNow, Starts::kKeepers), std::nullopt);
-  pools[1].keepers = 1;
+  EXPECT_EQ(pool_to_start(pools, kDatabase, 1, kNow, Starts::kDraining), std::nullopt);
+  pools[1].draining = 1;
   EXPECT_EQ(pool_to_start(pools, kDatabase, 1, kNow), 0U);
-  EXPECT_EQ(pool_to_start(pools, kDatabase, 1, kNow, Starts::kKeepers), 1U);
+  EXPECT_EQ(pool_to_start(pools, kDatabase, 1, kNow, Starts::kDraining), 1U);
 }
 
 TEST(Pool, WhoseWorkersAreAllStuckNeedsAPlaceWhenSomethingIsDue) {
   std::vector<PoolState> pools{pool(10, 1), pool(11, 1)};
-  EXPECT_EQ(places_wanted(pools, kDatabase, 2, kNow), 0);
-  pools[0].sits = pools[0].stuck = true;
-  EXPECT_TRUE(needs_place(pools[0], kNow));
-  EXPECT_EQ(places_wanted(pools, kDatabase, 2, kNow), 1);
-  EXPECT_EQ(places_wanted(pools, kDatabase, 3, kNow), 0);
+  EXPECT_EQ(database_slots_wanted(pools, kDatabase, 2, kNow), 0);
+  pools[0].busy_long = pools[0].stuck = true;
+  EXPECT_TRUE(needs_database_slot(pools[0], kNow));
+  EXPECT_EQ(database_slots_wanted(pools, kDatabase, 2, kNow), 1);
+  EXPECT_EQ(database_slots_wanted(pools, kDatabase, 3, kNow), 0);
   EXPECT_TRUE(contended(pools, kDatabase, 2, kNow));
   EXPECT_FALSE(in_turns(pools, kDatabase, 2, kNow));
   pools[0].due = kNow + 1;
-  EXPECT_EQ(places_wanted(pools, kDatabase, 2, kNow), 0);
+  EXPECT_EQ(database_slots_wanted(pools, kDatabase, 2, kNow), 0);
   EXPECT_FALSE(contended(pools, kDatabase, 2, kNow));
-  EXPECT_EQ(places_wanted(pools, kDatabase, 2, kNow + 1), 1);
-  pools[0].role = kCaretaker;
-  EXPECT_FALSE(needs_place(pools[0], kNow + 1));
+  EXPECT_EQ(database_slots_wanted(pools, kDatabase, 2, kNow + 1), 1);
+  pools[0].role = kProbe;
+  EXPECT_FALSE(needs_database_slot(pools[0], kNow + 1));
 }
 
 TEST(Pool, ThatGaveItsPlaceUpToOneThatNeedsItDoesNotGetItBackAtOnce) {
   PoolState stuck = pool(10, 1);
-  stuck.sits = stuck.stuck = true;
+  stuck.busy_long = stuck.stuck = true;
   PoolState idle = pool(11);
   idle.due = kNow + kSecond;
   EXPECT_TRUE(comes_first(stuck, idle, kNow));
@@ -202,7 +202,7 @@ TEST(Pool, WhoseWorkersFindNothingIsLookedAtLessOften) {
   EXPECT_LE(after_fruitless(1, 0, next), kLastFruitless);
 }
 
-// The launcher and workers that make room when others wait: one place, five roles.
+// The launcher and workers that make room when others wait: one seq, five roles.
 TEST(Pool, MorePoolsThanWorkersTakeTurns) {
   std::vector<PoolState> pools;
   for (RoleId role = 1; role <= 5; ++role) pools.push_back(pool(role));

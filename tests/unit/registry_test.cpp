@@ -1,4 +1,4 @@
-#include "registry.hpp"
+#include "handlers/registry.hpp"
 
 #include <gtest/gtest.h>
 
@@ -82,10 +82,10 @@ TEST(Registry, TightestLimitOfWorkersHoldsForTheChannel) {
 TEST(Registry, ParkedChannelSaysWhy) {
   Registry registry;
   registry.add(handler("c", std::nullopt, "f"));
-  EXPECT_EQ(registry.find("c")->parked, "");
-  registry.park("c", "the function is gone");
-  EXPECT_EQ(registry.find("c")->parked, "the function is gone");
-  registry.park("d", "its only handler is gone");
+  EXPECT_EQ(registry.find("c")->disabled, "");
+  registry.disable("c", "the function is gone");
+  EXPECT_EQ(registry.find("c")->disabled, "the function is gone");
+  registry.disable("d", "its only handler is gone");
   ASSERT_NE(registry.find("d"), nullptr);
   EXPECT_EQ(registry.find("d")->name, "d");
   EXPECT_EQ(registry.find("d")->find("n"), nullptr);
@@ -94,7 +94,7 @@ TEST(Registry, ParkedChannelSaysWhy) {
 TEST(Registry, ForgetsEverythingWhenCleared) {
   Registry registry;
   registry.add(handler("c", std::nullopt, "f"));
-  registry.park("d", "why");
+  registry.disable("d", "why");
   registry.clear();
   EXPECT_EQ(registry.find("c"), nullptr);
   EXPECT_TRUE(registry.channels().empty());

@@ -1,4 +1,4 @@
-#include "throttle.hpp"
+#include "shmem/throttle.hpp"
 
 #include <gtest/gtest.h>
 

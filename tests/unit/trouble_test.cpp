@@ -1,4 +1,4 @@
-#include "trouble.hpp"
+#include "pg/trouble.hpp"
 
 #include <gtest/gtest.h>
 

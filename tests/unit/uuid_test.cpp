@@ -1,9 +1,10 @@
-#include "uuid.hpp"
+#include "queue/uuid.hpp"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <unordered_set>
 
 namespace mq {
@@ -47,6 +48,32 @@ TEST(UuidV7, SortsByTimeBeforeAllElse) {
     EXPECT_LT(uuid_v7(before, filled(0xff)), uuid_v7(later, filled(0x00)));
     before = later;
   }
+}
+
+TEST(UuidV7, GoesOnInTheSameMillisecond) {
+  const Uuid first = uuid_v7(1'700'000'000'000, filled(0x00));
+  const std::optional<Uuid> next = uuid_behind(first, 0);
+  ASSERT_TRUE(next);
+  EXPECT_LT(first, *next);
+  EXPECT_EQ(next->bytes[15], 1);
+  const std::optional<Uuid> far = uuid_behind(*next, 0xffffffff);
+  ASSERT_TRUE(far);
+  EXPECT_LT(*next, *far);
+  EXPECT_EQ(far->bytes[11], 1);  // 1 + 2^32
+  EXPECT_EQ(far->bytes[15], 1);
+  EXPECT_EQ(far->bytes[6] >> 4, 7);
+  EXPECT_EQ(far->bytes[8] >> 6, 2);
+}
+
+TEST(UuidV7, EndsWithTheMillisecond) {
+  Random random = filled(0xff);
+  random[9] = 0xfe;
+  const Uuid last_but_one = uuid_v7(1'700'000'000'000, random);
+  EXPECT_FALSE(uuid_behind(last_but_one, 1));
+  const std::optional<Uuid> last = uuid_behind(last_but_one, 0);
+  ASSERT_TRUE(last);
+  EXPECT_EQ(*last, uuid_v7(1'700'000'000'000, filled(0xff)));
+  EXPECT_FALSE(uuid_behind(*last, 0));
 }
 
 TEST(UuidV7, IsSpreadByTheHash) {

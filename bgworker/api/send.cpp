@@ -1,0 +1,203 @@
+// The SQL functions that send: mq_insert, mq_send, mq_send_once, mq_send_many; and mq_channel_key.
+
+#include <algorithm>
+#include <array>
+#include <optional>
+
+#include "api/sender.hpp"
+#include "entries.h"
+#include "pg/arguments.hpp"
+#include "pg/extension.hpp"
+#include "pg/guard.hpp"
+#include "pg/result_set.hpp"
+#include "pg/validate.hpp"
+#include "queue/uuid.hpp"
+#include "shmem/channel_key.hpp"
+
+extern "C" {
+#include "funcapi.h"
+#include "utils/typcache.h"
+}
+
+namespace mq {
+
+namespace {
+
+// Random bytes, which are cheaper by the hundred.
+template <std::size_t n>
+std::array<std::uint8_t, n> random_bytes() {
+  static std::array<std::uint8_t, 512> store;
+  static std::size_t left = 0;
+  if (left < n) {
+    if (!pg_strong_random(store.data(), store.size())) throw Error("XX000", "could not generate random values");
+    left = store.size();
+  }
+  std::array<std::uint8_t, n> bytes;
+  left -= n;
+  std::copy_n(store.begin() + static_cast<std::ptrdiff_t>(left), n, bytes.begin());
+  return bytes;
+}
+
+// Ascends within a millisecond, so that the index of ids grows at its end.
+Uuid new_id() {
+  constexpr std::int64_t kEpoch = (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * std::int64_t{SECS_PER_DAY} * 1000;
+  static std::int64_t last_millisecond = 0;
+  static Uuid last;
+  const std::int64_t now = GetCurrentTimestamp() / 1000 + kEpoch;
+  if (now == last_millisecond) {
+    std::uint32_t step = 0;
+    memcpy(&step, random_bytes<sizeof step>().data(), sizeof step);
+    if (const std::optional<Uuid> id = uuid_behind(last, step)) return last = *id;
+  }
+  last_millisecond = now;
+  return last = uuid_v7(now, random_bytes<10>());
+}
+
+// The attributes of mq_new_t, by position. All are NULL if the type has more or fewer than these.
+NewMessage new_message(Datum composite) {
+  constexpr int kAttributes = 11;
+  struct Deformed {
+    Datum values[kAttributes];
+    bool nulls[kAttributes];
+  };
+  const Deformed d = guard::call([&] {
+    Deformed result;
+    HeapTupleHeader header = DatumGetHeapTupleHeader(composite);
+    TupleDesc descriptor = lookup_rowtype_tupdesc(HeapTupleHeaderGetTypeId(header), HeapTupleHeaderGetTypMod(header));
+    HeapTupleData tuple;
+    tuple.t_len = HeapTupleHeaderGetDatumLength(header);
+    ItemPointerSetInvalid(&tuple.t_self);
+    tuple.t_tableOid = InvalidOid;
+    tuple.t_data = header;
+    if (descriptor->natts == kAttributes) {
+      heap_deform_tuple(&tuple, descriptor, result.values, result.nulls);
+    } else {
+      for (int i = 0; i < kAttributes; ++i) result.nulls[i] = true;
+    }
+    ReleaseTupleDesc(descriptor);
+    return result;
+  });
+  const auto at = [&](int i) { return Value{d.values[i], d.nulls[i]}; };
+  return {at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), at(9), at(10)};
+}
+
+// The arguments that mq_send, mq_send_many and mq_send_once share: the first, and from `name` on.
+NewMessage common_arguments(FunctionCallInfo fcinfo, int name = 2) {
+  NewMessage message;
+  message.channel_name = argument(fcinfo, 0);
+  message.name = PG_ARGISNULL(name) ? argument(fcinfo, 0) : argument(fcinfo, name);
+  message.channel_args = argument(fcinfo, name + 1);
+  message.ordered = argument(fcinfo, name + 2);
+  message.delay = argument(fcinfo, name + 3);
+  message.retries = argument(fcinfo, name + 4);
+  message.retry_backoff = argument(fcinfo, name + 5);
+  message.commit_interval = argument(fcinfo, name + 6);
+  message.payload_bytes = argument(fcinfo, name + 7);
+  return message;
+}
+
+}  // namespace
+
+}  // namespace mq
+
+extern "C" Datum mq_insert_entry(FunctionCallInfo fcinfo) {
+  return mq::guard::entry([&] {
+    mq::refuse_read_only("mq_insert()");
+    if (PG_ARGISNULL(0)) mq::check::fail_null("new_messages");
+    const mq::Elements elements = mq::elements_of(PG_GETARG_DATUM(0));
+    mq::Sender sender(mq::Sender::Json::kText, true);
+    for (int i = 0; i < elements.count; ++i) {
+      if (elements.nulls[i]) mq::check::fail_null(mq::check::element_of("new_messages", i + 1));
+      sender.add(mq::new_message(elements.values[i]));
+    }
+    const mq::OwnerScope scope;
+    const mq::SpiConnection spi;
+    sender.send();
+    return Datum{0};
+  });
+}
+
+extern "C" Datum mq_send_entry(FunctionCallInfo fcinfo) {
+  return mq::guard::entry([&] {
+    mq::refuse_read_only("mq_send()");
+    mq::NewMessage message = mq::common_arguments(fcinfo);
+    message.payload_json = mq::argument(fcinfo, 1);
+    Datum id = PG_ARGISNULL(10) ? mq::uuid_datum(mq::new_id()) : PG_GETARG_DATUM(10);
+    message.id = {id, false};
+    message.dedup_key = mq::argument(fcinfo, 11);
+    mq::Sender sender(mq::Sender::Json::kJsonb, false);
+    if (!PG_ARGISNULL(12)) sender.expire_after(PG_GETARG_DATUM(12));
+    sender.add(message);
+    mq::Uuid sent = sender.ids().front();
+    {
+      const mq::OwnerScope scope;
+      const mq::SpiConnection spi;
+      if (message.dedup_key.null)
+        sender.send();
+      else
+        sent = sender.send_once();
+    }
+    if (sent != sender.ids().front()) id = mq::uuid_datum(sent);
+    return id;
+  });
+}
+
+extern "C" Datum mq_send_once_entry(FunctionCallInfo fcinfo) {
+  return mq::guard::entry([&] {
+    mq::refuse_read_only("mq_send_once()");
+    if (PG_ARGISNULL(1)) mq::check::fail_null("dedup_key");
+    mq::NewMessage message = mq::common_arguments(fcinfo, 3);
+    message.dedup_key = mq::argument(fcinfo, 1);
+    message.payload_json = mq::argument(fcinfo, 2);
+    message.id = {mq::uuid_datum(mq::new_id()), false};
+    mq::Sender sender(mq::Sender::Json::kJsonb, false);
+    if (!PG_ARGISNULL(11)) sender.expire_after(PG_GETARG_DATUM(11));
+    sender.add(message);
+    mq::Uuid id;
+    {
+      const mq::OwnerScope scope;
+      const mq::SpiConnection spi;
+      id = sender.send_once();
+    }
+    const Datum datum = mq::uuid_datum(id);
+    const bool sent = id == sender.ids().front();
+    return mq::guard::call([&] {
+      TupleDesc descriptor = nullptr;
+      if (get_call_result_type(fcinfo, nullptr, &descriptor) != TYPEFUNC_COMPOSITE)
+        elog(ERROR, "return type must be a row type");
+      Datum values[2] = {datum, BoolGetDatum(sent)};
+      bool nulls[2] = {false, false};
+      return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(descriptor), values, nulls));
+    });
+  });
+}
+
+extern "C" Datum mq_send_many_entry(FunctionCallInfo fcinfo) {
+  return mq::guard::entry([&] {
+    mq::refuse_read_only("mq_send_many()");
+    if (PG_ARGISNULL(1)) mq::check::fail_null("payloads");
+    mq::ResultSet result(fcinfo);
+    const mq::Elements elements = mq::elements_of(PG_GETARG_DATUM(1));
+    mq::NewMessage message = mq::common_arguments(fcinfo);
+    mq::Sender sender(mq::Sender::Json::kJsonb, false);
+    if (!PG_ARGISNULL(10)) sender.expire_after(PG_GETARG_DATUM(10));
+    for (int i = 0; i < elements.count; ++i) {
+      message.payload_json = {elements.values[i], elements.nulls[i]};
+      message.id = {mq::uuid_datum(mq::new_id()), false};
+      sender.add(message);
+    }
+    {
+      const mq::OwnerScope scope;
+      const mq::SpiConnection spi;
+      sender.send();
+    }
+    for (const mq::Uuid& id : sender.ids()) result.add({mq::uuid_datum(id)});
+    return Datum{0};
+  });
+}
+
+extern "C" Datum mq_channel_key_entry(FunctionCallInfo fcinfo) {
+  return mq::guard::entry([&] {
+    return Int64GetDatum(mq::channel_key(mq::text_view(PG_GETARG_DATUM(0)), mq::text_view(PG_GETARG_DATUM(1))));
+  });
+}

@@ -1,0 +1,59 @@
+#include "pg/index_scan.hpp"
+
+extern "C" {
+#include "access/nbtree.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "catalog/pg_collation.h"
+#include "utils/fmgroids.h"
+}
+
+namespace mq {
+
+void EntryScan::open(Oid table, Oid index, const RegProcedure* compare, int columns, int first, Datum prefix) {
+  table_ = table_open(table, AccessShareLock);
+  index_ = index_open(index, AccessShareLock);
+  slot_ = table_slot_create(table_, nullptr);
+  columns_ = columns;
+  key_count_ = 0;
+  if (first > 1)
+    ScanKeyEntryInitialize(&keys_[key_count_++], 0, 1, BTEqualStrategyNumber, InvalidOid, C_COLLATION_OID, F_TEXTEQ,
+                           prefix);
+  // The keys of a row comparison, as the executor builds them.
+  for (int i = 0; i < columns; ++i)
+    ScanKeyEntryInitialize(&row_[i], SK_ROW_MEMBER | (i == columns - 1 ? SK_ROW_END : 0),
+                           static_cast<AttrNumber>(first + i), BTGreaterEqualStrategyNumber, InvalidOid,
+                           compare[i] == F_BTTEXTCMP ? C_COLLATION_OID : InvalidOid, compare[i], 0);
+  ScanKeyData& header = keys_[key_count_++];
+  memset(&header, 0, sizeof header);
+  header.sk_flags = SK_ROW_HEADER;
+  header.sk_attno = row_[0].sk_attno;
+  header.sk_strategy = BTGreaterEqualStrategyNumber;
+  header.sk_argument = PointerGetDatum(row_);
+  PushActiveSnapshot(GetLatestSnapshot());
+#if PG_VERSION_NUM >= 180000
+  scan_ = index_beginscan(table_, index_, GetActiveSnapshot(), nullptr, key_count_, 0);
+#else
+  scan_ = index_beginscan(table_, index_, GetActiveSnapshot(), key_count_, 0);
+#endif
+  scan_->xs_want_itup = true;
+}
+
+void EntryScan::descend(const Datum* position) {
+  for (int i = 0; i < columns_; ++i) row_[i].sk_argument = position[i];
+  index_rescan(scan_, keys_, key_count_, nullptr, 0);
+}
+
+bool EntryScan::next() {
+  return index_getnext_tid(scan_, ForwardScanDirection) != nullptr;
+}
+
+void EntryScan::close() {
+  index_endscan(scan_);
+  PopActiveSnapshot();
+  ExecDropSingleTupleTableSlot(slot_);
+  index_close(index_, NoLock);
+  table_close(table_, NoLock);
+}
+
+}  // namespace mq

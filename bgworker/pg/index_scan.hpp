@@ -1,0 +1,53 @@
+// Entry scan: the entries of a btree index in ascending order, dead ones among them, and their
+// columns. It does not look at the table unless asked. queue/skip_scan.cpp uses it. The state is
+// one scan of this process.
+//
+// A query reads, and looks up in the table, every entry of rows that are gone until it meets a row
+// that is left. While a transaction holds the horizon those are all messages that were handled
+// since. Code that knows what it wants of the index passes over them at a fraction of the cost. It
+// can skip a long row of entries by a new descent, and stop at any time.
+//
+// For bodies of guard::call: after an error the transaction cleans up all that the scan owns.
+#pragma once
+
+#include "pg/postgres.hpp"
+
+extern "C" {
+#include "access/genam.h"
+#include "access/relscan.h"
+#include "access/skey.h"
+#include "executor/tuptable.h"
+#include "utils/rel.h"
+}
+
+namespace mq {
+
+class EntryScan {
+ public:
+  static constexpr int kMostColumns = 3;
+
+  // A position is a value for each of `columns` columns of the index from `first` on. They are
+  // compared one after the other by `compare`, functions of the index's operator classes. Columns
+  // before `first`, at most one, are text and must equal `prefix`.
+  void open(Oid table, Oid index, const RegProcedure* compare, int columns, int first = 1, Datum prefix = 0);
+  // Goes to the first entry at or above the position.
+  void descend(const Datum* position);
+  bool next();  // false: there is no further entry
+  // A column of the entry, counted from 1.
+  Datum column(int n, bool& null) const { return index_getattr(scan_->xs_itup, n, scan_->xs_itupdesc, &null); }
+  // Whether the entry's row is visible to the snapshot that open() took.
+  bool is_visible() { return index_fetch_heap(scan_, slot_); }
+  void close();
+
+ private:
+  Relation table_;
+  Relation index_;
+  IndexScanDesc scan_;
+  TupleTableSlot* slot_;
+  ScanKeyData row_[kMostColumns];
+  ScanKeyData keys_[2];
+  int columns_;
+  int key_count_;
+};
+
+}  // namespace mq

@@ -1,0 +1,64 @@
+#include "pg/locks.hpp"
+
+#include "pg/guard.hpp"
+
+extern "C" {
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "storage/lock.h"
+}
+
+namespace mq::locks {
+
+LOCKTAG tag_of(std::uint32_t key1, std::uint32_t key2, Space space) {
+  LOCKTAG tag;
+  SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, key1, key2, static_cast<std::uint16_t>(space));
+  return tag;
+}
+
+namespace {
+
+LOCKTAG channel_slot_tag(std::int64_t name_key, int number) {
+  const auto key = static_cast<std::uint32_t>(name_key ^ (name_key >> 32));
+  return tag_of(key, static_cast<std::uint32_t>(number), Space::kSeq);
+}
+
+}  // namespace
+
+void release_channel_slot(std::int64_t name_key, int number) {
+  const LOCKTAG tag = channel_slot_tag(name_key, number);
+  guard::call([&] { (void)LockRelease(&tag, ExclusiveLock, false); });
+}
+
+bool try_channel_slot(std::int64_t name_key, int number) {
+  const LOCKTAG tag = channel_slot_tag(name_key, number);
+  return guard::call([&] { return LockAcquire(&tag, ExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL; });
+}
+
+void lock_registration(std::int64_t name_key) {
+  const auto key = static_cast<std::uint64_t>(name_key);
+  const LOCKTAG tag =
+      tag_of(static_cast<std::uint32_t>(key >> 32), static_cast<std::uint32_t>(key), Space::kRegistration);
+  guard::call([&] { (void)LockAcquire(&tag, ExclusiveLock, false, false); });
+}
+
+SequenceLock::SequenceLock() {
+  const LOCKTAG tag = tag_of(0, 0, Space::kSequence);
+  guard::call([&] { (void)LockAcquire(&tag, ExclusiveLock, false, false); });
+}
+
+SequenceLock::~SequenceLock() {
+  const LOCKTAG tag = tag_of(0, 0, Space::kSequence);
+  (void)LockRelease(&tag, ExclusiveLock, false);
+}
+
+bool try_table(Oid table, int mode) {
+  return guard::call([&] { return ConditionalLockRelationOid(table, mode); });
+}
+
+void lock_reset() {
+  const LOCKTAG tag = tag_of(0, 0, Space::kReset);
+  guard::call([&] { (void)LockAcquire(&tag, ExclusiveLock, false, false); });
+}
+
+}  // namespace mq::locks

@@ -1,0 +1,51 @@
+// Locks: advisory locks in key spaces of mq's own. The server's lock manager holds them, to the end
+// of the transaction unless they are released before. Claims, appends, settle, registrations,
+// statistics and sequences take them.
+#pragma once
+
+#include <cstdint>
+
+#include "pg/postgres.hpp"
+
+extern "C" {
+#include "storage/lock.h"
+}
+
+namespace mq::locks {
+
+// The fourth field of a lock's tag. pg_advisory_lock() uses 1 and 2.
+enum class Space : std::uint16_t {
+  kAppend = 0x6d71,
+  kSeq = 0x6d72,
+  kReset = 0x6d73,
+  kRegistration = 0x6d74,
+  kChannel = 0x6d75,
+  kSequence = 0x6d76,
+};
+LOCKTAG tag_of(std::uint32_t key1, std::uint32_t key2, Space space);
+
+// Slot `number` of a channel name that has max_workers. Does not wait: false if it is taken.
+bool try_channel_slot(std::int64_t name_key, int number);
+void release_channel_slot(std::int64_t name_key, int number);
+
+// Lets one session at a time register handlers of a channel name. Waits.
+void lock_registration(std::int64_t name_key);
+
+// Lets one session at a time find out what a sequence has to be set to, and set it. Waits. Released
+// at the end of the scope.
+class SequenceLock {
+ public:
+  SequenceLock();
+  ~SequenceLock();
+  SequenceLock(const SequenceLock&) = delete;
+  SequenceLock& operator=(const SequenceLock&) = delete;
+};
+
+// Locks a table of mq, for work that can be done later. False: another session's lock conflicts,
+// and would have to be waited for.
+bool try_table(Oid table, int mode);
+
+// Lets one session at a time reset the stats totals. Waits.
+void lock_reset();
+
+}  // namespace mq::locks

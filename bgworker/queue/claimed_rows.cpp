@@ -1,0 +1,121 @@
+#include "queue/claimed_rows.hpp"
+
+#include <iterator>
+
+#include "pg/extension.hpp"
+#include "pg/guard.hpp"
+#include "shmem/leased_calls.hpp"
+#include "shmem/shared.hpp"
+
+extern "C" {
+#include "utils/lsyscache.h"
+}
+
+namespace mq {
+
+namespace {
+
+constexpr const char* kColumnNames[] = {"id",
+                                        "channel_key",
+                                        "seq",
+                                        "attempt_at",
+                                        "retry_backoff",
+                                        "channel_name",
+                                        "channel_args",
+                                        "message_name",
+                                        "attempt",
+                                        "attempts",
+                                        "after_message_id",
+                                        "commit_interval",
+                                        "message_json",
+                                        "message_bytes",
+                                        "expires_at",
+                                        "created_at",
+                                        "lease",
+                                        "dedup_key",
+                                        "fair"};
+static_assert(std::size(kColumnNames) == kAllColumns);
+
+// The numbers of the columns in the table, of one generation of the extension.
+struct Attributes {
+  std::uint64_t generation = 0;
+  AttrNumber numbers[kAllColumns] = {};
+};
+Attributes attributes;
+
+}  // namespace
+
+const AttrNumber* attribute_numbers(Oid table) {
+  const Extension& extension = Extension::get();
+  if (attributes.generation == extension.generation()) return attributes.numbers;
+  if (!extension.is_updated()) throw extension.needs_update();
+  guard::call([&] {
+    for (int i = 0; i < kAllColumns; ++i) {
+      attributes.numbers[i] = get_attnum(table, kColumnNames[i]);
+      if (attributes.numbers[i] == InvalidAttrNumber)
+        ereport(ERROR, (errcode(ERRCODE_UNDEFINED_COLUMN),
+                        errmsg("column \"%s\" of relation \"mq_msgs\" does not exist", kColumnNames[i])));
+    }
+  });
+  attributes.generation = extension.generation();
+  return attributes.numbers;
+}
+
+std::uint64_t location_of(const ItemPointerData& location) {
+  return std::uint64_t{ItemPointerGetBlockNumberNoCheck(&location)} << 16 |
+         ItemPointerGetOffsetNumberNoCheck(&location);
+}
+
+void before_lease(Claimed& message, std::int64_t token) {
+  message.orphan = true;
+  message.lease = token;
+  --message.attempts;
+  ++message.attempts_left;
+}
+
+Claimed claimed(const LockedRow& row) {
+  const auto stored = [&](ClaimColumn column) {
+    return row.nulls[column] ? nullptr : DatumGetPointer(row.values[column]);
+  };
+  const auto time = [&](ClaimColumn column) {
+    return row.nulls[column] ? std::nullopt : std::optional<Micros>(DatumGetTimestampTz(row.values[column]));
+  };
+  Claimed message;
+  message.id = uuid_of(row.values[kId]);
+  message.channel_key = DatumGetInt64(row.values[kChannelKey]);
+  message.seq = DatumGetInt64(row.values[kSeq]);
+  message.attempt_at = time(kAttemptAt).value_or(0);
+  message.retry_backoff = micros_of_interval(row.values[kRetryBackoff]);
+  message.channel_name = text_view(row.values[kChannelName]);
+  message.channel_args = text_view(row.values[kChannelArgs]);
+  message.name = text_view(row.values[kName]);
+  message.attempts = DatumGetInt32(row.values[kAttempts]);
+  message.attempts_left = DatumGetInt32(row.values[kAttemptsLeft]);
+  message.ordered = !row.nulls[kAfter];
+  if (message.ordered) message.after = uuid_of(row.values[kAfter]);
+  message.uncommitted = !row.nulls[kCommitInterval];
+  message.payload_json = stored(kPayloadJson);
+  message.payload_bytes = stored(kPayloadBytes);
+  message.expires_at = time(kExpiresAt).value_or(kNever);
+  message.created_at = time(kCreatedAt);
+  message.location = location_of(row.location);
+  message.locked = row.locked;
+  const std::int64_t token = row.nulls[kLeaseToken] ? -1 : DatumGetInt64(row.values[kLeaseToken]);
+  message.outside = token == 0;
+  if (token > 0 && shared::available()) {
+    message.held = shared::lease_has_call(token);
+    if (!message.held) before_lease(message, token);
+  }
+  return message;
+}
+
+void append(const Rows& rows, Batch& batch) {
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    LockedRow row;
+    for (int column = 0; column < kColumns; ++column) row.values[column] = rows.get(i, column + 1, row.nulls[column]);
+    row.location = *reinterpret_cast<ItemPointer>(DatumGetPointer(rows.get(i, kColumns + 1)));
+    batch.push_back(claimed(row));
+  }
+}
+
+}  // namespace mq

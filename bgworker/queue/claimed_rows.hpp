@@ -1,0 +1,65 @@
+// Claimed rows: makes messages (Claimed) of rows of mq_msgs. The files that lock messages use it:
+// claim.cpp and find.cpp by queries, due_scan.cpp without. No state.
+#pragma once
+
+#include "pg/postgres.hpp"
+#include "pg/statement.hpp"
+#include "queue/message.hpp"
+
+namespace mq {
+
+// The columns of mq_msgs: those that a claim reads, in the order of kColumnNames, then the others.
+enum ClaimColumn {
+  kId,
+  kChannelKey,
+  kSeq,
+  kAttemptAt,
+  kRetryBackoff,
+  kChannelName,
+  kChannelArgs,
+  kName,
+  kAttempts,
+  kAttemptsLeft,
+  kAfter,
+  kCommitInterval,
+  kPayloadJson,
+  kPayloadBytes,
+  kExpiresAt,
+  kCreatedAt,
+  kLeaseToken,
+  kColumns,  // the number of those above
+  // The others of the table.
+  kDedupKey = kColumns,
+  kFair,
+  kAllColumns
+};
+
+// The numbers of the columns of mq_msgs, by ClaimColumn.
+const AttrNumber* attribute_numbers(Oid table);
+
+// A row as a claim has read it.
+struct LockedRow {
+  Datum values[kColumns];
+  bool nulls[kColumns];
+  ItemPointerData location;
+  bool locked = true;    // false: only claimed, see shmem/row_claims.hpp
+  bool dropped = false;  // due_scan.cpp: not claimed after all
+};
+std::uint64_t location_of(const ItemPointerData& location);  // block << 16 | offset
+
+// The columns for a query, in the order of ClaimColumn, and the ctid.
+#define CLAIMED_COLUMNS                                                                        \
+  "m.id, m.channel_key, m.seq, m.attempt_at, m.retry_backoff, m.channel_name, m.channel_args," \
+  " m.message_name, m.attempt, m.attempts, m.after_message_id, m.commit_interval,"             \
+  " m.message_json, m.message_bytes, m.expires_at, m.created_at, m.lease, m.ctid"
+
+inline constexpr int kFurther = kColumns + 2;  // the first column of Rows behind CLAIMED_COLUMNS
+
+// The message's texts and payload are where the row has them.
+Claimed claimed(const LockedRow& row);
+// The rows are of a query for CLAIMED_COLUMNS. Their texts live as long as the SPI connection.
+void append(const Rows& rows, Batch& batch);
+// Makes the message what it was before the lease charged its attempt; the row keeps the charge.
+void before_lease(Claimed& message, std::int64_t token);
+
+}  // namespace mq

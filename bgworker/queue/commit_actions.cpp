@@ -1,0 +1,345 @@
+#include "queue/commit_actions.hpp"
+
+#include <algorithm>
+#include <map>
+#include <set>
+#include <unordered_map>
+#include <vector>
+
+#include "pg/extension.hpp"
+#include "pg/guard.hpp"
+#include "pg/settings.h"
+#include "pg/statement.hpp"
+#include "pg/subtransactions.hpp"
+#include "queue/head_links.hpp"
+#include "queue/low_water.hpp"
+#include "shmem/channel_key.hpp"
+#include "shmem/consumers.hpp"
+#include "shmem/requests.hpp"
+#include "shmem/shared.hpp"
+#include "stats/row_counts.hpp"
+
+extern "C" {
+#include "commands/async.h"
+#include "mb/pg_wchar.h"
+#include "utils/fmgrprotos.h"
+}
+
+namespace mq::commit_actions {
+
+namespace {
+
+struct Append {
+  HeadlessChannel channel;
+  Uuid predecessor;
+};
+
+struct Lease {
+  Uuid message;
+  Micros leased_at;
+  Micros length;
+};
+
+struct ChangeKey {
+  Oid relation;
+  std::int64_t name_key;
+  friend auto operator<=>(const ChangeKey&, const ChangeKey&) = default;
+};
+
+// The row changes of one subtransaction. In CommitActions::frames it stands before those inside it.
+struct Frame {
+  SubTransactionId subtransaction;
+  std::map<ChangeKey, Changed> changes;
+};
+
+struct EmptyChannel {
+  std::uint64_t mark_key;
+  std::int64_t seq;
+};
+
+struct CommitActions {
+  std::set<std::string, std::less<>> woken;
+  std::unordered_map<std::uint64_t, Position> due;  // the lowest position by key of the name
+  std::vector<Append> appends;
+  std::unordered_map<std::int64_t, Uuid> tails;
+  AppendLocks append_locks;
+  BySubtransaction<Lease> leases;
+  BySubtransaction<EmptyChannel> empty_channels;
+  std::vector<Frame> frames;
+  std::set<Oid> uncounted;  // tables whose row counts are to be dropped
+  bool announced = false;
+  bool databases_changed = false;
+  std::set<std::pair<Oid, Oid>> settings;  // (database, role) of ALTER ... SET
+  bool unnotified = false;                 // see shared::begin_unnotified_commit
+};
+
+// Made by a transaction's first note, deleted at its end. A pointer, lest it be destroyed at exit.
+CommitActions* open_actions = nullptr;
+
+// NOTIFY fails when its queue is full. A listening session in a long transaction can fill it.
+bool has_room_for_notifications() {
+  constexpr double kFull = 0.9;
+  return guard::call([] { return DatumGetFloat8(DirectFunctionCall1(pg_notification_queue_usage, Datum{0})); }) < kFull;
+}
+
+void notify_consumers(CommitActions& actions) {
+  if (actions.woken.empty() || mq_notify == MQ_NOTIFY_OFF) return;
+  if (mq_notify == MQ_NOTIFY_AUTO) {
+    actions.unnotified = shared::begin_unnotified_commit();
+    if (actions.unnotified || !has_room_for_notifications()) return;
+  }
+  for (const std::string& name : actions.woken) {
+    // LISTEN takes an identifier, which the server cuts to NAMEDATALEN - 1 bytes: cut the same way.
+    std::string channel = "mq_" + name;
+    channel.resize(
+        static_cast<std::size_t>(pg_mbcliplen(channel.data(), static_cast<int>(channel.size()), NAMEDATALEN - 1)));
+    const char* text = channel.c_str();
+    guard::call([&] { Async_Notify(text, ""); });
+  }
+  guard::call([] { Async_Notify("mq", ""); });
+}
+
+// The race of A, which appends a behind t, with D, which deletes t (docs/internals/ordering.md).
+//
+//   1  A: inserts a; it sees t.
+//   2  D: starts to delete t; it does not see a.
+//   3  A: before COMMIT, tries FOR KEY SHARE on t without waiting.
+//   4  D, if A has the lock: waits for A's commit, which waits for no open transaction; its next
+//      statement sees a and makes it the head.
+//   5  A, if t is locked or gone: makes the first message that is left the head, or, where that is
+//      locked, notes the channel as headless for a later claim.
+void link_appends(const std::vector<Append>& appends) {
+  static Statement lock("SELECT id FROM $S.mq_msgs WHERE id = ANY ($1) FOR KEY SHARE SKIP LOCKED", {UUIDARRAYOID});
+  ArrayParam ids(UUIDOID, appends.size());
+  for (const Append& append : appends) ids.add(uuid_datum(append.predecessor));
+  const Rows rows = lock.run({ids.datum()});
+  std::set<Uuid> held;
+  for (std::size_t row = 0; row < rows.size(); ++row) held.insert(uuid_of(rows.get(row, 1)));
+  std::vector<HeadlessChannel> headless;
+  for (const Append& append : appends)
+    if (!held.contains(append.predecessor)) headless.push_back(append.channel);
+  link_or_note(headless);
+}
+
+// A lease counts from the poll, but no other session can have the message before the poll's
+// transaction is over. Where that took more than a tenth of the lease, the lease starts again.
+void prolong_leases(const BySubtransaction<Lease>& leases) {
+  const Micros now = GetCurrentTimestamp();
+  ArrayParam ids(UUIDOID);
+  ArrayParam ends(TIMESTAMPTZOID);
+  for (const auto& [subtransaction, lease] : leases.entries()) {
+    if (now - lease.leased_at <= lease.length / 10) continue;
+    ids.add(uuid_datum(lease.message));
+    ends.add(TimestampTzGetDatum(now + lease.length));
+  }
+  static Statement prolong(
+      "UPDATE $S.mq_msgs m SET attempt_at = l.lease_end"
+      "  FROM unnest($1, $2) AS l (id, lease_end) WHERE m.id = l.id AND m.lease = 0 AND m.attempt_at < l.lease_end",
+      {UUIDARRAYOID, TIMESTAMPTZARRAYOID});
+  prolong.run({ids.datum(), ends.datum()});
+}
+
+// The user may have set the transaction READ ONLY after it wrote; the commit actions write still.
+struct WritableScope {
+  WritableScope() { XactReadOnly = false; }
+  ~WritableScope() { XactReadOnly = saved; }
+  WritableScope(const WritableScope&) = delete;
+  WritableScope& operator=(const WritableScope&) = delete;
+  const bool saved = XactReadOnly;
+};
+
+void before_commit(CommitActions& actions) {
+  if (!actions.appends.empty() || !actions.leases.empty()) {
+    if (!Extension::installed()) return;
+    guard::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
+    {
+      const WritableScope writable;
+      OwnerScope scope;
+      SpiConnection spi;
+      if (!actions.appends.empty()) link_appends(actions.appends);
+      if (!actions.leases.empty()) prolong_leases(actions.leases);
+    }
+    PopActiveSnapshot();
+  }
+  notify_consumers(actions);
+}
+
+void before_prepare(const CommitActions& actions) {
+  if (actions.appends.empty() || !Extension::installed()) return;
+  std::vector<HeadlessChannel> channels;
+  for (const Append& append : actions.appends) channels.push_back(append.channel);
+  guard::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
+  {
+    const WritableScope writable;
+    OwnerScope scope;
+    SpiConnection spi;
+    note_headless(channels);
+  }
+  PopActiveSnapshot();
+}
+
+void forget() {
+  if (open_actions->unnotified) shared::end_unnotified_commit();
+  delete open_actions;
+  open_actions = nullptr;
+}
+
+// For XACT_EVENT_COMMIT: other transactions see the changes by then, as row_counts.hpp asks for.
+void pay_counts() {
+  for (const Oid relation : open_actions->uncounted) row_counts::forget(relation);
+  if (open_actions->frames.empty()) return;
+  for (const auto& [key, changed] : open_actions->frames.front().changes)
+    row_counts::apply({key.relation, key.name_key, changed.rows, changed.ordered, changed.delayed});
+}
+
+void transaction_event(XactEvent event, void*) {
+  if (open_actions == nullptr) return;
+  switch (event) {
+    case XACT_EVENT_PRE_COMMIT:
+      guard::callback([] { before_commit(*open_actions); });
+      break;
+    case XACT_EVENT_PRE_PREPARE:
+      guard::callback([] { before_prepare(*open_actions); });
+      break;
+    case XACT_EVENT_COMMIT:
+      pay_counts();
+      if (open_actions->databases_changed) shared::look_around();
+      for (const auto& [database, role] : open_actions->settings) shared::renew_workers(database, role);
+      if (open_actions->announced) shared::announce_database(MyDatabaseId);
+      for (const auto& [key, position] : open_actions->due) low_water::lower(key, position);
+      for (const auto& [subtransaction, channel] : open_actions->empty_channels.entries())
+        low_water::channel_was_empty(channel.mark_key, channel.seq);
+      if (!open_actions->woken.empty() || open_actions->announced) shared::wake_workers(MyDatabaseId);
+      forget();
+      break;
+    case XACT_EVENT_ABORT:
+    case XACT_EVENT_PREPARE:
+      forget();
+      break;
+    default:
+      break;
+  }
+}
+
+// Adds a subtransaction's row changes to its parent's. No pg guard would catch an exception here,
+// so it allocates nothing.
+void merge_frame(SubTransactionId parent) {
+  std::vector<Frame>& frames = open_actions->frames;
+  frames.back().subtransaction = parent;
+  if (frames.size() < 2 || frames[frames.size() - 2].subtransaction != parent) return;
+  Frame inner = std::move(frames.back());
+  frames.pop_back();
+  frames.back().changes.merge(inner.changes);
+  for (const auto& [key, changed] : inner.changes) {  // merge() left the keys that both have
+    Changed& sum = frames.back().changes.find(key)->second;
+    sum.rows += changed.rows;
+    sum.ordered = sum.ordered || changed.ordered;
+    sum.delayed = sum.delayed || changed.delayed;
+  }
+}
+
+// Drops the notes that would do harm after their subtransaction was rolled back: leases that do not
+// exist, channels that are empty as before, rows that were neither inserted nor deleted.
+void subtransaction_ends(const SubtransactionEnd& end) {
+  if (open_actions == nullptr) return;
+  open_actions->leases.ends(end);
+  open_actions->empty_channels.ends(end);
+  std::vector<Frame>& frames = open_actions->frames;
+  if (frames.empty() || frames.back().subtransaction != end.mine) return;
+  if (end.committed)
+    merge_frame(end.parent);
+  else
+    frames.pop_back();
+}
+
+CommitActions& actions() {
+  static bool registered = false;
+  if (!registered) {
+    guard::call([] { RegisterXactCallback(transaction_event, nullptr); });
+    at_subtransaction_end(subtransaction_ends);
+    registered = true;
+  }
+  if (open_actions == nullptr) open_actions = new CommitActions();
+  return *open_actions;
+}
+
+}  // namespace
+
+void wake(std::string_view channel_name) {
+  CommitActions& l = actions();
+  if (!l.woken.contains(channel_name)) l.woken.emplace(channel_name);
+}
+
+void due(std::string_view channel_name, Position position) {
+  if (!shared::available()) return;
+  const auto [entry, is_new] = actions().due.try_emplace(low_water::key_of(channel_name), position);
+  if (!is_new) entry->second = std::min(entry->second, position);
+}
+
+std::optional<Position> own_lowest(std::uint64_t name_key) {
+  if (open_actions == nullptr) return std::nullopt;
+  const auto found = open_actions->due.find(name_key);
+  return found == open_actions->due.end() ? std::nullopt : std::optional(found->second);
+}
+
+void appended(std::int64_t channel_key, std::string_view channel_name, std::string_view channel_args,
+              const Uuid& predecessor) {
+  actions().appends.push_back({{channel_key, std::string(channel_name), std::string(channel_args)}, predecessor});
+}
+
+const Uuid* own_tail(std::int64_t channel_key) {
+  if (open_actions == nullptr) return nullptr;
+  const auto found = open_actions->tails.find(channel_key);
+  return found == open_actions->tails.end() ? nullptr : &found->second;
+}
+
+void set_own_tail(std::int64_t channel_key, const Uuid& message) {
+  actions().tails[channel_key] = message;
+}
+
+AppendLocks& append_locks() {
+  return actions().append_locks;
+}
+
+void was_empty(std::uint64_t mark_key, std::int64_t seq) {
+  if (shared::available()) actions().empty_channels.add({mark_key, seq});
+}
+
+void leased(const Uuid& message, Micros leased_at, Micros lease) {
+  actions().leases.add({message, leased_at, lease});
+}
+
+void RowChanges::add(std::string_view channel_name, std::int64_t rows, bool ordered, bool delayed) {
+  if (sum_ == nullptr || channel_name != name_) {
+    std::vector<Frame>& frames = actions().frames;
+    const SubTransactionId current = GetCurrentSubTransactionId();
+    if (frames.empty() || frames.back().subtransaction != current) frames.push_back({current, {}});
+    name_ = channel_name;
+    sum_ = &frames.back().changes[{relation_, channel_key(channel_name, {})}];
+  }
+  sum_->rows += rows;
+  sum_->ordered = sum_->ordered || ordered;
+  sum_->delayed = sum_->delayed || (ordered && delayed);
+}
+
+void changed_by_hand(Oid relation) {
+  actions().uncounted.insert(relation);
+}
+
+bool has_changed() {
+  return open_actions != nullptr && (!open_actions->frames.empty() || !open_actions->uncounted.empty());
+}
+
+void announce() {
+  actions().announced = true;
+}
+
+void databases_changed() {
+  actions().databases_changed = true;
+}
+
+void settings_changed(Oid database, Oid role) {
+  actions().settings.emplace(database, role);
+}
+
+}  // namespace mq::commit_actions

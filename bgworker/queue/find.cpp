@@ -1,0 +1,91 @@
+#include "queue/find.hpp"
+
+#include "pg/extension.hpp"
+#include "pg/statement.hpp"
+#include "queue/claimed_rows.hpp"
+#include "shmem/row_claims.hpp"
+
+namespace mq {
+
+namespace {
+
+#define LOCKED "FOR $L OF m SKIP LOCKED"
+
+// Drops the messages of leased calls that still run, and those that another worker has claimed: those
+// settle them.
+void drop_held(Batch& batch) {
+  std::erase_if(batch,
+                [](const Claimed& message) { return message.held || shared::is_claimed_by_other(message.location); });
+}
+
+}  // namespace
+
+void find_named(std::span<const Uuid> ids, Batch& batch, std::vector<int>& crashes) {
+  static Statement select("SELECT " CLAIMED_COLUMNS
+                          ", (SELECT count(*)::int4 FROM $S.mq_failures f"
+                          "   WHERE f.message_id = m.id AND f.crash)"
+                          "  FROM $S.mq_msgs m WHERE m.id = ANY ($1) " LOCKED,
+                          {UUIDARRAYOID});
+  const OwnerScope scope;
+  ArrayParam array(UUIDOID, ids.size());
+  for (const Uuid& id : ids) array.add(uuid_datum(id));
+  const Rows rows = select.run({array.datum()});
+  append(rows, batch);
+  for (std::size_t i = 0; i < rows.size(); ++i) crashes.push_back(DatumGetInt32(rows.get(i, kFurther)));
+}
+
+void find_due(std::span<const Uuid> ids, Micros now, Batch& batch) {
+  static Statement select("SELECT " CLAIMED_COLUMNS
+                          " FROM $S.mq_msgs m"
+                          " WHERE m.id = ANY ($1) AND m.attempt_at <= $2"
+                          " AND $H ORDER BY m.attempt_at, m.seq " LOCKED,
+                          {UUIDARRAYOID, TIMESTAMPTZOID});
+  const OwnerScope scope;
+  ArrayParam array(UUIDOID, ids.size());
+  for (const Uuid& id : ids) array.add(uuid_datum(id));
+  append(select.run({array.datum(), TimestampTzGetDatum(now)}), batch);
+  drop_held(batch);
+}
+
+bool find_leased(std::int64_t token, Batch& batch) {
+  static Statement select("SELECT " CLAIMED_COLUMNS " FROM $S.mq_msgs m WHERE m.lease = $1 AND m.lease > 0 " LOCKED,
+                          {INT8OID});
+  static Statement count(
+      "SELECT pg_catalog.count(*) FROM $S.mq_msgs m WHERE m.lease = $1"
+      " AND m.lease > 0",
+      {INT8OID});
+  const OwnerScope scope;
+  const std::size_t before = batch.size();
+  append(select.run({Int64GetDatum(token)}), batch);
+  for (std::size_t i = before; i < batch.size(); ++i) {
+    if (!batch[i].orphan) before_lease(batch[i], token);
+    batch[i].held = batch[i].orphan = false;
+  }
+  const auto all = DatumGetInt64(count.run({Int64GetDatum(token)}).get(0, 1));
+  return static_cast<std::int64_t>(batch.size() - before) == all;
+}
+
+void find_exhausted(Micros now, int limit, Batch& batch) {
+  static Statement select("SELECT " CLAIMED_COLUMNS
+                          " FROM $S.mq_msgs m"
+                          " WHERE (m.commit_interval IS NOT NULL OR m.attempts <= 0) AND m.attempt_at <= $1"
+                          " ORDER BY m.attempt_at LIMIT $2 " LOCKED,
+                          {TIMESTAMPTZOID, INT8OID});
+  const OwnerScope scope;
+  append(select.run({TimestampTzGetDatum(now), Int64GetDatum(limit)}), batch);
+  drop_held(batch);
+}
+
+void find_expired(Micros now, int limit, Batch& batch) {
+  static Statement select("SELECT " CLAIMED_COLUMNS
+                          " FROM $S.mq_msgs m"
+                          " WHERE m.expires_at <= $1 AND m.commit_interval IS NULL"
+                          "   AND (m.attempt_at <= $1 OR m.attempt_at = 'infinity')"
+                          " ORDER BY m.expires_at LIMIT $2 " LOCKED,
+                          {TIMESTAMPTZOID, INT8OID});
+  const OwnerScope scope;
+  append(select.run({TimestampTzGetDatum(now), Int64GetDatum(limit)}), batch);
+  drop_held(batch);
+}
+
+}  // namespace mq

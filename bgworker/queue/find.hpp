@@ -1,0 +1,29 @@
+// Find: locks messages by what is known of them, and appends them to a batch. Charges, exclusive
+// calls, leased handlers, deduplication, mq_snooze, mq_discard and the sweep use it. No state.
+//
+// All lock to the end of the transaction, and pass over messages that other sessions have locked, so
+// nothing here waits. They need a transaction and an SPI connection, and take the OwnerScope.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "queue/message.hpp"
+
+namespace mq {
+
+// The messages with these ids; for each that is found, how many attempts are proven to have crashed
+// the server since its last mq_checkpoint.
+void find_named(std::span<const Uuid> ids, Batch& batch, std::vector<int>& crashes);
+// Those of the messages with these ids that are due heads.
+void find_due(std::span<const Uuid> ids, Micros now, Batch& batch);
+// A leased call's messages, as they were before the attempt was charged. False: other sessions have
+// locked some of them.
+bool find_leased(std::int64_t token, Batch& batch);
+// Of all channels: two-phase messages that were not committed in time, and messages without an
+// attempt left whose last lease has run out.
+void find_exhausted(Micros now, int limit, Batch& batch);
+// Of all channels: expired messages, but for those that are being handled.
+void find_expired(Micros now, int limit, Batch& batch);
+
+}  // namespace mq

@@ -1,0 +1,144 @@
+#include "queue/head_links.hpp"
+
+#include <algorithm>
+#include <unordered_set>
+
+#include "pg/guard.hpp"
+#include "pg/refused_rows.hpp"
+#include "pg/statement.hpp"
+#include "queue/commit_actions.hpp"
+#include "queue/due_scan.hpp"
+#include "queue/low_water.hpp"
+#include "queue/promote.hpp"
+
+namespace mq {
+
+namespace {
+
+constexpr int kHeadless = 100;  // noted channels that a claim tries
+
+std::int64_t behind(const HeadlessChannel& channel) {
+  if (channel.behind != kFromTheStart) return channel.behind;
+  const std::int64_t start = low_water::channel_start(low_water::key_of(channel.name, channel.args));
+  return start == low_water::kFirstSeq ? start : start - 1;
+}
+
+ArrayParam array_of(const std::vector<Uuid>& ids) {
+  ArrayParam array(UUIDOID, ids.size());
+  for (const Uuid& id : ids) array.add(uuid_datum(id));
+  return array;
+}
+
+void add_ids(const Rows& rows, std::unordered_set<Uuid, UuidHash>& ids) {
+  for (std::size_t i = 0; i < rows.size(); ++i) ids.insert(uuid_of(rows.get(i, 1)));
+}
+
+}  // namespace
+
+namespace {
+
+// As promote(), by queries, which ask triggers, rules and policies. Adds the messages that it made
+// heads to `linked`.
+void promote_by_query(const std::vector<const FirstMessage*>& messages, std::unordered_set<Uuid, UuidHash>& linked) {
+  static Statement lock(
+      "SELECT m.id FROM $S.mq_msgs m WHERE m.id = ANY ($1) AND m.after_message_id IS NOT NULL"
+      " FOR NO KEY UPDATE SKIP LOCKED",
+      {UUIDARRAYOID});
+  static Statement update("UPDATE $S.mq_msgs m SET after_message_id = $N WHERE m.id = ANY ($1) RETURNING m.id",
+                          {UUIDARRAYOID});
+  std::vector<Uuid> ids;
+  for (const FirstMessage* message : messages) ids.push_back(message->id);
+  const Rows locked = lock.run({array_of(ids).datum()});
+  if (locked.empty()) return;
+  ids.clear();
+  for (std::size_t i = 0; i < locked.size(); ++i) ids.push_back(uuid_of(locked.get(i, 1)));
+  const Rows updated = update.run({array_of(ids).datum()});
+  if (updated.size() < ids.size()) throw refused("mq_msgs", "being changed");
+  add_ids(updated, linked);
+}
+
+}  // namespace
+
+std::vector<HeadlessChannel> link_channels(const std::vector<HeadlessChannel>& channels) {
+  // A head that can be locked FOR KEY SHARE stays: a transaction that removes it later sees what is
+  // behind it. Otherwise another transaction may be removing it without having seen that.
+  static Statement hold(
+      "SELECT m.id FROM $S.mq_msgs m WHERE m.id = ANY ($1) AND m.after_message_id = $N"
+      " FOR KEY SHARE SKIP LOCKED",
+      {UUIDARRAYOID});
+  std::vector<HeadlessChannel> headless;
+  if (channels.empty()) return headless;
+  std::vector<ChainSearch> searches;
+  searches.reserve(channels.size());
+  for (const HeadlessChannel& channel : channels)
+    searches.push_back({channel.key, behind(channel), text_datum(channel.name), text_datum(channel.args)});
+  const std::vector<FirstMessage> first = first_behind(searches);
+  std::vector<Uuid> heads;
+  std::vector<const FirstMessage*> others;
+  for (const FirstMessage& message : first) {
+    if (message.head)
+      heads.push_back(message.id);
+    else
+      others.push_back(&message);
+  }
+  std::unordered_set<Uuid, UuidHash> linked;
+  if (!heads.empty()) add_ids(hold.run({array_of(heads).datum()}), linked);
+  if (!others.empty()) {
+    if (const auto promoted = promote(others)) {
+      for (std::size_t i = 0; i < others.size(); ++i)
+        if ((*promoted)[i] != 0) linked.insert(others[i]->id);
+    } else {
+      promote_by_query(others, linked);
+    }
+  }
+  for (const FirstMessage& message : first) {
+    const HeadlessChannel& channel = channels[message.search];
+    commit_actions::wake(channel.name);
+    if (!linked.contains(message.id)) headless.push_back(channel);
+    if (message.attempt_at) commit_actions::due(channel.name, {*message.attempt_at, message.seq});
+  }
+  return headless;
+}
+
+void note_headless(const std::vector<HeadlessChannel>& channels) {
+  static Statement insert(
+      "INSERT INTO $S.mq_headless (channel_key, channel_name, channel_args) SELECT * FROM unnest($1, $2, $3)",
+      {INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID});
+  if (channels.empty()) return;
+  ArrayParam keys(INT8OID), names(TEXTOID), args(TEXTOID);
+  for (const HeadlessChannel& channel : channels) {
+    keys.add(Int64GetDatum(channel.key));
+    names.add(text_datum(channel.name));
+    args.add(text_datum(channel.args));
+  }
+  insert.run({keys.datum(), names.datum(), args.datum()});
+}
+
+void link_or_note(const std::vector<HeadlessChannel>& channels) {
+  note_headless(link_channels(channels));
+}
+
+void link_headless() {
+  static Statement select(
+      "SELECT l.ctid, l.channel_key, l.channel_name, l.channel_args"
+      " FROM $S.mq_headless l LIMIT $1 FOR UPDATE SKIP LOCKED",
+      {INT8OID});
+  static Statement forget("DELETE FROM $S.mq_headless l WHERE l.ctid = ANY ($1)", {TIDARRAYOID});
+  const Rows rows = select.run({Int64GetDatum(kHeadless)});
+  if (rows.empty()) return;
+  std::vector<HeadlessChannel> noted;
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    noted.push_back({DatumGetInt64(rows.get(i, 2)), std::string(text_view(rows.get(i, 3))),
+                     std::string(text_view(rows.get(i, 4)))});
+  const std::vector<HeadlessChannel> headless = link_channels(noted);
+  ArrayParam linked(TIDOID);
+  for (std::size_t i = 0; i < noted.size(); ++i) {
+    const bool still = std::any_of(headless.begin(), headless.end(), [&](const HeadlessChannel& channel) {
+      return channel.key == noted[i].key && channel.name == noted[i].name && channel.args == noted[i].args;
+    });
+    if (!still) linked.add(rows.get(i, 1));
+  }
+  forget.run({linked.datum()});
+}
+
+}  // namespace mq

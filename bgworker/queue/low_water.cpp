@@ -1,0 +1,179 @@
+#include "queue/low_water.hpp"
+
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+#include "pg/extension.hpp"
+#include "pg/lwlock.hpp"
+#include "pg/settings.h"
+#include "pg/statement.hpp"
+#include "queue/commit_actions.hpp"
+#include "shmem/channel_key.hpp"
+#include "shmem/layout.hpp"
+
+namespace mq::low_water {
+
+namespace {
+
+using shared::state;
+
+// The set of a table that has room for a key, locked while this lives.
+class LockedSet {
+ public:
+  LockedSet(std::uint64_t key, LWLockMode mode) : LockedSet(state->name_marks, key, mode) {}
+  LockedSet(LowWaterMarks* table, std::uint64_t key, LWLockMode mode)
+      : set_(table[key % shared::kMarkSets]), lock_(&state->mark_locks[key % shared::kMarkLocks].lock, mode) {}
+  LowWaterMarks* operator->() const { return &set_; }
+
+ private:
+  LowWaterMarks& set_;
+  const LightweightLock lock_;
+};
+
+// The search for the first message of a name.
+struct Search {
+  std::string_view name;
+  std::uint64_t key;
+  Position first = {};
+};
+
+// Fills in Search::first: the first message, locked or not, or the time of the search if that is
+// earlier or there is none.
+void find_first(std::vector<Search>& searches) {
+  static Statement find(
+      "SELECT n.n::int4, f.attempt_at, f.seq FROM unnest($1) WITH ORDINALITY AS n (name, n)"
+      " CROSS JOIN LATERAL (SELECT m.attempt_at, m.seq FROM $S.mq_msgs m"
+      "   WHERE m.channel_name = n.name AND m.attempt_at IS NOT NULL AND $H"
+      "   ORDER BY m.attempt_at, m.seq LIMIT 1) f",
+      {TEXTARRAYOID});
+  ArrayParam names(TEXTOID);
+  // A mark beyond the present would hide a row that a user inserts by hand later.
+  const Position now{GetCurrentTimestamp(), INT64_MIN};
+  for (Search& search : searches) {
+    names.add(text_datum(search.name));
+    search.first = now;
+  }
+  const Rows rows = find.run({names.datum()});
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    Search& search = searches[static_cast<std::size_t>(DatumGetInt32(rows.get(i, 1)) - 1)];
+    search.first = std::min(now, {DatumGetTimestampTz(rows.get(i, 2)), DatumGetInt64(rows.get(i, 3))});
+  }
+}
+
+// Half mq.poll_interval, so that no message is hidden for longer than the whole. In µs.
+Micros check_interval() {
+  return Micros{mq_poll_interval} * 1000 / 2;
+}
+
+bool has_written() {
+  return TransactionIdIsValid(GetTopTransactionIdIfAny());
+}
+
+// Searches from the beginning for the names whose last check is at least `interval` µs ago.
+// begin_check() keeps other sessions from the same search. True: some mark was too high.
+bool search_all(std::span<const std::string_view> channel_names, Micros interval) {
+  std::vector<Search> searches;
+  const Micros now = GetCurrentTimestamp();
+  for (const std::string_view name : channel_names) {
+    const std::uint64_t key = key_of(name);
+    const LockedSet set(key, LW_EXCLUSIVE);
+    if (set->begin_check(key, now, interval)) searches.push_back({name, key});
+  }
+  if (searches.empty()) return false;
+  find_first(searches);
+  const Micros took = GetCurrentTimestamp() - now;
+  bool lowered = false;
+  for (const Search& search : searches) {
+    const LockedSet set(search.key, LW_EXCLUSIVE);
+    lowered = set->end_check(search.key, took, search.first) || lowered;
+  }
+  return lowered;
+}
+
+}  // namespace
+
+std::uint64_t key_of(std::string_view channel_name) {
+  if (!shared::available()) return 0;
+  const std::uint64_t extension = std::uint64_t{MyDatabaseId} << 32 | Extension::get().oid();
+  return seeded_key(channel_name, state->mark_seed ^ extension);
+}
+
+Position start(std::string_view channel_name) {
+  if (!shared::available()) return kNone;
+  const std::uint64_t key = key_of(channel_name);
+  std::optional<Position> mark;
+  {
+    const LockedSet set(key, LW_SHARED);
+    mark = set->look(key).mark;
+  }
+  // Messages that this transaction made due lower the mark only at its commit.
+  return mark ? std::min(*mark, commit_actions::own_lowest(key).value_or(*mark)) : kNone;
+}
+
+void taken(std::string_view channel_name, int messages) {
+  if (!shared::available() || messages == 0) return;
+  const std::uint64_t key = key_of(channel_name);
+  const LockedSet set(key, LW_EXCLUSIVE);
+  set->taken(key, messages);
+}
+
+void begin_claim(std::span<const std::string_view> channel_names) {
+  if (shared::available()) search_all(channel_names, check_interval());
+}
+
+std::optional<ToRaise> to_raise(std::string_view channel_name) {
+  if (!shared::available() || has_written()) return std::nullopt;
+  const std::uint64_t key = key_of(channel_name);
+  const LockedSet set(key, LW_SHARED);
+  const LowWaterMarks::Look look = set->look(key);
+  return look.raise ? std::optional(ToRaise{key, look.ticket}) : std::nullopt;
+}
+
+void raise(const ToRaise& name, Position first) {
+  const LockedSet set(name.key, LW_EXCLUSIVE);
+  set->raise(name.key, name.ticket, first, GetCurrentTimestamp());
+}
+
+bool check(std::span<const std::string_view> channel_names) {
+  return shared::available() && search_all(channel_names, 0);
+}
+
+void lower(std::uint64_t key, Position position) {
+  if (!shared::available()) return;
+  const LockedSet set(key, LW_EXCLUSIVE);
+  set->lower(key, position);
+}
+
+// The marks of ordered channels have attempt_at 0 in all positions.
+
+std::uint64_t key_of(std::string_view channel_name, std::string_view channel_args) {
+  return seeded_key(channel_args, key_of(channel_name));
+}
+
+std::int64_t channel_start(std::uint64_t key) {
+  if (!shared::available()) return kFirstSeq;
+  const LockedSet set(state->channel_marks, key, LW_SHARED);
+  const std::optional<Position> mark = set->look(key).mark;
+  return mark ? mark->seq : kFirstSeq;
+}
+
+bool begin_channel_check(std::uint64_t key) {
+  if (!shared::available()) return false;
+  const LockedSet set(state->channel_marks, key, LW_EXCLUSIVE);
+  return set->begin_check(key, GetCurrentTimestamp(), check_interval());
+}
+
+void end_channel_check(std::uint64_t key, Micros took, std::optional<std::int64_t> tail) {
+  const LockedSet set(state->channel_marks, key, LW_EXCLUSIVE);
+  set->end_check(key, took, {0, tail.value_or(INT64_MAX)});
+}
+
+void channel_was_empty(std::uint64_t key, std::int64_t seq) {
+  if (!shared::available()) return;
+  const LockedSet set(state->channel_marks, key, LW_EXCLUSIVE);
+  set->taken(key, 1);
+  set->raise(key, set->look(key).ticket, {0, seq}, GetCurrentTimestamp());
+}
+
+}  // namespace mq::low_water

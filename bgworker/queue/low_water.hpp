@@ -1,0 +1,64 @@
+// Low water: the low-water marks of this database's channel names and ordered channels, in shared
+// memory (low_water_marks.hpp). Claims, appends, head links, skip scans and commit actions call it.
+//
+// State::name_marks and State::channel_marks are tables of sets. One of State::mark_locks, chosen
+// by the key, covers each set; no code under it can raise an error. Without shared memory there are
+// no marks, and scans start at the beginning. Functions that take a name need a transaction;
+// begin_claim() and check() also need an OwnerScope and an SPI connection.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string_view>
+
+#include "pg/types.hpp"
+#include "shmem/low_water_marks.hpp"
+
+namespace mq::low_water {
+
+inline constexpr std::int64_t kFirstSeq = INT64_MIN;
+inline constexpr Position kNone{INT64_MIN, kFirstSeq};  // before every message
+
+// The name's key in the table. It is another one after DROP and CREATE EXTENSION.
+std::uint64_t key_of(std::string_view channel_name);
+
+// Where a scan of the name's due messages may begin; kNone without a mark.
+Position start(std::string_view channel_name);
+// A claim took so many messages of the name.
+void taken(std::string_view channel_name, int messages);
+
+// For the beginning of a claim: check()s the marks of these names each half mq.poll_interval.
+void begin_claim(std::span<const std::string_view> channel_names);
+
+// A name of which so many messages were taken that its mark should be raised.
+struct ToRaise {
+  std::uint64_t key;
+  LowWaterMarks::Ticket ticket;
+};
+// Asked before the scan of a claim begins at start(). None also once the transaction has written:
+// it does not see what it deleted, which is left if it rolls back.
+std::optional<ToRaise> to_raise(std::string_view channel_name);
+// The scan has met no message below `first`, locked or not.
+void raise(const ToRaise& name, Position first);
+
+// Searches from the beginning unless that costs too much, and lowers marks that were too high.
+// True: there were some.
+bool check(std::span<const std::string_view> channel_names);
+
+// For the commit callback: this transaction made a message due at `position`.
+void lower(std::uint64_t key, Position position);
+
+// Marks of ordered channels: no message is left with a sequence number below the channel's mark.
+// Appends have ascending numbers, so they only raise it, under the append lock. A restore writes
+// old numbers, so these marks are checked, too.
+std::uint64_t key_of(std::string_view channel_name, std::string_view channel_args);
+std::int64_t channel_start(std::uint64_t key);  // kFirstSeq without a mark
+// Whether it is time to search from the beginning. If so, the caller searches, and tells how many
+// µs that took and the tail's sequence number.
+bool begin_channel_check(std::uint64_t key);
+void end_channel_check(std::uint64_t key, Micros took, std::optional<std::int64_t> tail);
+// For the commit callback: this transaction wrote the first message of an empty channel at `seq`.
+void channel_was_empty(std::uint64_t key, std::int64_t seq);
+
+}  // namespace mq::low_water

@@ -1,0 +1,294 @@
+#include "queue/settle.hpp"
+
+#include <algorithm>
+#include <set>
+
+#include "pg/extension.hpp"
+#include "pg/format.hpp"
+#include "pg/guard.hpp"
+#include "pg/kept.hpp"
+#include "pg/locks.hpp"
+#include "pg/refused_rows.hpp"
+#include "pg/row_locks.hpp"
+#include "pg/sequences.hpp"
+#include "pg/statement.hpp"
+#include "queue/commit_actions.hpp"
+#include "queue/removal.hpp"
+#include "shmem/channel_key.hpp"
+#include "stats/totals.hpp"
+
+namespace mq {
+
+namespace {
+
+Param text_or_null(const std::string& text) {
+  return text.empty() ? Param() : Param(text_datum(text));
+}
+
+// After an UPDATE of the messages: handlers have removed the others; throws 27000 if one is there.
+void expect_updated(const ClaimedRows& rows, std::size_t updated) {
+  if (updated < rows.size && may_refuse(Extension::msgs()) && count_there(rows) > updated)
+    throw refused("mq_msgs", "being changed");
+}
+
+// Parameters for the columns of an error; NULL for a field that it has not.
+struct ErrorColumns {
+  ArrayParam sqlstate{TEXTOID}, message{TEXTOID}, detail{TEXTOID}, hint{TEXTOID}, context{TEXTOID};
+
+  void add(const Error& error) {
+    sqlstate.add(text_or_null(error.sqlstate));
+    message.add(text_or_null(kept(error.message)));
+    detail.add(text_or_null(kept(error.detail)));
+    hint.add(text_or_null(kept(error.hint)));
+    context.add(text_or_null(kept(error.context)));
+  }
+};
+
+// Removes the failures that were kept only until the next attempt failed (keeps_failure): the last
+// one of each message, if it is of the attempt before this one and no crash.
+void remove_superseded(const std::vector<Failure>& failures) {
+  static Statement remove(
+      "DELETE FROM $S.mq_failures WHERE ctid = ANY (ARRAY("
+      "  SELECT l.ctid FROM unnest($1, $2) AS r (id, attempt) CROSS JOIN LATERAL ("
+      "    SELECT f.failure_no, f.attempt FROM $S.mq_failures f WHERE f.message_id = r.id"
+      "     ORDER BY f.failure_no + 0 DESC LIMIT 1) AS last"
+      "    JOIN $S.mq_failures l ON l.failure_no = last.failure_no AND l.attempt = r.attempt AND l.crash IS NULL"
+      "   FOR UPDATE OF l SKIP LOCKED))",
+      {UUIDARRAYOID, INT4ARRAYOID});
+  ArrayParam ids(UUIDOID), attempts(INT4OID);
+  bool any = false;
+  for (const Failure& failure : failures) {
+    const int before = failure.message->attempts;
+    if (keeps_failure(before)) continue;
+    ids.add(uuid_datum(failure.message->id));
+    attempts.add(Int32GetDatum(before));
+    any = true;
+  }
+  if (any) remove.run({ids.datum(), attempts.datum()});
+}
+
+// Before rows are added to a table that others may lock for long (CREATE INDEX, say): a worker does
+// not wait for that. It throws 55P03; the messages that need it are put off, and others go on.
+void lock_to_write(const char* table) {
+  if (!row_locks::never_waits()) return;
+  if (locks::try_table(Extension::get().relation(table), RowExclusiveLock)) return;
+  throw Error("55P03", mq::format("the table {} is locked by another session, so no row can be added to it", table));
+}
+
+void record(const std::vector<Failure>& failures) {
+  lock_to_write("mq_failures");
+  remove_superseded(failures);
+  static Statement insert(
+      "INSERT INTO $S.mq_failures (message_id, attempt, failed_at, channel_name, channel_args, name, duration,"
+      "  sqlstate, error, detail, hint, context, channel_key, crash)"
+      " SELECT f.id, f.attempt, pg_catalog.clock_timestamp(), f.channel, f.args, f.name, f.duration, f.sqlstate,"
+      "        COALESCE(f.error, ''), f.detail, f.hint, f.context, f.key, NULLIF(f.crash, false)"
+      "   FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+      "     AS f (id, attempt, channel, args, name, duration, sqlstate, error, detail, hint, context, key, crash)",
+      {UUIDARRAYOID, INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INTERVALARRAYOID, TEXTARRAYOID,
+       TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID, BOOLARRAYOID});
+  ArrayParam ids(UUIDOID), attempts(INT4OID), channels(TEXTOID), args(TEXTOID), names(TEXTOID), durations(INTERVALOID),
+      keys(INT8OID), crashes(BOOLOID);
+  ErrorColumns errors;
+  for (const Failure& failure : failures) {
+    const Claimed& message = *failure.message;
+    ids.add(uuid_datum(message.id));
+    attempts.add(Int32GetDatum(message.attempts + 1));
+    channels.add(text_datum(message.channel_name));
+    args.add(text_datum(message.channel_args));
+    names.add(text_datum(message.name));
+    durations.add(interval_datum(failure.duration));
+    keys.add(Int64GetDatum(message.channel_key));
+    crashes.add(BoolGetDatum(failure.crash));
+    errors.add(failure.error);
+  }
+  sequences::insert(sequences::Numbered::kFailures, [&] {
+    return insert.run({ids.datum(), attempts.datum(), channels.datum(), args.datum(), names.datum(), durations.datum(),
+                       errors.sqlstate.datum(), errors.message.datum(), errors.detail.datum(), errors.hint.datum(),
+                       errors.context.datum(), keys.datum(), crashes.datum()});
+  });
+}
+
+// The number that settling adds to the attempts: 0 where the lease has charged this attempt already.
+int to_charge(const Claimed& message) {
+  return message.lease == 0 ? 1 : 0;
+}
+
+void retry(const std::vector<Retry>& retries) {
+  static Statement update(
+      "UPDATE $S.mq_msgs m SET attempt_at = r.attempt_at, retry_backoff = r.backoff, attempts = m.attempts - r.charged,"
+      "       attempt = m.attempt + r.charged, lease = NULL, fair = true"
+      "  FROM unnest($1, $2, $3, $4, $5) AS r (id, seq, attempt_at, backoff, charged) WHERE " IS_CLAIMED,
+      {UUIDARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID, INTERVALARRAYOID, INT4ARRAYOID});
+  ClaimedRows rows;
+  ArrayParam times(TIMESTAMPTZOID), backoffs(INTERVALOID), charged(INT4OID);
+  for (const Retry& r : retries) {
+    rows.add(*r.message);
+    times.add(TimestampTzGetDatum(r.attempt_at));
+    backoffs.add(interval_datum(r.retry_backoff));
+    commit_actions::due(r.message->channel_name, {r.attempt_at, r.message->seq});
+    charged.add(Int32GetDatum(to_charge(*r.message)));
+  }
+  const Rows updated =
+      update.run({rows.ids.datum(), rows.numbers.datum(), times.datum(), backoffs.datum(), charged.datum()});
+  expect_updated(rows, updated.size());
+}
+
+void snooze(const std::vector<Snooze>& snoozes) {
+  static Statement update(
+      "UPDATE $S.mq_msgs m SET attempt_at = r.attempt_at, attempts = m.attempts + r.back, attempt = m.attempt - r.back,"
+      "       lease = NULL, fair = true"
+      "  FROM unnest($1, $2, $3, $4) AS r (id, seq, attempt_at, back) WHERE " IS_CLAIMED,
+      {UUIDARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID, INT4ARRAYOID});
+  ClaimedRows rows;
+  ArrayParam times(TIMESTAMPTZOID), back(INT4OID);
+  for (const Snooze& s : snoozes) {
+    rows.add(*s.message);
+    times.add(TimestampTzGetDatum(s.attempt_at));
+    commit_actions::due(s.message->channel_name, {s.attempt_at, s.message->seq});
+    back.add(Int32GetDatum(1 - to_charge(*s.message)));
+  }
+  const Rows updated = update.run({rows.ids.datum(), rows.numbers.datum(), times.datum(), back.datum()});
+  expect_updated(rows, updated.size());
+}
+
+// Makes messages that no handler takes due at infinity, where no claim looks; see unhandled.hpp.
+void put_aside(const std::vector<const Claimed*>& messages) {
+  static Statement update(
+      "UPDATE $S.mq_msgs m SET attempt_at = 'infinity', lease = NULL"
+      "  FROM unnest($1, $2) AS r (id, seq) WHERE " IS_CLAIMED,
+      {UUIDARRAYOID, INT8ARRAYOID});
+  ClaimedRows rows;
+  for (const Claimed* message : messages) rows.add(*message);
+  expect_updated(rows, update.run({rows.ids.datum(), rows.numbers.datum()}).size());
+}
+
+// Adds to `blocking` those with block_as_registered whose handlers have on_dead => 'block'.
+void add_blocking(const std::vector<DeadLetter>& dead_letters, std::set<Uuid>& blocking) {
+  static Statement select(
+      "SELECT m.id FROM unnest($1, $2) AS r (id, seq) JOIN $S.mq_msgs m ON " IS_CLAIMED
+      " CROSS JOIN LATERAL (SELECT h.on_dead FROM $S.mq_handlers h WHERE h.channel_name = m.channel_name"
+      "    AND (h.message_name IS NULL OR h.message_name = m.message_name) ORDER BY h.message_name IS NULL LIMIT 1) h"
+      " WHERE h.on_dead = 'block'",
+      {UUIDARRAYOID, INT8ARRAYOID});
+  ClaimedRows claimed;
+  for (const DeadLetter& dead_letter : dead_letters) {
+    if (!dead_letter.block_as_registered || !dead_letter.message->ordered) continue;
+    claimed.add(*dead_letter.message);
+  }
+  if (claimed.size == 0) return;
+  const Rows rows = select.run({claimed.ids.datum(), claimed.numbers.datum()});
+  for (std::size_t i = 0; i < rows.size(); ++i) blocking.insert(uuid_of(rows.get(i, 1)));
+}
+
+// A message that blocks its ordered channel keeps its row, without payload and never due
+// (attempt_at is NULL). The others are added to `removed`, for the caller to remove.
+void dead_letter(const std::vector<DeadLetter>& dead_letters, std::vector<const Claimed*>& removed) {
+  // `failure_no + 0`: finds the failures by the message and sorts them; else all might be walked.
+  static Statement insert(
+      "INSERT INTO $S.mq_dead (id, created_at, died_at, channel_name, channel_args, name, payload_json,"
+      "  payload_bytes, ordered, attempts_made, reason, sqlstate, error, detail, hint, context, retry_backoff, "
+      "channel_key,"
+      "  dedup_key)"
+      " SELECT m.id, m.created_at, pg_catalog.clock_timestamp(), m.channel_name, m.channel_args, m.message_name,"
+      "        m.message_json, m.message_bytes, m.after_message_id IS NOT NULL, m.attempt + r.charged, r.reason,"
+      "        COALESCE(r.sqlstate, f.sqlstate), COALESCE(r.error, f.error), COALESCE(r.detail, f.detail),"
+      "        COALESCE(r.hint, f.hint), COALESCE(r.context, f.context), m.retry_backoff, m.channel_key,"
+      "        m.dedup_key"
+      "   FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+      "          AS r (id, seq, charged, reason, sqlstate, error, detail, hint, context)"
+      "   JOIN $S.mq_msgs m ON " IS_CLAIMED
+      "   LEFT JOIN LATERAL (SELECT * FROM $S.mq_failures l WHERE l.message_id = r.id AND r.error IS NULL"
+      "                       ORDER BY l.failure_no + 0 DESC LIMIT 1) f ON true",
+      {UUIDARRAYOID, INT8ARRAYOID, INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
+       TEXTARRAYOID});
+  static Statement block(
+      "UPDATE $S.mq_msgs m SET attempt_at = NULL, attempts = 0, attempt = m.attempt + r.charged,"
+      "       lease = NULL, dedup_key = NULL, expires_at = NULL, message_json = NULL,"
+      "       message_bytes = NULL"
+      "  FROM unnest($1, $2, $3) AS r (id, seq, charged) WHERE " IS_CLAIMED,
+      {UUIDARRAYOID, INT8ARRAYOID, INT4ARRAYOID});
+  ClaimedRows rows, blocked;
+  ArrayParam charged(INT4OID), reasons(TEXTOID), blocked_charged(INT4OID);
+  ErrorColumns errors;
+  std::set<Uuid> blocking;
+  add_blocking(dead_letters, blocking);
+  for (const DeadLetter& dead_letter : dead_letters) {
+    rows.add(*dead_letter.message);
+    charged.add(Int32GetDatum(dead_letter.charged ? to_charge(*dead_letter.message) : 0));
+    reasons.add(text_datum(dead_letter.reason));
+    errors.add(dead_letter.error ? *dead_letter.error : Error("", ""));
+    if ((dead_letter.block && dead_letter.message->ordered) || blocking.contains(dead_letter.message->id)) {
+      blocked.add(*dead_letter.message);
+      blocked_charged.add(Int32GetDatum(dead_letter.charged ? to_charge(*dead_letter.message) : 0));
+    } else {
+      removed.push_back(dead_letter.message);
+    }
+  }
+  lock_to_write("mq_dead");
+  const Rows inserted = sequences::insert(sequences::Numbered::kDead, [&] {
+    return insert.run({rows.ids.datum(), rows.numbers.datum(), charged.datum(), reasons.datum(),
+                       errors.sqlstate.datum(), errors.message.datum(), errors.detail.datum(), errors.hint.datum(),
+                       errors.context.datum()});
+  });
+  if (inserted.size() == dead_letters.size()) {
+    commit_actions::RowChanges changes(Extension::dead());
+    for (const DeadLetter& dead_letter : dead_letters) changes.add(dead_letter.message->channel_name, 1);
+  } else {
+    if (may_refuse(Extension::dead()) && count_there(rows) > inserted.size()) throw refused("mq_dead", "being added");
+    commit_actions::changed_by_hand(Extension::dead());  // a handler has removed its message
+  }
+  if (blocked.size == 0) return;
+  row_locks::Removal::run([&] {
+    expect_updated(blocked, block.run({blocked.ids.datum(), blocked.numbers.datum(), blocked_charged.datum()}).size());
+  });
+}
+
+// The messages whose rows are changed, or copied to mq_dead.
+std::vector<const Claimed*> kept_or_copied(const Settlement& settlement) {
+  std::vector<const Claimed*> messages = settlement.unhandled;
+  for (const Retry& r : settlement.retries) messages.push_back(r.message);
+  for (const Snooze& s : settlement.snoozes) messages.push_back(s.message);
+  for (const DeadLetter& d : settlement.dead_letters) messages.push_back(d.message);
+  return messages;
+}
+
+stats::ByChannel totals_of(const Settlement& settlement) {
+  stats::ByChannel result;
+  auto last = result.end();
+  const auto at = [&](const Claimed* message) -> stats::Totals& {
+    if (last == result.end() || last->first != message->channel_name) {
+      last = result.find(message->channel_name);
+      if (last == result.end()) last = result.emplace(message->channel_name, stats::Totals()).first;
+    }
+    return last->second;
+  };
+  for (const Handling& h : settlement.handled) {
+    stats::Totals& totals = at(h.message);
+    ++totals.handled;
+    totals.handle_times.add(h.took);
+    totals.wait_times.add(h.waited);
+  }
+  for (const Failure& failure : settlement.failures) ++at(failure.message).failed;
+  for (const DeadLetter& dead_letter : settlement.dead_letters) ++at(dead_letter.message).died;
+  return result;
+}
+
+}  // namespace
+
+void settle(const Settlement& settlement) {
+  const OwnerScope scope;
+  const row_locks::Removal removal;
+  std::vector<const Claimed*> dead_lettered;
+  lock_claimed(kept_or_copied(settlement));
+  if (!settlement.failures.empty()) record(settlement.failures);
+  if (!settlement.retries.empty()) retry(settlement.retries);
+  if (!settlement.unhandled.empty()) put_aside(settlement.unhandled);
+  if (!settlement.snoozes.empty()) snooze(settlement.snoozes);
+  if (!settlement.dead_letters.empty()) dead_letter(settlement.dead_letters, dead_lettered);
+  remove_dead_lettered(dead_lettered);
+  remove_claimed(settlement.removed);
+  stats::append(totals_of(settlement));
+}
+
+}  // namespace mq

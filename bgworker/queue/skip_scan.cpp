@@ -1,0 +1,245 @@
+#include "queue/skip_scan.hpp"
+
+#include <limits>
+
+#include "pg/extension.hpp"
+#include "pg/guard.hpp"
+#include "pg/index_scan.hpp"
+#include "pg/statement.hpp"
+#include "queue/low_water.hpp"
+
+extern "C" {
+#include "catalog/pg_collation.h"
+#include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
+}
+
+namespace mq {
+
+namespace {
+
+constexpr std::int64_t kLeast = std::numeric_limits<std::int64_t>::min();
+constexpr std::int64_t kGreatest = std::numeric_limits<std::int64_t>::max();
+constexpr int kInARow = 200;      // entries of a channel that are read before a new descent
+constexpr int kMostRead = 4000;   // entries that fair_keys reads; a descent counts as kInARow
+constexpr int kMostSeen = 20000;  // entries that first_messages reads
+
+// Reads (attempt_at, seq) from columns n and n + 1. False: attempt_at is NULL.
+bool position_of(const EntryScan& scan, int n, Position& position) {
+  bool null = false;
+  position.attempt_at = DatumGetTimestampTz(scan.column(n, null));
+  if (null) return false;
+  position.seq = DatumGetInt64(scan.column(n + 1, null));
+  return true;
+}
+
+// The scan of mq_msgs_fair for fair_keys(). For the body of guard::call().
+class FairKeys {
+ public:
+  void open(Oid table, Oid index, Datum channel_name, Position mark) {
+    static constexpr RegProcedure kCompare[] = {F_BTINT8CMP, F_TIMESTAMPTZ_CMP, F_BTINT8CMP};
+    mark_ = mark;
+    read_ = 0;
+    scan_.open(table, index, kCompare, 3, 2, channel_name);
+  }
+
+  // Appends keys in [from, below) to the `count` keys that are there, up to `most` in all.
+  void collect(std::int64_t from, std::int64_t below, std::int64_t* keys, int& count, int most) {
+    std::int64_t current = 0;
+    int in_a_row = -1;    // entries of the current channel since the descent; -1: no channel yet
+    bool wanted = false;  // the current channel's key was appended
+    descend(from);
+    while (read_ < kMostRead && scan_.next()) {
+      bool null = false;
+      const std::int64_t key = DatumGetInt64(scan_.column(2, null));
+      if (key >= below) return;
+      ++read_;
+      if (in_a_row < 0 || key != current) {
+        current = key;
+        in_a_row = 0;
+        wanted = false;
+      }
+      Position position{};
+      if (!wanted && position_of(scan_, 3, position) && position >= mark_) {
+        if (count == most) return;
+        keys[count++] = key;
+        wanted = true;
+      }
+      if (++in_a_row < kInARow) continue;
+      descend(wanted ? key + 1 : key);
+      read_ += kInARow;
+      in_a_row = 0;
+    }
+  }
+
+  void close() { scan_.close(); }
+
+ private:
+  void descend(std::int64_t key) {
+    const Datum position[] = {Int64GetDatum(key), TimestampTzGetDatum(mark_.attempt_at), Int64GetDatum(mark_.seq)};
+    scan_.descend(position);
+  }
+
+  EntryScan scan_;
+  Position mark_;
+  int read_;
+};
+
+// The scan of mq_msgs_due for names_with_heads() and names_with_unhandled(). For bodies of
+// guard::call().
+class Names {
+ public:
+  void open(Oid table, Oid index, Datum least) {
+    static constexpr RegProcedure kCompare[] = {F_BTTEXTCMP, F_TIMESTAMPTZ_CMP, F_BTINT8CMP};
+    scan_.open(table, index, kCompare, 3);
+    descend(least, low_water::kNone);
+    there_ = scan_.next();
+  }
+
+  // A copy of the channel name at the scan's current entry; 0 at the end.
+  Datum name() const {
+    bool null = false;
+    return there_ ? PointerGetDatum(PG_DETOAST_DATUM_COPY(scan_.column(1, null))) : 0;
+  }
+
+  // Whether `name` has a visible head that is not below `mark`. Moves the scan to the next name.
+  bool pass(Datum name, Position mark) {
+    Position position{};
+    if (position_of(scan_, 2, position) && position < mark) {
+      descend(name, mark);
+      there_ = scan_.next();
+    }
+    for (; there_ && is(name); there_ = scan_.next()) {
+      if (!position_of(scan_, 2, position) || !scan_.is_visible()) continue;
+      descend(name, {kGreatest, kGreatest});
+      there_ = scan_.next();
+      return true;
+    }
+    return false;
+  }
+
+  // Whether `name` has an entry at infinity. Moves the scan to the next name.
+  bool pass_to_infinity(Datum name) {
+    descend(name, {kGreatest, kLeast});
+    there_ = scan_.next();
+    Position position{};
+    const bool found = there_ && is(name) && position_of(scan_, 2, position);
+    if (there_ && is(name)) {
+      descend(name, {kGreatest, kGreatest});
+      there_ = scan_.next();
+    }
+    return found;
+  }
+
+  void close() { scan_.close(); }
+
+ private:
+  void descend(Datum name, Position from) {
+    const Datum position[] = {name, TimestampTzGetDatum(from.attempt_at), Int64GetDatum(from.seq)};
+    scan_.descend(position);
+  }
+
+  bool is(Datum name) const {
+    bool null = false;
+    return DatumGetBool(DirectFunctionCall2Coll(texteq, C_COLLATION_OID, scan_.column(1, null), name));
+  }
+
+  EntryScan scan_;
+  bool there_;
+};
+
+}  // namespace
+
+std::vector<std::int64_t> fair_keys(std::string_view channel_name, Position mark, std::int64_t start, int most) {
+  const Extension& extension = Extension::get();
+  const Oid table = extension.relation("mq_msgs");
+  const Oid index = extension.relation("mq_msgs_fair");
+  const Datum name = text_datum(channel_name);
+  std::vector<std::int64_t> keys(static_cast<std::size_t>(most));
+  std::int64_t* const first = keys.data();
+  const int count = guard::call([&] {
+    FairKeys scan;
+    int found = 0;
+    scan.open(table, index, name, mark);
+    scan.collect(start, kGreatest, first, found, most);
+    if (found < most && start != kLeast) scan.collect(kLeast, start, first, found, most);
+    scan.close();
+    return found;
+  });
+  keys.resize(static_cast<std::size_t>(count));
+  return keys;
+}
+
+std::vector<std::string> names_with_heads() {
+  const Extension& extension = Extension::get();
+  const Oid table = extension.relation("mq_msgs");
+  const Oid index = extension.relation("mq_msgs_due");
+  const Datum least = text_datum("");
+  std::vector<std::string> names;
+  Names scan;
+  guard::call([&] { scan.open(table, index, least); });
+  while (const Datum name = guard::call([&] { return scan.name(); })) {
+    const std::string_view text = text_view(name);
+    const Position mark = low_water::start(text);
+    if (guard::call([&] { return scan.pass(name, mark); })) names.emplace_back(text);
+  }
+  guard::call([&] { scan.close(); });
+  return names;
+}
+
+std::vector<std::string> names_with_unhandled(std::string& from, std::size_t most) {
+  const Extension& extension = Extension::get();
+  const Oid table = extension.relation("mq_msgs");
+  const Oid index = extension.relation("mq_msgs_due");
+  const Datum least = text_datum(from);
+  std::vector<std::string> names;
+  Names scan;
+  guard::call([&] { scan.open(table, index, least); });
+  from.clear();
+  for (std::size_t seen = 0; const Datum name = guard::call([&] { return scan.name(); }); ++seen) {
+    if (seen == most) {
+      from = text_view(name);
+      break;
+    }
+    if (guard::call([&] { return scan.pass_to_infinity(name); })) names.emplace_back(text_view(name));
+  }
+  guard::call([&] { scan.close(); });
+  return names;
+}
+
+std::vector<ChainPosition> first_messages(ChainPosition& from, std::size_t most) {
+  static constexpr RegProcedure kCompare[] = {F_BTINT8CMP, F_BTINT8CMP};
+  const Extension& extension = Extension::get();
+  const Oid table = extension.relation("mq_msgs");
+  const Oid index = extension.relation("mq_msgs_chain");
+  std::vector<ChainPosition> positions(most);
+  ChainPosition* const found = positions.data();
+  const std::size_t count = guard::call([&] {
+    EntryScan scan;
+    std::size_t n = 0;
+    const auto descend = [&] {
+      const Datum position[] = {Int64GetDatum(from.channel_key), Int64GetDatum(from.seq)};
+      scan.descend(position);
+    };
+    scan.open(table, index, kCompare, 2);
+    descend();
+    bool more = false;
+    for (int seen = 0; seen < kMostSeen && n < most && (more = scan.next()); ++seen) {
+      bool null = false;
+      from = {DatumGetInt64(scan.column(1, null)), DatumGetInt64(scan.column(2, null))};
+      if (!scan.is_visible()) continue;
+      found[n++] = from;
+      more = from.channel_key < kGreatest;
+      if (!more) break;
+      from = {from.channel_key + 1, kLeast};
+      descend();
+    }
+    if (!more) from = ChainPosition();
+    scan.close();
+    return n;
+  });
+  positions.resize(count);
+  return positions;
+}
+
+}  // namespace mq

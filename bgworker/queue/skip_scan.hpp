@@ -1,0 +1,39 @@
+// Skip scans: what mq's indexes hold, read from the index entries (index_scan.hpp) with as little
+// as possible of the entries of rows that are gone.
+//
+// Claims, the sweep, mq_poll and mq_enable() call them, in a transaction. They keep no state:
+// `from` is the caller's.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "pg/types.hpp"
+#include "shmem/low_water_marks.hpp"
+
+namespace mq {
+
+// For the fair sample: keys of the name's channels that have an entry in mq_msgs_fair at or above
+// `mark`, perhaps of a row that is gone. They ascend from `start`, then go on from the least key.
+// Returns at most `most`, and fewer if the scan reads too many entries.
+std::vector<std::int64_t> fair_keys(std::string_view channel_name, Position mark, std::int64_t start, int most);
+
+// The names of all channels with a visible head that is not below the name's low-water mark.
+std::vector<std::string> names_with_heads();
+
+// Looks at `most` channel names from `from` on. Returns those that have an entry at infinity
+// (unhandled.hpp), perhaps of a row that is gone. Moves `from` behind the names it looked at; after
+// the last name, to the beginning.
+std::vector<std::string> names_with_unhandled(std::string& from, std::size_t most);
+
+// Returns the first visible message of each ordered channel from `from` on. Returns at most `most`,
+// and fewer if the scan reads too many entries. Moves `from` as above.
+struct ChainPosition {
+  std::int64_t channel_key = INT64_MIN;
+  std::int64_t seq = INT64_MIN;
+};
+std::vector<ChainPosition> first_messages(ChainPosition& from, std::size_t most);
+
+}  // namespace mq

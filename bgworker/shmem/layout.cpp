@@ -1,0 +1,86 @@
+#include "shmem/layout.hpp"
+
+#include "entries.h"
+#include "pg/settings.h"
+#include "shmem/in_flight.hpp"
+#include "shmem/shared.hpp"
+
+extern "C" {
+#include "storage/shmem.h"
+}
+
+namespace mq::shared {
+
+State* state = nullptr;
+int my_slot = -1;
+
+bool available() {
+  return state != nullptr;
+}
+
+}  // namespace mq::shared
+
+namespace {
+
+struct Layout {
+  Size databases, pools, end;
+};
+
+Layout layout() {
+  Layout at{};
+  at.databases = MAXALIGN(sizeof(mq::shared::State));
+  at.pools = at.databases + MAXALIGN(sizeof(mq::shared::Database) * static_cast<Size>(mq_max_databases));
+  at.end = at.pools + MAXALIGN(sizeof(mq::shared::Pool) * static_cast<Size>(mq_max_databases + mq::shared::kMorePools));
+  return at;
+}
+
+}  // namespace
+
+extern "C" Size mq_shared_size(void) {
+  return layout().end;
+}
+
+extern "C" int mq_shared_locks(void) {
+  return 2 + mq::shared::kMarkLocks;
+}
+
+// Runs in the postmaster, when it starts and after a crash.
+extern "C" void mq_shared_startup(void) {
+  using mq::shared::state;
+  bool found = false;
+  LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+  state = static_cast<mq::shared::State*>(ShmemInitStruct("mq", mq_shared_size(), &found));
+  if (!found) {
+    memset(static_cast<void*>(state), 0, mq_shared_size());
+    char* base = reinterpret_cast<char*>(state);
+    const auto databases = static_cast<std::size_t>(mq_max_databases);
+    state->databases = {reinterpret_cast<mq::shared::Database*>(base + layout().databases), databases};
+    state->pools = {reinterpret_cast<mq::shared::Pool*>(base + layout().pools), databases + mq::shared::kMorePools};
+    LWLockPadded* locks = GetNamedLWLockTranche("mq");
+    state->lock = &locks->lock;
+    state->row_claims_lock = &locks[1].lock;
+    state->mark_locks = locks + 2;
+    for (mq::shared::Audience& audience : state->audiences) {
+      pg_atomic_init_u32(&audience.listeners, 0);
+      pg_atomic_init_u32(&audience.unnotified_commits, 0);
+      pg_atomic_init_u64(&audience.polled_at, 0);
+    }
+    for (pg_atomic_uint64& name : state->keyed_names) pg_atomic_init_u64(&name, 0);
+    pg_atomic_init_u32(&state->row_claims_used, 0);
+    for (pg_atomic_uint64& count : state->row_claims_released) pg_atomic_init_u64(&count, 0);
+    if (!pg_strong_random(&state->mark_seed, sizeof state->mark_seed)) state->mark_seed = GetCurrentTimestamp();
+    // A record that says kRunning means that the process was killed, but only after a crash in the
+    // same postmaster. At a first start it proves nothing: power may have been lost, the postmaster
+    // killed, or the server stopped with mode immediate.
+    static bool started = false;
+    for (const mq::in_flight::Record& record :
+         mq::in_flight::take_all(mq::shared::kWorkerSlots + mq::shared::kLeases)) {
+      if (record.end >= mq::in_flight::kSignal)
+        mq::shared::add_aborted_call(record, mq::AbortReason::kCrash);
+      else if (record.end == mq::in_flight::kRunning && started)
+        mq::shared::add_aborted_call(record, mq::AbortReason::kKilled);
+    }
+    started = true;
+  }
+  LWLockRelease(AddinShmemInitLock);
+}

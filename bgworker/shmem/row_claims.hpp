@@ -1,0 +1,34 @@
+// Row claims: which rows of mq_msgs the batches of workers handle without having locked them. A lock
+// would be a WAL record for each row, and so is its removal. due_scan.cpp and find.cpp ask and claim;
+// claims end with the transaction.
+//
+// A row claim is a hint: it spares two sessions from handling one message at the same time. What
+// makes sure that only one of them commits is the removal of the row (queue/removal.hpp).
+//
+// A table of fixed size; a lightweight lock of its own covers it. The counts of released claims are
+// atomics.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+namespace mq::shared {
+
+enum class RowClaim : std::uint8_t {
+  kMine,    // this process has claimed the row
+  kOther,   // another worker has
+  kNoRoom,  // nobody has, and there is no room to note it: the row is to be locked
+};
+
+// How many times a worker of this database has released its claims. Read before a snapshot is taken:
+// if claim_rows() returns the same, no worker has removed a row since that the snapshot shows.
+std::uint64_t row_claims_released();
+
+// Claims rows (ctids in mq_msgs of this database: block << 16 | offset) for this worker until its transaction
+// ends. Writes to `results` how each went. For bodies of guard::call().
+std::uint64_t claim_rows(std::span<const std::uint64_t> rows, RowClaim* results);
+
+// Whether another worker has claimed the row. Cheap while no worker of any database has a claim.
+bool is_claimed_by_other(std::uint64_t row);
+
+}  // namespace mq::shared

@@ -1,0 +1,89 @@
+#include "stats/histogram.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+namespace mq {
+
+namespace {
+
+constexpr int kFineBits = 3;  // 2^3 steps to a power of two
+constexpr int kFine = 1 << kFineBits;
+constexpr int kMostBits = 42;  // durations from 2^42 µs (50 days) on go into the last step
+constexpr int kSteps = (kMostBits - kFineBits + 1) * kFine;
+
+}  // namespace
+
+int Histogram::step_of(Micros duration) {
+  if (duration < kFine) return static_cast<int>(std::max<Micros>(duration, 0));
+  const auto value = static_cast<std::uint64_t>(duration);
+  const int shift = std::bit_width(value) - 1 - kFineBits;
+  const int step = (shift + 1) * kFine + static_cast<int>((value >> shift) & (kFine - 1));
+  return std::min(step, kSteps - 1);
+}
+
+Micros Histogram::least_of(int step) {
+  if (step < kFine) return step;
+  const int shift = step / kFine - 1;
+  return Micros{kFine + step % kFine} << shift;
+}
+
+void Histogram::add(Micros duration) {
+  add(step_of(duration), 1);
+}
+
+void Histogram::add(int step, std::int64_t count) {
+  if (last_hit_ < steps_.size() && steps_[last_hit_].step == step && count > 0 && steps_[last_hit_].count > 0) {
+    steps_[last_hit_].count += count;
+    return;
+  }
+  const auto at =
+      std::lower_bound(steps_.begin(), steps_.end(), step, [](const Step& s, int wanted) { return s.step < wanted; });
+  last_hit_ = static_cast<std::size_t>(at - steps_.begin());
+  if (at == steps_.end() || at->step != step) {
+    if (count != 0) steps_.insert(at, {step, count});
+  } else if ((at->count += count) == 0) {
+    steps_.erase(at);
+  }
+}
+
+void Histogram::merge(const Histogram& other, int sign) {
+  for (const Step& s : other.steps_) add(s.step, sign * s.count);
+}
+
+std::vector<std::int64_t> Histogram::stored() const {
+  std::vector<std::int64_t> result;
+  result.reserve(steps_.size() * 2);
+  for (const Step& s : steps_) {
+    result.push_back(s.step);
+    result.push_back(s.count);
+  }
+  return result;
+}
+
+void Histogram::merge_stored(std::span<const std::int64_t> stored, int sign) {
+  for (std::size_t i = 0; i + 1 < stored.size(); i += 2)
+    if (stored[i] >= 0 && stored[i] < kSteps) add(static_cast<int>(stored[i]), sign * stored[i + 1]);
+}
+
+// Takes the durations of a step to be spread evenly over it.
+std::optional<Micros> Histogram::quantile(double part) const {
+  std::int64_t total = 0;
+  for (const Step& s : steps_) total += std::max<std::int64_t>(s.count, 0);
+  if (total == 0) return std::nullopt;
+  const double wanted = part * static_cast<double>(total);
+  std::int64_t before = 0;
+  for (const Step& s : steps_) {
+    if (s.count <= 0) continue;
+    if (static_cast<double>(before + s.count) >= wanted) {
+      const double inside = (wanted - static_cast<double>(before)) / static_cast<double>(s.count);
+      const Micros width = least_of(s.step + 1) - least_of(s.step) - 1;
+      return least_of(s.step) + std::llround(std::clamp(inside, 0.0, 1.0) * static_cast<double>(width));
+    }
+    before += s.count;
+  }
+  return least_of(steps_.back().step);
+}
+
+}  // namespace mq

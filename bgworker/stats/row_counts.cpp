@@ -1,0 +1,261 @@
+#include "stats/row_counts.hpp"
+
+#include <algorithm>
+
+#include "entries.h"
+#include "pg/extension.hpp"
+#include "pg/guard.hpp"
+#include "pg/lwlock.hpp"
+#include "shmem/requests.hpp"
+
+extern "C" {
+#include "access/transam.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "port/atomics.h"
+#include "storage/lwlock.h"
+#include "storage/procarray.h"
+#include "storage/shmem.h"
+#include "utils/snapmgr.h"
+}
+
+namespace mq::row_counts {
+
+namespace {
+
+constexpr std::size_t kWays = 8;
+constexpr std::size_t kSets = 1024;
+constexpr std::size_t kXids = 1024;              // running transactions that a published snapshot can name
+constexpr Micros kLookedLately = 600 * kSecond;  // workers count sums again that were looked at since
+constexpr Micros kYoung = 60 * kSecond;          // a younger sum is not stale
+constexpr Micros kAgeToCost = 1000;              // nor is one younger than this many times its count took
+constexpr Micros kAbandoned = 600 * kSecond;     // another session may take over a longer count
+
+struct Entry {
+  Oid database;  // InvalidOid: free
+  Oid relation;
+  std::int64_t name_key;
+  Known known;
+  TimestampTz looked_at;
+};
+
+// The count that is published. There is one at a time in the server.
+struct Running {
+  int pid;  // 0: none
+  TimestampTz started_at;
+  Oid database;
+  Oid relation;
+  std::int64_t name_key;
+  bool spoiled;  // the sum must not be kept: forget() was called meanwhile
+  // The sum of changes by transactions that the snapshot does not see, as in Change.
+  std::int64_t rows;
+  bool ordered;
+  bool delayed;
+  // The snapshot: transactions before xmin, and those before xmax but for xid[0 .. xids - 1].
+  TransactionId xmin, xmax;
+  std::uint32_t xids;
+  TransactionId xid[kXids];
+};
+
+struct State {
+  // Covers all but in_use. In shared mode a look may only write Entry::looked_at.
+  LWLock* lock;
+  // Whether a count has begun since the server started. A count sets it before it makes its
+  // snapshot. So if a transaction that is over reads 0, the snapshot of every count sees it.
+  pg_atomic_uint32 in_use;
+  Running running;
+  Entry entries[kSets][kWays];
+};
+
+State* state = nullptr;  // set by mq_counts_startup() in the postmaster; child processes inherit it
+
+struct Guard : LightweightLock {
+  explicit Guard(LWLockMode mode) : LightweightLock(state->lock, mode) {}
+};
+
+Entry* set_of(Oid relation, std::int64_t name_key) {
+  const auto hash = (static_cast<std::uint64_t>(name_key) ^ relation ^ (std::uint64_t{MyDatabaseId} << 16)) *
+                    UINT64_C(0x9e3779b97f4a7c15);
+  return state->entries[hash >> 54];
+}
+static_assert(kSets == 1 << (64 - 54));
+
+Entry* find_entry(Oid relation, std::int64_t name_key) {
+  Entry* set = set_of(relation, name_key);
+  Entry* found = std::find_if(set, set + kWays, [&](const Entry& e) {
+    return e.database == MyDatabaseId && e.relation == relation && e.name_key == name_key;
+  });
+  return found == set + kWays ? nullptr : found;
+}
+
+bool is_running(Oid relation, std::int64_t name_key) {
+  const Running& running = state->running;
+  return running.pid != 0 && running.database == MyDatabaseId && running.relation == relation &&
+         running.name_key == name_key;
+}
+
+// Whether the published snapshot sees a top-level transaction that is over.
+bool published_snapshot_sees(TransactionId xid) {
+  const Running& running = state->running;
+  if (TransactionIdPrecedes(xid, running.xmin)) return true;
+  if (!TransactionIdPrecedes(xid, running.xmax)) return false;
+  const TransactionId* end = running.xid + running.xids;
+  return std::find(running.xid, end, xid) == end;
+}
+
+bool in_use() {
+  if (state == nullptr) return false;
+  pg_memory_barrier();
+  return pg_atomic_read_u32(&state->in_use) != 0;
+}
+
+}  // namespace
+
+bool available() {
+  return state != nullptr && !RecoveryInProgress();
+}
+
+std::vector<std::optional<Known>> find(Oid relation, const std::vector<std::int64_t>& name_keys, bool looks) {
+  std::vector<std::optional<Known>> result(name_keys.size());
+  if (!available()) return result;
+  const TimestampTz now = GetCurrentTimestamp();
+  Guard guard(LW_SHARED);
+  for (std::size_t i = 0; i < name_keys.size(); ++i)
+    if (Entry* entry = find_entry(relation, name_keys[i])) {
+      if (looks) entry->looked_at = now;
+      result[i] = entry->known;
+    }
+  return result;
+}
+
+Recount::Recount(Oid relation, std::int64_t name_key, bool publish)
+    : relation_(relation), name_key_(name_key), started_(GetCurrentTimestamp()) {
+  if (publish && available()) {
+    Guard guard(LW_EXCLUSIVE);
+    Running& running = state->running;
+    pg_atomic_write_u32(&state->in_use, 1);
+    pg_memory_barrier();
+    // A process that ended in the middle of a count may have left its entry.
+    const bool free = running.pid == 0 || running.pid == MyProcPid || BackendPidGetProc(running.pid) == nullptr ||
+                      started_ - running.started_at > kAbandoned;
+    Snapshot latest = free ? guard::call([] { return GetLatestSnapshot(); }) : nullptr;
+    if (latest != nullptr && latest->xcnt <= kXids) {
+      running = {};
+      running.pid = MyProcPid;
+      running.started_at = started_;
+      running.database = MyDatabaseId;
+      running.relation = relation;
+      running.name_key = name_key;
+      running.xmin = latest->xmin;
+      running.xmax = latest->xmax;
+      running.xids = latest->xcnt;
+      std::copy(latest->xip, latest->xip + latest->xcnt, running.xid);
+      snapshot_ = latest;
+      published_ = true;
+    }
+  }
+  Snapshot made = snapshot_;
+  snapshot_ = guard::call([&] { return RegisterSnapshot(made != nullptr ? made : GetLatestSnapshot()); });
+}
+
+Recount::~Recount() {
+  // After an error, the end of the transaction unregisters it.
+  if (std::uncaught_exceptions() == 0) UnregisterSnapshot(snapshot_);
+  if (!published_) return;
+  Guard guard(LW_EXCLUSIVE);
+  if (state->running.pid == MyProcPid) state->running.pid = 0;
+}
+
+void Recount::finish(const Counted& counted) {
+  if (!published_) return;
+  const TimestampTz now = GetCurrentTimestamp();
+  Guard guard(LW_EXCLUSIVE);
+  Running& running = state->running;
+  if (running.pid != MyProcPid || running.spoiled) return;
+  Entry* entry = find_entry(relation_, name_key_);
+  if (entry == nullptr) {
+    Entry* set = set_of(relation_, name_key_);
+    entry = std::min_element(set, set + kWays, [](const Entry& a, const Entry& b) {
+      return (a.database == InvalidOid ? 0 : a.looked_at) < (b.database == InvalidOid ? 0 : b.looked_at);
+    });
+    *entry = {MyDatabaseId, relation_, name_key_, {}, now};
+  }
+  static_cast<Counted&>(entry->known) = counted;
+  entry->known.rows += running.rows;
+  entry->known.ordered = counted.ordered || running.ordered;
+  if (running.delayed) ++entry->known.late;
+  entry->known.counted_at = now;
+  entry->known.took = now - started_;
+  running.pid = 0;
+}
+
+bool is_stale(const Known& known, int times) {
+  return GetCurrentTimestamp() - known.counted_at > times * std::max(kYoung, known.took * kAgeToCost);
+}
+
+bool any_stale(Oid relation) {
+  if (!available()) return false;
+  const TimestampTz now = GetCurrentTimestamp();
+  Guard guard(LW_SHARED);
+  for (const auto& set : state->entries)
+    for (const Entry& entry : set)
+      if (entry.database == MyDatabaseId && entry.relation == relation && now - entry.looked_at < kLookedLately &&
+          is_stale(entry.known))
+        return true;
+  return false;
+}
+
+void apply(const Change& change) {
+  if (!in_use()) return;
+  Guard guard(LW_EXCLUSIVE);
+  if (Entry* entry = find_entry(change.relation, change.name_key)) {
+    entry->known.rows += change.rows;
+    entry->known.ordered = entry->known.ordered || change.ordered;
+    if (change.delayed) ++entry->known.late;
+  }
+  if (is_running(change.relation, change.name_key) && !published_snapshot_sees(GetTopTransactionIdIfAny())) {
+    state->running.rows += change.rows;
+    state->running.ordered = state->running.ordered || change.ordered;
+    state->running.delayed = state->running.delayed || change.delayed;
+  }
+}
+
+void forget(Oid relation) {
+  if (!in_use()) return;
+  Guard guard(LW_EXCLUSIVE);
+  for (auto& set : state->entries)
+    for (Entry& entry : set)
+      if (entry.database == MyDatabaseId && (relation == InvalidOid || entry.relation == relation))
+        entry.database = InvalidOid;
+  Running& running = state->running;
+  if (running.database == MyDatabaseId && (relation == InvalidOid || running.relation == relation))
+    running.spoiled = true;
+}
+
+}  // namespace mq::row_counts
+
+extern "C" Size mq_counts_size(void) {
+  return MAXALIGN(sizeof(mq::row_counts::State));
+}
+
+extern "C" void mq_counts_startup(void) {
+  using mq::row_counts::state;
+  bool found = false;
+  LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+  state = static_cast<mq::row_counts::State*>(ShmemInitStruct("mq counts", mq_counts_size(), &found));
+  if (!found) {
+    memset(static_cast<void*>(state), 0, sizeof *state);
+    state->lock = &GetNamedLWLockTranche("mq counts")->lock;
+    pg_atomic_init_u32(&state->in_use, 0);
+  }
+  LWLockRelease(AddinShmemInitLock);
+}
+
+// The commit actions of a prepared transaction are lost. It may have sent messages, resumed a
+// channel, registered a handler or created the extension, so this does what any of these would
+// need.
+extern "C" void mq_prepared_committed(void) {
+  mq::row_counts::forget(InvalidOid);
+  mq::Extension::look_again();
+  if (mq::Extension::installed()) mq::shared::wake_or_announce(MyDatabaseId);
+}

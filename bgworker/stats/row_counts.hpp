@@ -1,0 +1,97 @@
+// Row counts: how many rows of a table a channel name has, for names too large to count at each
+// look. channel_counts.cpp counts and reads them; commit_actions.cpp applies and drops. The state
+// is in shared memory under one lightweight lock (State::lock), but for an atomic flag. Without
+// shared memory, and on a standby, nothing is kept.
+//
+// A look counts a name once and leaves the sum here. From then on each transaction adds its changes
+// at commit; before the first count since the server started, a commit only reads the flag. The sum
+// is exact: a transaction calls apply() only after it has become visible, and a count makes and
+// publishes its snapshot in one critical section.
+//
+//   case 1   transaction   becomes visible, calls apply()
+//            counter       publishes its snapshot, which sees the transaction: its rows are counted
+//   case 2   counter       publishes its snapshot, counts
+//            transaction   calls apply(): adds its change unless the published snapshot sees it
+//            counter       finish(): adds such changes to the sum
+//
+// Changes past mq's functions (DELETE by hand, TRUNCATE) drop the sums of the table, COMMIT
+// PREPARED those of the database. Workers count old sums of mq_msgs again. Sums are in sets of
+// kWays entries by a hash of database, table and name; a new sum replaces the one of its set that
+// was looked at longest ago.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "pg/postgres.hpp"
+#include "pg/types.hpp"
+
+extern "C" {
+#include "utils/snapshot.h"
+}
+
+namespace mq::row_counts {
+
+struct Counted {
+  std::int64_t rows = 0;
+  // How the rows were divided at the time of the count.
+  std::int64_t ready = 0;
+  std::int64_t scheduled = 0;
+  // Scheduled messages behind a due head. 0: there is none; otherwise there may be some.
+  std::int64_t late = 0;
+  bool ordered = false;  // there may be ordered messages behind others
+};
+
+struct Known : Counted {
+  Micros counted_at = 0;
+  Micros took = 0;  // µs that the count took
+};
+
+// Whether sums are kept: with the library preloaded, and not on a standby.
+bool available();
+
+// The sum of each channel name, if known. `looks`: a user looks, so workers keep the sums fresh.
+std::vector<std::optional<Known>> find(Oid relation, const std::vector<std::int64_t>& name_keys, bool looks);
+
+// Lives while one channel name is counted. `publish`: the sum may be kept, as this transaction has
+// changed no counted table. It is not kept if another session counts, or over 1,024 transactions
+// run.
+class Recount {
+ public:
+  Recount(Oid relation, std::int64_t name_key, bool publish);
+  ~Recount();
+  Recount(const Recount&) = delete;
+  Recount& operator=(const Recount&) = delete;
+
+  Snapshot snapshot() const { return snapshot_; }  // count under this one
+  void finish(const Counted& counted);             // keeps the sum
+
+ private:
+  const Oid relation_;
+  const std::int64_t name_key_;
+  Snapshot snapshot_ = nullptr;
+  bool published_ = false;
+  Micros started_ = 0;
+};
+
+// Whether a sum of the table is stale that a user looked at in the last 10 minutes.
+bool any_stale(Oid relation);
+// Whether the sum's age is over 1,000 times what counting it took, and over a minute. `times`: the
+// factor for both limits.
+bool is_stale(const Known& known, int times = 1);
+
+// The changes of a transaction to one channel name in one table.
+struct Change {
+  Oid relation;
+  std::int64_t name_key;
+  std::int64_t rows;  // inserted minus deleted
+  bool ordered;       // ordered messages were inserted
+  bool delayed;       // ordered messages with delays of their own were inserted
+};
+// For the commit callback of the transaction that made the change.
+void apply(const Change& change);
+// Drops the sums of a table of this database. InvalidOid: of all its tables.
+void forget(Oid relation);
+
+}  // namespace mq::row_counts

@@ -1,0 +1,75 @@
+\echo Use "ALTER EXTENSION mq UPDATE" to load this file. \quit
+
+-- What 0.2.0 changes in the catalog; tests/t/050_upgrade.pl compares the result with a fresh installation.
+
+-- --- names ---------------------------------------------------------------------------------------
+
+ALTER SEQUENCE mq_place_seq RENAME TO mq_msgs_seq;
+COMMENT ON SEQUENCE mq_msgs_seq IS 'Sequence numbers of messages: within an ordered channel a later message has a greater one.';
+ALTER TABLE mq_msgs RENAME place TO seq;
+COMMENT ON COLUMN mq_msgs.seq IS 'Sequence number: the order within the channel; from mq_msgs_seq.';
+ALTER TABLE mq_loose RENAME TO mq_headless;
+ALTER TABLE mq_totals RENAME TO mq_stats_totals;
+ALTER INDEX mq_totals_channel_name RENAME TO mq_stats_totals_channel_name;
+COMMENT ON TABLE mq_stats_totals IS 'What has been handled, has failed and died of each channel, and how long that took; without what mq_stats_deltas holds. For mq_stats.';
+ALTER TABLE mq_tally RENAME TO mq_stats_deltas;
+COMMENT ON TABLE mq_stats_deltas IS 'What transactions have added to mq_stats_totals, until it is rolled up into that.';
+
+-- --- one row a message ---------------------------------------------------------------------------
+
+-- Messages without a payload, which 0.1 moved to the dead letters when it claimed them.
+INSERT INTO mq_dead (id, created_at, died_at, channel_name, channel_args, ordered, attempts_made, reason, sqlstate, error, retry_backoff, channel_key)
+  SELECT m.id, m.created_at, clock_timestamp(), m.channel_name, m.channel_args, m.after_message_id IS NOT NULL, m.attempt, 'discarded', '02000',
+         'payload of message is missing', m.retry_backoff, m.channel_key
+    FROM mq_msgs m WHERE m.attempt_at IS NOT NULL AND NOT EXISTS (SELECT FROM mq_payloads p WHERE p.id = m.id);
+DELETE FROM mq_msgs m WHERE m.attempt_at IS NOT NULL AND NOT EXISTS (SELECT FROM mq_payloads p WHERE p.id = m.id);
+
+-- Without the indexes the rows are written faster, and afterwards nothing of them is bloated.
+DROP INDEX mq_msgs_due, mq_msgs_fair, mq_msgs_chain, mq_msgs_spent, mq_msgs_lease, mq_msgs_leased, mq_msgs_expiry, mq_msgs_dedup;
+ALTER TABLE mq_msgs ADD fair boolean NOT NULL DEFAULT true, ADD message_name text COLLATE "C", ADD message_json jsonb, ADD message_bytes bytea;
+ALTER TABLE mq_msgs ALTER message_name SET STORAGE MAIN;
+UPDATE mq_msgs m SET message_name = p.name, message_json = p.payload_json, message_bytes = p.payload_bytes FROM mq_payloads p WHERE p.id = m.id;
+-- What is left blocks an ordered channel; its name is with its dead letter.
+UPDATE mq_msgs m SET message_name = COALESCE((SELECT d.name FROM mq_dead d WHERE d.id = m.id ORDER BY d.dead_no DESC LIMIT 1), m.channel_name) WHERE m.message_name IS NULL;
+ALTER TABLE mq_msgs ALTER message_name SET NOT NULL;
+COMMENT ON TABLE mq_msgs IS 'Messages that are pending, with their payload. A large payload is out of line, and an update of the row does not write it again.';
+COMMENT ON COLUMN mq_msgs.fair IS 'Has an entry in mq_msgs_fair. false: it has no channel_args, was due at once, and no other channel of its name had messages when it was sent.';
+COMMENT ON COLUMN mq_msgs.message_name IS 'The name. This and the payload have other names here than in mq_payloads, so that a join of the two needs no prefixes.';
+COMMENT ON COLUMN mq_msgs.message_json IS 'The payload as jsonb: key order and duplicate keys are not kept, \u0000 is refused. NULL in a dead message that blocks its ordered channel, as message_bytes is.';
+COMMENT ON COLUMN mq_msgs.message_bytes IS 'The payload as bytea.';
+CREATE INDEX mq_msgs_due ON mq_msgs (channel_name, attempt_at, seq)
+  WHERE after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000';
+CREATE INDEX mq_msgs_fair ON mq_msgs (channel_name, channel_key, attempt_at, seq)
+  WHERE fair AND (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000');
+CREATE INDEX mq_msgs_chain ON mq_msgs (channel_key, seq) WHERE after_message_id IS NOT NULL;
+CREATE INDEX mq_msgs_exhausted ON mq_msgs (attempt_at) WHERE commit_interval IS NOT NULL OR attempts <= 0;
+CREATE INDEX mq_msgs_lease ON mq_msgs (lease) WHERE lease > 0;
+CREATE INDEX mq_msgs_leased ON mq_msgs (channel_name, attempt_at) WHERE lease IS NOT NULL;
+CREATE INDEX mq_msgs_expiry ON mq_msgs (expires_at) WHERE expires_at IS NOT NULL AND commit_interval IS NULL;
+CREATE UNIQUE INDEX mq_msgs_dedup ON mq_msgs (channel_key, dedup_key, channel_name, channel_args)
+  WHERE dedup_key IS NOT NULL;
+COMMENT ON COLUMN mq_dead.reason IS 'exhausted: no attempt left; discarded: by its handler; crashed: it brought the server down twice; expired: not handled in time.';
+
+-- --- functions -----------------------------------------------------------------------------------
+ALTER FUNCTION mq_worker_seats() RENAME TO mq_worker_slots;
+-- replace 30_send.sql
+-- replace 40_consume.sql
+-- replace 50_handlers.sql
+-- replace 60_look.sql
+-- replace 61_why.sql
+-- replace 62_health.sql
+-- replace 80_grants.sql
+
+-- Functions of 0.1.1 depend on the table.
+ALTER EXTENSION mq DROP TABLE mq_payloads;
+DROP TABLE mq_payloads;
+CREATE VIEW mq_payloads AS
+  SELECT id, message_name AS name, message_json AS payload_json, message_bytes AS payload_bytes, channel_key FROM mq_msgs WHERE attempt_at IS NOT NULL;
+-- Whoever updates may be another superuser than the owner.
+DO $$ BEGIN EXECUTE pg_catalog.format('ALTER VIEW mq_payloads OWNER TO %s', (SELECT c.relowner::pg_catalog.regrole FROM pg_catalog.pg_class c WHERE c.oid = 'mq_msgs'::pg_catalog.regclass)); END $$;
+COMMENT ON COLUMN mq_payloads.channel_key IS 'As in mq_msgs.';
+COMMENT ON VIEW mq_payloads IS 'Names and payloads of pending messages. An UPDATE changes them in mq_msgs; DELETE and TRUNCATE remove the messages.';
+
+-- A database in use.
+SELECT mq_enable();
+SELECT mq_announce();
