@@ -1,0 +1,2 @@
+def write(results, notes, document):
+    pass
