@@ -6,6 +6,13 @@ burn(n) that handles them all, fails if one was lost or doubled, and returns the
 
 NOOP = "CREATE FUNCTION noop(payload jsonb) RETURNS void LANGUAGE plpgsql AS 'BEGIN END'"
 
+# What a message tells of itself when it is handled. Unlogged: this must not add to the WAL that is measured.
+ARRIVE = ['CREATE UNLOGGED TABLE arrivals (n int, at timestamptz, sent timestamptz)',
+          """CREATE FUNCTION arrive(payload jsonb) RETURNS void LANGUAGE plpgsql AS $$
+             BEGIN
+               INSERT INTO arrivals VALUES ((payload ->> 'n')::int, clock_timestamp(), (payload ->> 'at')::timestamptz);
+             END $$"""]
+
 
 class Side:
     label = database = None

@@ -12,6 +12,7 @@ const CONCURRENCY = 24
 const quiet = new Logger(() => (level, message) => { if (level === 'error') console.error(message) })
 const pgPool = new Pool({ max: CONCURRENCY + 4 })
 pgPool.on('error', error => console.error(error.message))
+pgPool.on('connect', client => client.on('error', error => console.error(error.message)))
 
 let runner = null
 let ran = 0

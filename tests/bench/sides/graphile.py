@@ -3,7 +3,7 @@ import os
 import subprocess
 
 import measure
-from sides import NOOP
+from sides import ARRIVE, NOOP
 from sides.node import NodeSide
 
 
@@ -17,7 +17,8 @@ class Graphile(NodeSide):
                               env=dict(os.environ, PGHOST=self.server.directory, PGPORT=str(self.server.port), PGUSER='postgres'),
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         measure.expect(done.returncode == 0, 'graphile-worker --schema-only: ' + done.stdout)
-        self.session.query(NOOP)
+        for sql in (NOOP, *ARRIVE):
+            self.session.query(sql)
         self.start()
 
     def fill(self, n, settle=True):

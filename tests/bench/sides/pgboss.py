@@ -1,6 +1,6 @@
 """pg-boss, fetching and completing batches of 500."""
 import measure
-from sides import NOOP
+from sides import ARRIVE, NOOP
 from sides.node import NodeSide
 
 
@@ -9,7 +9,8 @@ class PgBoss(NodeSide):
 
     def open(self):
         self.server.create(self.database)
-        self.session.query(NOOP)
+        for sql in (NOOP, *ARRIVE):
+            self.session.query(sql)
         self.start()
 
     def fill(self, n, settle=True):

@@ -2,7 +2,7 @@
 import time
 
 import measure
-from sides import NOOP, Side
+from sides import ARRIVE, NOOP, Side
 
 DRAIN = """CREATE FUNCTION drain() RETURNS bigint LANGUAGE plpgsql AS $$
   DECLARE batch bigint; event record; total bigint := 0;
@@ -25,7 +25,7 @@ class PgQ(Side):
 
     def open(self):
         self.server.create(self.database)
-        for sql in ('CREATE EXTENSION pgq', NOOP, DRAIN):
+        for sql in ('CREATE EXTENSION pgq', NOOP, DRAIN, *ARRIVE):
             self.session.query(sql)
         self.exists = False
 

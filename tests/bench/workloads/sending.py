@@ -1,1 +1,116 @@
-# to come
+"""Sending: W7, W20."""
+import time
+
+from measure import Result, alternate, expect
+from servers import pgbench_rate
+from workloads import workload
+
+NEXT_ID = "lpad(to_hex(nextval('twin_ids')), 32, '0')::uuid"
+PAYLOADS = "ARRAY(SELECT jsonb_build_object('n', i) FROM generate_series(1, %d) i)"
+
+
+def twin(mq):
+    """Makes a table with the columns, defaults and indexes of mq_msgs, for plain INSERTs of the same rows with ascending
+    ids. Returns a statement with %s for where its rows come from, whose number is i."""
+    mq.session.query('DROP TABLE IF EXISTS twin; DROP SEQUENCE IF EXISTS twin_ids')
+    mq.session.query('CREATE TABLE twin (LIKE mq_msgs INCLUDING ALL); CREATE SEQUENCE twin_ids CACHE 100')
+    mq.session.query("SELECT mq_send('plain', '{\"n\": 1}')")
+    expressions = {'id': NEXT_ID, 'created_at': 'now()', 'attempt_at': 'now()', 'seq': "nextval('mq_msgs_seq')",
+                   'message_json': "jsonb_build_object('n', i)"}
+    columns = [row[0] for row in mq.session.query(
+        "SELECT attname FROM pg_attribute WHERE attrelid = 'mq_msgs'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum")]
+    values = [expressions.get(column) or mq.session.value(
+        "SELECT COALESCE(quote_literal(%s), 'NULL') || '::' || pg_typeof(%s) FROM mq_msgs" % (column, column)) for column in columns]
+    mq.clear()
+    return 'INSERT INTO twin SELECT %s FROM %%s' % ', '.join(values)
+
+
+def timed(session, sql, n, counted=None):
+    """Rows a second of one statement. counted: a query that says how many there are."""
+    start = time.monotonic()
+    session.query(sql)
+    took = time.monotonic() - start
+    if counted:
+        found = int(session.value(counted))
+        expect(found == n, 'sent %d of %d' % (found, n))
+    return n / took
+
+
+@workload('W7', 'sending', 360)
+def sending(bench):
+    mq, n, seconds = bench.mq, bench.size(100000, 10000), bench.size(4, 1)
+    result = Result('W7', sending.title, {'messages of bulk sending': n, 'seconds of single sending': seconds})
+    insert = twin(mq)
+
+    def reset():
+        mq.session.query('TRUNCATE twin; SELECT mq_clear_all()')
+        mq.settle()
+
+    def singles(clients, script, table):
+        reset()
+        rate = pgbench_rate(bench.server.pgbench('mq', script, clients, seconds=seconds))
+        expect(int(mq.session.value('SELECT count(*) FROM ' + table)) >= rate * seconds * 0.5, 'all that was sent is there')
+        return rate
+    for clients in (1, 8, 32):
+        rates = alternate(bench.rounds, {
+            'mq_send': lambda: singles(clients, "SELECT mq_send('plain', jsonb_build_object('n', 1));\n", 'mq_msgs'),
+            'plain INSERT': lambda: singles(clients, insert % '(SELECT 1 AS i) one' + ';\n', 'twin')})
+        result.compare('mq_send, one a transaction, %d client%s, beside plain INSERTs of the same row' % (clients, 's' if clients > 1 else ''),
+                       '/s', rates, 'mq_send', 'plain INSERT', 0.85)
+
+    def bulk(sql, table):
+        reset()
+        return timed(mq.session, sql, n, 'SELECT count(*) FROM ' + table)
+    row = "(gen_random_uuid(), '0', 24, '1 s', 'plain', '', NULL, false, 'plain', jsonb_build_object('n', i)::text, NULL)::mq_new_t"
+    sides = {
+        'mq_send_many': lambda: bulk("SELECT count(*) FROM mq_send_many('plain', %s)" % PAYLOADS % n, 'mq_msgs'),
+        'mq_insert': lambda: bulk('SELECT mq_insert(ARRAY(SELECT %s FROM generate_series(1, %d) i))' % (row, n), 'mq_msgs'),
+        'plain INSERT': lambda: bulk(insert % 'generate_series(1, %d) i' % n, 'twin')}
+    if bench.original:
+        def original():
+            bench.original.session.query("DELETE FROM mq_msgs WHERE id <> '00000000-0000-0000-0000-000000000000'; TRUNCATE mq_payloads")
+            bench.original.settle()
+            return timed(bench.original.session, 'SELECT mq_insert(ARRAY(SELECT %s FROM generate_series(1, %d) i))' % (row, n), n,
+                         'SELECT count(*) FROM mq_payloads')
+        sides['original schema'] = original
+    rates = alternate(bench.rounds, sides)
+    result.compare('mq_send_many, beside plain INSERTs of the same rows', '/s', rates, 'mq_send_many', 'plain INSERT', 0.6)
+    result.compare('mq_insert, beside plain INSERTs of the same rows', '/s', rates, 'mq_insert', 'plain INSERT', 0.6)
+    if bench.original:
+        result.compare("mq_insert, beside the original's", '/s', rates, 'mq_insert', 'original schema')
+        bench.original.session.query("DELETE FROM mq_msgs WHERE id <> '00000000-0000-0000-0000-000000000000'; TRUNCATE mq_payloads")
+        bench.original.settle()
+    reset()
+    mq.session.query('DROP TABLE twin; DROP SEQUENCE twin_ids')
+    return result
+
+
+@workload('W20', 'bulk sending: mq_send_many of 100,000', 60, 'base')
+def many(bench):
+    n = bench.size(100000, 10000)
+    result = Result('W20', many.title, {'messages': n})
+
+    def send(side, ordered):
+        side.clear()
+        options = ', ordered => true' if ordered else ''
+        return timed(side.session, "SELECT count(*) FROM mq_send_many('bulk', %s%s)" % (PAYLOADS % n, options), n,
+                     'SELECT count(*) FROM mq_msgs')
+
+    def plain():
+        bench.plain.session.query('TRUNCATE messages')
+        bench.plain.settle()
+        return timed(bench.plain.session, "INSERT INTO messages (channel, payload) SELECT 'bulk', jsonb_build_object('n', i) "
+                     'FROM generate_series(1, %d) i' % n, n, 'SELECT count(*) FROM messages')
+    sides = {'unordered': lambda: send(bench.mq, False), 'ordered': lambda: send(bench.mq, True), 'plain INSERT': plain}
+    if bench.before:
+        sides[bench.before.label + ', unordered'] = lambda: send(bench.before, False)
+        sides[bench.before.label + ', ordered'] = lambda: send(bench.before, True)
+    rates = alternate(bench.rounds, sides)
+    for kind in ('unordered', 'ordered'):
+        result.compare('%s, beside INSERT into a table with a key and one index' % kind, '/s', rates, kind, 'plain INSERT', 0.6)
+        if bench.before:
+            result.compare('%s, beside %s' % (kind, bench.before.label), '/s', rates, kind, '%s, %s' % (bench.before.label, kind), 1.5)
+    for side in bench.there(bench.mq, bench.before):
+        side.clear()
+    bench.plain.session.query('TRUNCATE messages')
+    return result
