@@ -51,6 +51,13 @@ class Bench:
     def mq(self):
         return sides.mq.Mq(self.server)
 
+    def renew_mq(self):
+        """mq in a new database: quicker than to clear ten million messages."""
+        if 'mq' in vars(self):
+            self.mq.watcher.close()
+            self.server.drop(self.mq.database)
+            del self.mq
+
     @functools.cached_property
     def before(self):
         if not os.environ.get('BENCH_BASE_BIN'):

@@ -2,7 +2,8 @@
 //   fill N                 adds N jobs: milliseconds
 //   burn N sql|js          fetches batches of 500, handles and completes them, until N are: milliseconds
 //   serve NAME             the same without end, NAME being an SQL function that is called for each job: 0
-//   stop                   ends that: how many jobs were handled
+//   flood CLIENTS SECONDS  sends one job after the other from so many loops: how many
+//   stop                   ends serve: how many jobs were handled
 const { createRequire } = require('module')
 const readline = require('readline')
 const here = createRequire(process.env.BENCH_NPM + '/')
@@ -87,13 +88,27 @@ async function stop () {
   return ran
 }
 
+async function flood (clients, seconds) {
+  await open()
+  const end = Date.now() + seconds * 1000
+  let sent = 0
+  const loop = async () => {
+    while (Date.now() < end) {
+      await boss.send(QUEUE, { at: new Date().toISOString() })
+      sent++
+    }
+  }
+  await Promise.all(Array.from({ length: Number(clients) }, loop))
+  return sent
+}
+
 const timed = async work => {
   const begun = process.hrtime.bigint()
   await work
   return Number(process.hrtime.bigint() - begun) / 1e6
 }
 
-const commands = { fill: n => timed(fill(Number(n))), burn: (n, kind) => burn(Number(n), kind), serve, stop }
+const commands = { fill: n => timed(fill(Number(n))), burn: (n, kind) => burn(Number(n), kind), serve, flood, stop }
 readline.createInterface({ input: process.stdin }).on('line', async line => {
   const [command, ...words] = line.split(' ')
   try {

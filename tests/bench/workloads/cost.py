@@ -1,1 +1,117 @@
-# to come
+"""What single operations cost however many messages there are: W8, W16."""
+import time
+
+from measure import Result, expect, median, say
+from workloads import duration, workload
+
+# How long a statement takes inside the server; what it did is undone. Microseconds, the median of so many.
+COST = """CREATE OR REPLACE FUNCTION cost(statement text, times int) RETURNS float8 LANGUAGE plpgsql AS $$
+  DECLARE begun timestamptz; taken float8; all_taken float8[] := '{}';
+  BEGIN
+    FOR i IN 1 .. times LOOP
+      BEGIN
+        begun := clock_timestamp();
+        EXECUTE statement;
+        taken := extract(epoch FROM clock_timestamp() - begun) * 1e6;
+        RAISE SQLSTATE 'UNDO1';
+      EXCEPTION WHEN SQLSTATE 'UNDO1' THEN
+        all_taken := all_taken || taken;
+      END;
+    END LOOP;
+    RETURN (SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY t) FROM unnest(all_taken) AS t);
+  END $$"""
+
+PAYLOADS = "ARRAY(SELECT jsonb_build_object('n', i) FROM generate_series(1, %d) i)"
+
+
+def grow(session, name, there, more, channels, ordered, delay):
+    """Adds about so many messages to the channels, evenly; returns how many."""
+    if more >= channels:
+        each, step = more // channels, max(1, 500000 // (more // channels))
+        for first in range(1, channels + 1, step):
+            session.query("SELECT count(*) FROM generate_series(%d, %d) c, mq_send_many('%s', %s, channel_args => c::text, ordered => %s, delay => '%s')"
+                          % (first, min(channels, first + step - 1), name, PAYLOADS % each, ordered, delay))
+        return each * channels
+    for first in range(there + 1, there + more + 1, 50000):
+        session.query("SELECT mq_insert(ARRAY(SELECT (gen_random_uuid(), '%s', 24, '1 s', '%s', (1 + i %% %d)::text, NULL, %s, '%s', '{}', NULL)::mq_new_t "
+                      'FROM generate_series(%d, %d) i))' % (delay, name, channels, ordered, name, first, min(there + more, first + 49999)))
+    return more
+
+
+OPERATIONS = [
+    ('claim of 100', 'ready', "SELECT count(*) FROM mq_poll('{cost_any}', 100)"),
+    ('a worker\'s claim, calls and removal of 100', 'ready', "CALL mq_run('{cost_any}', 100)"),
+    ('idle poll', 'both', "SELECT count(*) FROM mq_poll('{cost_none}', 100)"),
+    ('idle poll of what is due later', 'future', "SELECT count(*) FROM mq_poll('{cost_any}', 100)"),
+    ('ordered append', 'both', "SELECT mq_send('cost_in_order', '{}', channel_args => '1', ordered => true)"),
+    ('ordered delete', 'both', "SELECT mq_delete(ARRAY['%s'::uuid])")]
+
+
+@workload('W8', 'cost of single operations at 10,000 to 10,000,000 messages', 3000)
+def single(bench):
+    sizes = bench.size([10000, 100000, 1000000, 10000000], [2000, 20000])
+    widths = bench.size([1, 1000, 100000], [1, 1000])
+    result = Result('W8', single.title, {'messages': sizes, 'channels': widths, 'measurements of each': bench.size(101, 31)})
+    bench.server.set(mq__max_workers='0', autovacuum='off')
+    rows, worst = [], {}
+    try:
+        for state, delay in (('ready', '0'), ('future', '1 day')):
+            for channels in widths:
+                bench.renew_mq()
+                session, there, costs = bench.mq.session, 0, {}
+                session.query(COST)
+                session.query("SELECT mq_register_handler('cost_any', 'noop(jsonb)')")
+                for size in sizes:
+                    begun = time.monotonic()
+                    more = (size - there) // 2
+                    for name, ordered in (('cost_any', 'false'), ('cost_in_order', 'true')):
+                        added = grow(session, name, there // 2, more, channels, ordered, delay)
+                        there += added
+                    bench.mq.settle()
+                    say('  %s, %s channels, %s messages: filled in %s' % (state, format(channels, ','), format(there, ','),
+                                                                          duration(time.monotonic() - begun)))
+                    head = session.value("SELECT id FROM mq_msgs WHERE channel_name = 'cost_in_order' AND channel_args = '1' "
+                                         "AND after_message_id = '00000000-0000-0000-0000-000000000000' LIMIT 1")
+                    expect(head is not None, 'the ordered channel has a head')
+                    for text, when, statement in OPERATIONS:
+                        if when in (state, 'both'):
+                            statement = statement % head if '%s' in statement else statement
+                            session.value('SELECT cost($q$%s$q$, 5)' % statement)
+                            cost = float(session.value('SELECT cost($q$%s$q$, %d)' % (statement, bench.size(101, 31))))
+                            costs.setdefault(text, []).append(cost)
+                for text, found in costs.items():
+                    ratio = max(found) / found[0]
+                    worst.setdefault(text, []).append(ratio)
+                    rows.append([text, state, format(channels, ',')] + ['%.0f' % cost for cost in found] + ['%.2f' % ratio])
+    finally:
+        bench.server.set(mq__max_workers=None, autovacuum=None)
+        bench.renew_mq()
+    for text, ratios in worst.items():
+        result.figure('%s: dearest by what it costs at %s' % (text, format(sizes[0], ',')), '×', [max(ratios)], most=1.3)
+    result.table('Microseconds inside the server (medians)', ['operation', 'messages are', 'channels'] + [format(size, ',') for size in sizes]
+                 + ['dearest by first'], sorted(rows))
+    return result
+
+
+@workload('W16', 'SELECT * FROM mq_stats', 240)
+def stats(bench):
+    n, channels = bench.size(10000000, 100000), bench.size(1000, 100)
+    result = Result('W16', stats.title, {'messages': n, 'channels': channels})
+    bench.renew_mq()
+    session = bench.mq.session
+    step = max(1, 500000 // (n // channels))
+    for first in range(1, channels + 1, step):
+        session.query("SELECT count(*) FROM generate_series(%d, %d) c, mq_send_many('stats' || c, %s)"
+                      % (first, min(channels, first + step - 1), PAYLOADS % (n // channels)))
+    bench.mq.settle()
+    say('  filled')
+    times = []
+    for _ in range(12):
+        begun = time.monotonic()
+        rows = session.query('SELECT * FROM mq_stats')
+        times.append((time.monotonic() - begun) * 1000)
+        expect(len(rows) >= channels, 'a row for each channel')
+    result.figure('the first time in a session', 'ms', times[:1])
+    result.figure('after that, median of 11', 'ms', [median(times[1:])], most=50)
+    bench.renew_mq()
+    return result

@@ -1,1 +1,135 @@
-# to come
+"""W17: consumers outside of the server, which poll and delete."""
+import multiprocessing
+import threading
+import time
+
+import wire
+from measure import Result, Wrong, alternate, expect
+from workloads import workload
+
+
+def consume(where, database, channels, batch, out):
+    """A client: polls batches and deletes them until nothing is left. Puts the ids that it was given, and how often the
+    server undid one of its statements to end a deadlock."""
+    session, got, undone = wire.Connection(*where, database, application='consumer'), [], 0
+    poll = 'SELECT id FROM mq_poll($1::text[], %d)' % batch
+
+    def patient(sql, *values):
+        nonlocal undone
+        while True:
+            try:
+                return session.run(sql, *values)
+            except wire.SqlError as error:
+                if error.sqlstate not in ('40P01', '40001'):
+                    raise
+                undone += 1
+    try:
+        while True:
+            ids = [row[0] for row in patient(poll, channels) if row[0] is not None]
+            if ids:
+                patient('SELECT mq_delete($1::uuid[])', '{%s}' % ','.join(ids))
+                got.extend(ids)
+            elif session.run("SELECT NOT EXISTS (SELECT FROM mq_msgs WHERE channel_name LIKE 'outside%')")[0][0] == 't':
+                break
+            else:
+                time.sleep(0.002)
+    except Exception as error:  # told by the main program
+        out.put((got, undone, repr(error)))
+        return
+    out.put((got, undone, None))
+
+
+def drain(side, n, clients, batch, strict):
+    """Messages a second that so many clients handle together. strict: nothing twice, no deadlock."""
+    out = multiprocessing.Queue()
+    where, channels = (side.server.directory, side.server.port), '{outside1}'
+    processes = [multiprocessing.Process(target=consume, args=(where, side.database, channels, batch, out)) for _ in range(clients)]
+    start = time.monotonic()
+    for process in processes:
+        process.start()
+    try:
+        told = [out.get(timeout=300) for _ in processes]
+    finally:
+        for process in processes:
+            process.join(1)
+            if process.is_alive():
+                process.terminate()
+    took = time.monotonic() - start
+    got = [id for ids, _, _ in told for id in ids]
+    expect(all(error is None for _, _, error in told), '%s: %s' % (side.label, told[0][2] or [error for _, _, error in told]))
+    expect(len(set(got)) == n, '%s: %d of %d messages were handled' % (side.label, len(set(got)), n))
+    twice, undone = len(got) - n, sum(undone for _, undone, _ in told)
+    if strict and (twice or undone):
+        raise Wrong('%s: %d messages twice, %d deadlocks' % (side.label, twice, undone))
+    return n / took, twice, undone
+
+
+@workload('W17', 'outside consumers: 8 clients that poll batches of 10 and delete them', 330)
+def consumers(bench):
+    mq, faults = bench.mq, []
+    n, single, small = bench.size(20000, 2000), bench.size(2000, 300), bench.size(2000, 300)
+    result = Result('W17', consumers.title, {'messages': n, 'ordered messages over 1 channel, and of a single client': single,
+                                             'messages for the original schema': small})
+
+    def ours(n, channels, ordered, clients=8, batch=10):
+        mq.fill(n, args=channels, ordered=ordered, name='outside')
+        return drain(mq, n, clients, batch, True)[0]
+
+    def original(n, channels, ordered, clients=8, batch=10):
+        side = bench.original
+        row = "(uuid_generate_v4(), '0', 24, '2 s', 'outside1', c::text, NULL, %s, 'outside', '{}', NULL)::mq_new_t" % ordered
+        side.session.query('SELECT count(mq_insert(ARRAY(SELECT %s FROM generate_series(1, %d) i))) FROM generate_series(1, %d) c'
+                           % (row, n // channels, channels))
+        side.settle()
+        rate, twice, undone = drain(side, n, clients, batch, False)
+        faults.append((twice, undone))
+        return rate
+    cases = []
+    for channels in (1, bench.size(1000, 100)):
+        for ordered in (False, True):
+            cases.append(('%s channel%s, %s' % (format(channels, ','), 's' if channels > 1 else '', 'ordered' if ordered else 'unordered'),
+                          single if ordered and channels == 1 else n, channels, ordered, 8, 10))
+    cases.append(('1 channel, unordered, 1 client, batches of 1', single, 1, False, 1, 1))
+    for text, many, *how in cases:
+        sides = {'mq': lambda: ours(many, *how)}
+        if bench.original:
+            sides['original schema'] = lambda: original(small, *how)
+        rates = alternate(bench.rounds, sides)
+        if bench.original:
+            result.compare(text + ', beside the original schema', '/s', rates, 'mq', 'original schema', 5)
+        else:
+            result.figure(text, '/s', rates['mq'])
+    if faults:
+        result.remark('The original gave %d messages twice, and %d of its statements were undone to end a deadlock; mq: none.'
+                      % (sum(twice for twice, _ in faults), sum(undone for _, undone in faults)))
+
+    # The same while the worker has other channels to handle.
+    stop = threading.Event()
+
+    def keep_busy():
+        session = mq.server.connect('mq', 'feeder')
+        while not stop.is_set():
+            if int(session.value("SELECT count(*) FROM (SELECT FROM mq_msgs WHERE channel_name LIKE 'burn%' LIMIT 5000) m")) < 5000:
+                session.query("SELECT count(*) FROM generate_series(1, 10) c, mq_send_many('burn' || c, array_fill('{}'::jsonb, ARRAY[2000]))")
+            else:
+                time.sleep(0.01)
+        session.close()
+
+    def busy():
+        mq.fill(n, args=1, name='outside')
+        mq.register()
+        stop.clear()
+        feeder = threading.Thread(target=keep_busy, daemon=True)
+        feeder.start()
+        try:
+            return drain(mq, n, 8, 10, True)[0]
+        finally:
+            stop.set()
+            feeder.join()
+            while mq.pending():
+                time.sleep(0.05)
+            mq.unregister()
+    rates = alternate(bench.rounds, {'workers busy': busy, 'workers idle': lambda: ours(n, 1, False)})
+    result.compare('1 channel, unordered, while the worker handles other channels, beside the same while it is idle', '/s', rates,
+                   'workers busy', 'workers idle')
+    return result
