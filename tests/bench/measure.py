@@ -115,9 +115,12 @@ class Result:
             say('    ' + ' | '.join(str(cell) for cell in row))
 
     def plot(self, file, title, x, y, lines, log=False):
-        """Lines over time; lines is {label: [(x, y), ...]}."""
+        """Lines over time; lines is {label: [(x, y), ...]}. Of many points the greatest of each few are kept."""
+        def fewer(points, most=400):
+            step = -(-len(points) // most) or 1
+            return [max(points[i:i + step], key=lambda point: point[1]) for i in range(0, len(points), step)]
         self.series.append({'file': file, 'title': title, 'x': x, 'y': y, 'log': log,
-                            'lines': {label: [[round(a, 3), b] for a, b in points] for label, points in lines.items()}})
+                            'lines': {label: [[round(a, 2), float('%.4g' % b)] for a, b in fewer(points)] for label, points in lines.items()}})
 
     def remark(self, text):
         self.remarks.append(text)

@@ -1,5 +1,6 @@
 """The private servers of a run: one of the tree, and one of mq's release before when a workload asks for it."""
 import os
+import re
 import subprocess
 import time
 
@@ -106,11 +107,11 @@ class Server:
             "SELECT pid FROM pg_stat_activity WHERE application_name = '%s'" % application)]
 
 
-def pgbench_rate(process):
-    """Waits for a pgbench; returns transactions per second."""
+def pgbench_result(process):
+    """Waits for a pgbench; returns transactions per second, and how many there were."""
     out, err = process.communicate()
     measure.expect(process.returncode == 0 and 'aborted' not in err, 'pgbench: ' + err[-2000:])
-    for line in out.splitlines():
-        if line.startswith('tps = '):
-            return float(line.split()[2])
-    raise measure.Wrong('pgbench says no rate: ' + out)
+    rate = re.search(r'^tps = ([0-9.]+)', out, re.M)
+    count = re.search(r'^number of transactions actually processed: ([0-9]+)', out, re.M)
+    measure.expect(rate and count, 'pgbench says no rate: ' + out)
+    return float(rate.group(1)), int(count.group(1))
