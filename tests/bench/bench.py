@@ -62,15 +62,7 @@ class Bench:
     def before(self):
         if not os.environ.get('BENCH_BASE_BIN'):
             return None
-        side = sides.mq.MqBefore(self._server('base', os.environ['BENCH_BASE_BIN'], 5433))
-        side.label = 'mq ' + self.before_version()
-        return side
-
-    def before_version(self):
-        return self.before_server_value("SELECT extversion FROM pg_extension WHERE extname = 'mq'")
-
-    def before_server_value(self, sql):
-        return self.running[-1].session('mq').value(sql)
+        return sides.mq.MqBefore(self._server('base', os.environ['BENCH_BASE_BIN'], 5433))
 
     @functools.cached_property
     def original(self):
@@ -123,6 +115,12 @@ class Bench:
         return {'system': system, 'kernel': platform.release().split('-')[0], 'cpu': cpu, 'cores': os.cpu_count(),
                 'memory_gb': round(memory), 'versions': versions,
                 'settings': dict(servers.SETTINGS)}
+
+    def recover(self):
+        """After a workload that failed: the next one finds neither its settings nor its messages."""
+        for server in self.running:
+            server.reset()
+        self.renew_mq()
 
     def close(self):
         # What a cached property has made is kept under its name.
@@ -182,6 +180,7 @@ def main():
         except Exception:  # the next workload may still be measured
             traceback.print_exc()
             failed.append(name)
+            bench.recover()
     bench.close()
     page.write(arguments.results, HERE + '/notes', arguments.document)
     say('written: ' + os.path.relpath(arguments.document, HERE + '/../..'))

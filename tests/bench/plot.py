@@ -3,16 +3,21 @@ import math
 from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 320, 76, 16, 44, 46
+LIGHT = {'text': '#24292f', 'grid': '#d0d7de', 'page': '#ffffff', 'lines': ['#0969da', '#bc4c00', '#1a7f37', '#8250df', '#bf3989']}
+DARK = {'text': '#e6edf3', 'grid': '#3d444d', 'page': '#0d1117', 'lines': ['#58a6ff', '#f0883e', '#3fb950', '#bc8cff', '#f778ba']}
+
+
+def colors(of):
+    return '.page { fill: %s; } text { fill: %s; } .grid { stroke: %s; } ' % (of['page'], of['text'], of['grid']) + ' '.join(
+        '.line-%d { stroke: %s; }' % line for line in enumerate(of['lines']))
+
+
 STYLE = """
-  svg { font: 12px system-ui, sans-serif; --text: #24292f; --grid: #d0d7de; --page: #ffffff;
-        --line-0: #0969da; --line-1: #bc4c00; --line-2: #1a7f37; --line-3: #8250df; --line-4: #bf3989; }
-  @media (prefers-color-scheme: dark) {
-    svg { --text: #e6edf3; --grid: #3d444d; --page: #0d1117;
-          --line-0: #58a6ff; --line-1: #f0883e; --line-2: #3fb950; --line-3: #bc8cff; --line-4: #f778ba; }
-  }
-  .page { fill: var(--page); } text { fill: var(--text); } .title { font-size: 14px; font-weight: 600; }
-  .grid { stroke: var(--grid); stroke-width: 1; } .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
-"""
+  svg { font: 12px system-ui, sans-serif; } .title { font-size: 14px; font-weight: 600; }
+  .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
+  %s
+  @media (prefers-color-scheme: dark) { %s }
+""" % (colors(LIGHT), colors(DARK))
 
 
 def ticks(low, high, wanted=5):
@@ -65,10 +70,10 @@ def svg(series):
     out.append('<text x="8" y="36">%s</text>' % escape(series['y']))
     at = LEFT
     for number, (label, points) in enumerate(lines.items()):
-        color = 'var(--line-%d)' % (number % 5)
+        kind = 'line line-%d' % (number % 5)
         path = ' '.join('%.1f,%.1f' % (across(x), down(y)) for x, y in points)
-        out.append('<polyline class="line" style="stroke: %s" points="%s"/>' % (color, path))
-        out.append('<line class="line" style="stroke: %s" x1="%d" x2="%d" y1="32" y2="32"/>' % (color, at, at + 18))
+        out.append('<polyline class="%s" points="%s"/>' % (kind, path))
+        out.append('<line class="%s" x1="%d" x2="%d" y1="32" y2="32"/>' % (kind, at, at + 18))
         out.append('<text x="%d" y="36">%s</text>' % (at + 24, escape(label)))
         at += 40 + 7 * len(label)
     return '\n'.join(out + ['</svg>', ''])

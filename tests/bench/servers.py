@@ -77,6 +77,16 @@ class Server:
         session.query('SELECT pg_reload_conf()')
         time.sleep(0.3)
 
+    def reset(self):
+        """Undoes every set(), and forgets the shared sessions, which may be in the midst of something."""
+        for connection in self.connections.values():
+            connection.close()
+        self.connections.clear()
+        session = self.session('postgres')
+        session.query('ALTER SYSTEM RESET ALL')
+        session.query('SELECT pg_reload_conf()')
+        time.sleep(0.3)
+
     def psql(self, database, file):
         """Runs a file of SQL."""
         done = subprocess.run([self.bindir + '/psql', '-X', '-q', '-h', self.directory, '-p', str(self.port), '-U',

@@ -104,4 +104,6 @@ class Mq(Side):
 
 
 class MqBefore(Mq):
-    label = 'mq 0.1.0'
+    def open(self):
+        super().open()
+        self.label = 'mq ' + self.session.value("SELECT extversion FROM pg_extension WHERE extname = 'mq'")

@@ -260,6 +260,6 @@ def end_to_end(bench):
             lines = {label: curves[curve] for label, curves in names.items()}
             if curve == 'p99':
                 lines['mq, median'] = names['mq']['p50']
-            result.plot('w21-%s-%s.svg' % (kind, curve), title + suffix, 'seconds', unit, lines, log)
+            result.plot('w21-%s-%s.svg' % (kind, curve), title + (',' + suffix if suffix else ''), 'seconds', unit, lines, log)
     bench.mq.clear()
     return result
