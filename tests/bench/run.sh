@@ -46,6 +46,7 @@ release_before() {
 # Builds the commit in the cache, if it is not there yet, and installs it into a server tree of its own.
 base_install() {
   local commit=$1 source
+  git_here cat-file -e "$commit^{commit}" || die "BASE=$commit is no commit of this repository."
   source=$CACHE/base-$(git_here rev-parse --short=10 "$commit")-$("$PG_CONFIG" --version | tr -dc '0-9.\n' | head -c 5)
   say "mq of commit $commit"
   if [ ! -d "$source" ]; then

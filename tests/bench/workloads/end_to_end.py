@@ -229,9 +229,9 @@ def row(found):
         '%.3f' % found['commits'], '%.1f' % found['cpu'], '{:,.0f}'.format(found['dead'])]
 
 
-@workload('W21', 'end to end: 8 clients send one message a transaction while one worker handles', 720, 'pgq', 'npm')
+@workload('W21', 'end to end: 8 clients send one message a transaction while one worker handles', 660, 'pgq', 'npm')
 def end_to_end(bench):
-    short, long = bench.size(60, 5), bench.size(180, 9)
+    short, long = bench.size(60, 4), bench.size(180, 6)
     result = Result('W21', end_to_end.title, {'seconds': short, 'seconds with readers': long, 'seconds of a reader': long * 2 // 3,
                                               'seconds between readers': long // 9})
     flows = [MqFlow(bench.mq)]

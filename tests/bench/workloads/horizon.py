@@ -27,7 +27,7 @@ def tenths(samples, n):
     return [n / 10 / max(marks[i + 1] - marks[i], 1e-6) for i in range(len(marks) - 1)]
 
 
-@workload('W9', 'W1 × 5 while another session holds a snapshot from before the start', 270)
+@workload('W9', 'W1 × 5 while another session holds a snapshot from before the start', 160)
 def held(bench):
     n, rates = bench.size(1000000, 100000), {'held': [], 'free': []}
     curves = {}

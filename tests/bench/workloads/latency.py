@@ -36,7 +36,7 @@ SEND = {'mq': "SELECT mq_send('latency1', jsonb_build_object('n', $1::int))",
         'graphile-worker': "SELECT graphile_worker.add_job('burn', json_build_object('n', $1::int))"}
 
 
-@workload('W6', 'single messages, 50 a second, one idle worker', 270, 'base', 'npm')
+@workload('W6', 'single messages, 50 a second, one idle worker', 140, 'base', 'npm')
 def single(bench):
     count = bench.size(400, 50)
     result = Result('W6', single.title, {'messages': count})
@@ -81,7 +81,7 @@ def single(bench):
     return result
 
 
-@workload('W11', 'one tenant with 1,000,000 ready, another sends one message each second', 90)
+@workload('W11', 'one tenant with 1,000,000 ready, another sends one message each second', 80)
 def tenants(bench):
     backlog, seconds, gap = bench.size(1000000, 50000), bench.size(60, 6), bench.size(1.0, 0.2)
     mq = bench.mq
@@ -124,7 +124,7 @@ def tenants(bench):
     return result
 
 
-@workload('W19', 'head of line: a slow channel and a fast one of the same role', 330)
+@workload('W19', 'head of line: a slow channel and a fast one of the same role', 250)
 def head_of_line(bench):
     count, sleeps = bench.size(160, 40), bench.size(10, 3)
     mq = bench.mq

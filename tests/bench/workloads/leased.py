@@ -7,7 +7,7 @@ from workloads import workload
 from workloads.latency import SEND, arrivals, paced, waits
 
 
-@workload('W13', '200 leased messages whose handler sleeps a second, 50 sessions, one worker', 60)
+@workload('W13', '200 leased messages whose handler sleeps a second, 50 sessions, one worker', 40)
 def leased(bench):
     n, pairs = bench.size(200, 100), {'beside': [], 'alone': []}
     mq = bench.mq

@@ -28,7 +28,7 @@ def cost(side, n, touched=True):
     return sent / n, handled / n, (buffers(side) - before) / n if touched else 0
 
 
-@workload('W15', 'WAL and buffers touched for a message handled', 240, 'base', 'pgq')
+@workload('W15', 'WAL and buffers touched for a message handled', 260, 'base', 'pgq')
 def touched(bench):
     n = bench.size(100000, 10000)
     result = Result('W15', touched.title, {'messages': n, 'full_page_writes': 'off', 'autovacuum': 'off'})
@@ -52,7 +52,7 @@ def touched(bench):
     return result
 
 
-@workload('W18', 'bytes of WAL for a message, sent and handled', 150, 'base', 'pgq')
+@workload('W18', 'bytes of WAL for a message, sent and handled', 100, 'base', 'pgq')
 def written(bench):
     n = bench.size(200000, 20000)
     result = Result('W18', written.title, {'messages': n, 'autovacuum': 'off'})
