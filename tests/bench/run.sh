@@ -136,7 +136,7 @@ ORIGINAL=${ORIGINAL:-$HERE/../shared/reference/original-schema.txt}
 [ "${ORIGINAL#/}" != "$ORIGINAL" ] || ORIGINAL=$CALLER/$ORIGINAL
 if [ -f "$ORIGINAL" ]; then
   export BENCH_ORIGINAL=$ORIGINAL
-else
+elif needed original; then
   echo 'The original schema is not there: without it. ORIGINAL= names its file.'
 fi
 

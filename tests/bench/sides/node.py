@@ -9,8 +9,8 @@ from sides import Side
 class NodeSide(Side):
     program = None
 
-    def start(self):
-        environment = dict(os.environ, PGHOST=self.server.directory, PGPORT=str(self.server.port), PGUSER='postgres',
+    def start(self, application=''):
+        environment = dict(os.environ, PGAPPNAME=application or self.label, PGHOST=self.server.directory, PGPORT=str(self.server.port), PGUSER='postgres',
                            PGDATABASE=self.database)
         self.process = subprocess.Popen(['node', os.path.join(os.path.dirname(__file__), self.program)], stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, text=True, env=environment, cwd=os.environ['WORK'])
@@ -29,4 +29,4 @@ class NodeSide(Side):
     def pids(self):
         """The program itself and its sessions, whose CPU is counted."""
         return [self.process.pid] + [int(row[0]) for row in self.server.session('postgres').query(
-            "SELECT pid FROM pg_stat_activity WHERE datname = '%s' AND application_name NOT IN ('bench', 'pgbench')" % self.database)]
+            "SELECT pid FROM pg_stat_activity WHERE datname = '%s' AND application_name NOT IN ('bench', 'pgbench', 'holder')" % self.database)]

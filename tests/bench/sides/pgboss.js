@@ -25,7 +25,7 @@ async function open () {
   const PgBoss = major < 12 ? here('pg-boss') : (await import(here.resolve('pg-boss'))).PgBoss
   boss = new PgBoss({
     host: process.env.PGHOST, port: Number(process.env.PGPORT), user: process.env.PGUSER, database: process.env.PGDATABASE,
-    max: 8, supervise: false, schedule: false
+    application_name: process.env.PGAPPNAME, max: 8, supervise: false, schedule: false
   })
   boss.on('error', error => console.error(error.message))
   await boss.start()

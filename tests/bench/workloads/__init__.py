@@ -1,5 +1,5 @@
 """The workloads. Each says its title, how long a full run takes, what it needs besides the tree (base: mq's release
-before; pgq; npm), and has a function that takes a bench.Bench and returns a measure.Result."""
+before; original: the schema that mq replaces; pgq; npm), and has a function that takes a bench.Bench and returns a measure.Result."""
 import dataclasses
 import typing
 

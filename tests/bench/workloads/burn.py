@@ -7,7 +7,7 @@ def noop_rates(bench, n, *sides):
     return alternate(bench.rounds, {side.label: lambda side=side: side.rate(n) for side in bench.there(*sides)})
 
 
-@workload('W1', '200,000 unordered messages over 10 channels, one worker', 270, 'base', 'pgq', 'npm')
+@workload('W1', '200,000 unordered messages over 10 channels, one worker', 270, 'base', 'pgq', 'npm', 'original')
 def one_worker(bench):
     n, slow = bench.size(200000, 20000), bench.size(20000, 2000)
     result = Result('W1', one_worker.title, {'messages': n, 'messages for the slower peers': slow})
@@ -64,7 +64,7 @@ def two_workers(bench):
     return result
 
 
-@workload('W4', 'ordered messages', 150, 'base')
+@workload('W4', 'ordered messages', 150, 'base', 'original')
 def ordered(bench):
     n = bench.size(100000, 10000)
     result = Result('W4', ordered.title, {'messages': n, 'unordered messages beside them': n})

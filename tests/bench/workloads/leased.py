@@ -7,13 +7,13 @@ from workloads import workload
 from workloads.latency import SEND, arrivals, paced, waits
 
 
-@workload('W13', '200 leased messages whose handler sleeps a second, 50 sessions, one worker', 40)
+@workload('W13', '200 leased messages whose handler sleeps a second, 50 sessions, one worker', 80)
 def leased(bench):
     n, pairs = bench.size(200, 100), {'beside': [], 'alone': []}
     mq = bench.mq
     result = Result('W13', leased.title, {'messages': n, 'mq.leased_sessions': 50, 'a transactional message each': '20 ms'})
     mq.session.query("""CREATE OR REPLACE FUNCTION sleep_and_tell(payload jsonb) RETURNS void LANGUAGE plpgsql AS
-                        'BEGIN PERFORM pg_sleep(1); INSERT INTO effects VALUES (1); END'""")
+                        $$BEGIN PERFORM pg_sleep(COALESCE((payload ->> 'seconds')::int, 1)); INSERT INTO effects VALUES (1); END$$""")
     mq.session.query("SELECT mq_register_handler('leased', 'sleep_and_tell(jsonb)', mode => 'leased')")
     mq.register('arrive(jsonb)', 1, 'latency')
 
@@ -46,9 +46,21 @@ def leased(bench):
         pairs['alone'].append(percentile(alone, 0.99))
         return took
     times = alternate(min(3, bench.rounds), {'leased': run}, '{:.2f} s')['leased']
+    # A call that takes longer than the half of a lease.
+    seconds, ends, before = bench.size(40, 17), set(), mq.totals()
+    mq.session.query('TRUNCATE effects')
+    mq.session.query("SELECT mq_send('leased', '{\"seconds\": %d}')" % seconds)
+
+    def handled():
+        ends.update(row[0] for row in mq.session.query("SELECT attempt_at FROM mq_msgs WHERE channel_name = 'leased' AND lease > 0"))
+        return mq.session.value('SELECT count(*) FROM effects') == '1' and mq.pending() == 0
+    wait_until(handled, seconds + 30, 'the long call ends', 0.2)
+    mq.check(before, 1)
+    expect(mq.session.value('SELECT count(*) FROM effects') == '1', 'the long message was handled once')
     mq.unregister(1, 'latency')
     mq.session.query("SELECT mq_unregister_handler('leased')")
     result.figure('from the sending to the last removal', 's', times, most=5)
+    result.figure('renewals of the lease during a call of %d s' % seconds, '', [len(ends) - 1], least=1)
     result.figure('transactional messages meanwhile: from the commit to the handler, 99th percentile', 'ms', pairs['beside'])
     result.figure('the same without leased calls', 'ms', pairs['alone'])
     return result

@@ -75,7 +75,7 @@ def drain(side, n, clients, batch, strict):
     return handled / max(took for *_, took in told), twice, undone
 
 
-@workload('W17', 'outside consumers: 8 clients that poll batches of 10 and delete them', 480)
+@workload('W17', 'outside consumers: 8 clients that poll batches of 10 and delete them', 480, 'original')
 def consumers(bench):
     mq, faults = bench.mq, []
     n = bench.size(20000, 2000)

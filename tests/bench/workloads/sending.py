@@ -36,7 +36,7 @@ def timed(session, sql, n, counted=None):
     return n / took
 
 
-@workload('W7', 'sending', 260)
+@workload('W7', 'sending', 260, 'original')
 def sending(bench):
     mq, n, seconds = bench.mq, bench.size(100000, 10000), bench.size(4, 1)
     result = Result('W7', sending.title, {'messages of bulk sending': n, 'seconds of single sending': seconds})

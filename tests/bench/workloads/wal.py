@@ -28,7 +28,7 @@ def cost(side, n, touched=True):
     return sent / n, handled / n, (buffers(side) - before) / n if touched else 0
 
 
-@workload('W15', 'WAL and buffers touched for a message handled', 260, 'base', 'pgq')
+@workload('W15', 'WAL and buffers touched for a message handled', 260, 'base', 'pgq', 'original')
 def touched(bench):
     n = bench.size(100000, 10000)
     result = Result('W15', touched.title, {'messages': n, 'full_page_writes': 'off', 'autovacuum': 'off'})
