@@ -181,14 +181,28 @@ object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, 
 		mq_object_dropped(class_id, object_id);
 }
 
-/* Whether rows that a dump restores into the table may belong to messages handled elsewhere. */
+/*
+ * Whether a statement that copies or inserts rows into the table restores a dump. A dump turns
+ * row_security off before its first statement. It commits each table by itself and has mq_dead first
+ * (pg_restore -j has the largest first), so all tables count that a dump has. COPY into mq_msgs or
+ * mq_handlers counts in any session: what it brings may be handled elsewhere.
+ */
 static bool
-is_restored(const char *name)
+is_restored(const char *name, bool copied)
 {
-	return name != NULL && (strcmp(name, "mq_msgs") == 0 || strcmp(name, "mq_handlers") == 0);
+	static const char *const tables[] = {
+		"mq_msgs", "mq_handlers", "mq_dead", "mq_failures", "mq_headless", "mq_paused", "mq_stats_totals", "mq_stats_deltas"
+	};
+	const int	in_any_session = 2;
+
+	if (name == NULL)
+		return false;
+	for (int i = 0; i < (int) lengthof(tables); ++i)
+		if (strcmp(name, tables[i]) == 0)
+			return !row_security || (copied && i < in_any_session);
+	return false;
 }
 
-/* For the INSERTs of a dump. A dump turns row_security off before its first one. */
 static void
 note_restored_rows(PlannedStmt *plan)
 {
@@ -198,7 +212,7 @@ note_restored_rows(PlannedStmt *plan)
 	{
 		Oid			relation = rt_fetch(lfirst_int(cell), plan->rtable)->relid;
 
-		if (is_restored(get_rel_name(relation)))
+		if (is_restored(get_rel_name(relation), false))
 			mq_rows_restored(relation);
 	}
 }
@@ -269,7 +283,7 @@ note_changed_tables(Node *node)
 			mq_table_changed(RangeVarGetRelid(table, NoLock, true));
 		if (IsA(node, TruncateStmt) && holds_messages(table->relname))
 			mq_messages_changed();
-		if (IsA(node, CopyStmt) && is_restored(table->relname))
+		if (IsA(node, CopyStmt) && is_restored(table->relname, true))
 			mq_rows_restored(RangeVarGetRelid(table, NoLock, true));
 	}
 }

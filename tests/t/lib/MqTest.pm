@@ -26,7 +26,7 @@ use Time::HiRes qw(time usleep);
 # The superuser has this name whoever runs the tests.
 $ENV{PGUSER} = 'postgres';
 
-our @EXPORT = qw(mq_node set_and_reload try_psql within holds value_within pids log_is_clean handled_table original_schema messages_in_every_state all_states_end);
+our @EXPORT = qw(mq_node set_and_reload try_psql within holds value_within pids looks_again log_is_clean handled_table original_schema messages_in_every_state all_states_end);
 
 # Pids of the workers of a database; of the launcher; of all there is.
 our $WORKERS = q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'mq worker' AND datname = current_database()};
@@ -101,6 +101,21 @@ sub pids {
 	my ($good, $got) = value_within(10, $node, $database, "$query ORDER BY 1", qr/^\d+(\n\d+){@{[$count - 1]}}$/);
 	diag("waited for $count pids, got: $got") unless $good;
 	return split /\n/, $got;
+}
+
+# A worker looks at the database again and again, and finds nothing to do.
+sub looks_again {
+	my ($node, $database, $what) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $since = q{SELECT COALESCE(max(since), '-infinity') FROM mq_workers WHERE database = current_database() AND state = 'waiting'};
+	my $last = $node->safe_psql($database, $since);
+	my $looks = 0;
+	for (1 .. 5) {
+		my ($again) = value_within(20, $node, $database, "SELECT s > '$last' FROM ($since) AS w (s)", 't');
+		$looks += $again;
+		$last = $node->safe_psql($database, $since);
+	}
+	return is($looks, 5, "$what: a worker looks again and again");
 }
 
 # A table of what was handled, in that order, and two handlers that fill it.
