@@ -134,6 +134,12 @@ void poll(const Value& channel_names, int batch_size, ResultSet& result) {
     for (const std::string& name : names) sources.push_back({name, batch_size});
 
     Claim claim = claimer.claim(sources, batch_size, false);
+    // A restore may have committed since: then the claim has seen its rows.
+    if (!claim.undeliverable.empty() && !enabled::still_here()) {
+      left_alone = repaired = true;
+      claim.undeliverable.clear();
+      if (claim.messages.empty()) continue;
+    }
     if (leave_held(claim.undeliverable) && claim.messages.empty() && claim.undeliverable.empty() && !avoiding) {
       avoiding.emplace(true);
       continue;

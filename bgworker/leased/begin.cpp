@@ -72,7 +72,8 @@ bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& t
 
   ports_.transaction.begin();
   const Micros now = ports_.clock.now();
-  const Claim claim = ports_.store.claim(from, limit);
+  // Messages may have been restored since the worker read its registry.
+  const Claim claim = ports_.store.works() ? ports_.store.claim(from, limit) : Claim();
   if (claim.messages.empty() && claim.undeliverable.empty()) {
     ports_.transaction.commit();
     return false;
@@ -154,7 +155,7 @@ void LeasedHandlers::put_off(const std::vector<Uuid>& ids, const Error& error) {
   ports_.store.warn(error);
   ports_.transaction.begin();
   Batch batch;
-  ports_.store.find(ids, batch);
+  if (ports_.store.works()) ports_.store.find(ids, batch);
   const Micros until = ports_.clock.now() + kPutOff;
   Settlement settlement;
   for (const Claimed& message : batch)
@@ -183,7 +184,7 @@ void LeasedHandlers::fail(const Unsent& unsent) {
   Batch batch;
   std::vector<Uuid> ids;
   for (const auto& [id, attempts] : unsent.messages) ids.push_back(id);
-  ports_.store.find(ids, batch);
+  if (ports_.store.works()) ports_.store.find(ids, batch);
   // The rollback unlocked the messages. One that another session has tried since, or has leased
   // now, is not charged.
   std::erase_if(batch, [&](const Claimed& message) {

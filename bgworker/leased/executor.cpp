@@ -38,9 +38,8 @@ LeasedHandlers::Turn LeasedHandlers::turn(const Registry& registry, const Scope&
   }
   renew(now);
   for (const auto& run : runs_) {
-    const std::size_t messages = run->error ? 0 : run->messages;
     if (run->state != Run::kEnded || !try_to_settle(*run, now)) continue;
-    turn.handled += messages;
+    turn.handled += run->error ? 0 : run->messages;
     turn.moved = true;
   }
   turn.failure = failure_;
@@ -192,7 +191,7 @@ void LeasedHandlers::unsettled(Run& run, const Error& error, Micros now) {
     Batch batch;
     Settlement settlement;
     const Micros until = ports_.clock.now() + kPutOff;
-    if (ports_.store.reclaim(run.token, batch)) {
+    if (ports_.store.works() && ports_.store.reclaim(run.token, batch)) {
       for (const Claimed& message : batch) settlement.snoozes.push_back({&message, until});
       ports_.store.settle(settlement);
     }
@@ -208,10 +207,18 @@ void LeasedHandlers::unsettled(Run& run, const Error& error, Micros now) {
   enter_state(run, Run::kBroken, now);
 }
 
+// Where messages are not handled any more nothing is settled: rows of a restore may have the token,
+// and the restore may have undone what the handler did. So the lease becomes an orphan.
 bool LeasedHandlers::settle(Run& run, Micros now) {
   if (now < run.settle_at) return false;
   ports_.transaction.begin();
   Batch batch;
+  if (!ports_.store.works()) {
+    ports_.transaction.commit();
+    run.messages = 0;
+    finish(run, now);
+    return true;
+  }
   if (!ports_.store.reclaim(run.token, batch)) {
     ports_.transaction.commit();
     run.settle_at = now + kSettleAgain;  // another session has locked a message of the call
@@ -232,6 +239,12 @@ bool LeasedHandlers::settle(Run& run, Micros now) {
   }
   ports_.store.settle(settlement);
   ports_.transaction.commit();
+  finish(run, now);
+  return true;
+}
+
+// The call is over; its session may have another one.
+void LeasedHandlers::finish(Run& run, Micros now) {
   ports_.store.leave(run.number);
   run.number = -1;
   if (exclusive_ > 0) run_exclusive(exclusive_ - 1);
@@ -241,7 +254,6 @@ bool LeasedHandlers::settle(Run& run, Micros now) {
   } else {
     enter_state(run, Run::kBroken, now);
   }
-  return true;
 }
 
 // Of several messages it is unknown which one made the call fail: none is charged, and each is

@@ -47,6 +47,9 @@ class LeaseStore {
  public:
   virtual ~LeaseStore() = default;
 
+  // Whether messages are handled in this database. If so, no restore commits before the current
+  // transaction ends. Asked in each transaction that claims, settles or charges.
+  virtual bool works() = 0;
   // Up to `limit` due messages, as Claimer claims them (queue/claim.hpp), without followers.
   virtual Claim claim(const std::vector<Source>& sources, int limit) = 0;
   // Locks the messages with these ids, and appends them to the batch; see find_named().
@@ -200,6 +203,7 @@ class LeasedHandlers {
   void renew(Micros now);
   void end(Run& run, bool broken, Micros now);
   bool settle(Run& run, Micros now);  // false: it has to be tried again
+  void finish(Run& run, Micros now);
   bool try_to_settle(Run& run, Micros now);
   void unsettled(Run& run, const Error& error, Micros now);
   void run_exclusive(int calls);

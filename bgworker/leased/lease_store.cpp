@@ -139,6 +139,10 @@ void SqlLeaseStore::warn(const Error& error) {
   log("mq worker", error);
 }
 
+bool SqlLeaseStore::works() {
+  return enabled::hold();
+}
+
 Claim SqlLeaseStore::claim(const std::vector<Source>& sources, int limit) {
   return claimer_.claim(sources, limit, false);
 }

@@ -16,6 +16,7 @@ class SqlLeaseStore : public LeaseStore {
  public:
   SqlLeaseStore(FmgrCaller& caller, Clock& clock) : claimer_(clock), caller_(caller) {}
 
+  bool works() override;
   Claim claim(const std::vector<Source>& sources, int limit) override;
   void find(std::span<const Uuid> ids, Batch& batch) override;
   void settle(const Settlement& settlement) override;

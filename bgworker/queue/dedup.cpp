@@ -41,18 +41,23 @@ std::optional<Holder> find_holder(const DedupKey& wanted) {
                 DatumGetBool(rows.get(0, 4)) && !called};
 }
 
+bool clear_key(const Uuid& id) {
+  static Statement clear("UPDATE $S.mq_msgs m SET dedup_key = NULL WHERE m.id = $1 RETURNING 1", {UUIDOID});
+  return !clear.run({uuid_datum(id)}).empty();
+}
+
 // Clears the key of a message of the calling handler's call, so that the handler can send under it.
 // A rollback of its (sub)transaction restores the key. False: the message is not of this call.
 bool give_up_key(const Uuid& id, std::int64_t seq) {
-  static Statement give_up("UPDATE $S.mq_msgs m SET dedup_key = NULL WHERE m.id = $1 RETURNING 1", {UUIDOID});
   static Statement give_up_leased(
       "UPDATE $S.mq_msgs m SET dedup_key = NULL WHERE m.id = $1 AND m.lease = $2 RETURNING 1", {UUIDOID, INT8OID});
-  if (is_of_the_call(id, seq)) return !give_up.run({uuid_datum(id)}).empty();
+  if (is_of_the_call(id, seq)) return clear_key(id);
   const auto handled = shared::handled_here();
   return handled && !give_up_leased.run({uuid_datum(id), Int64GetDatum(handled->token)}).empty();
 }
 
-// Settles a message that will not be delivered. True: look for the key again. False: another
+// Settles a message that will not be delivered; where messages are not handled it only loses its
+// key. True: look for the key again. False: another
 // session has the message locked, or it is gone.
 bool settle_exhausted(const Uuid& id) {
   Batch batch;
@@ -63,9 +68,10 @@ bool settle_exhausted(const Uuid& id) {
   const Micros now = GetCurrentTimestamp();
   const bool later = message.attempt_at > now && message.attempt_at != kNever;
   if (later || (!message.uncommitted && message.expires_at > now)) return true;  // changed since
+  note_changed({&id, 1});
+  if (!enabled::still_here()) return clear_key(id);
   Settlement settlement;
   settle_undeliverable(batch, now, settlement);
-  note_changed({&id, 1});
   settle(settlement);
   return true;
 }

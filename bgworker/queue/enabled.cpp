@@ -185,6 +185,18 @@ class Patience {
   const int before_;
 };
 
+// Locks the extension, to the end of the transaction. The process then knows what those have
+// committed that it has waited for.
+//
+//   AccessShareLock         a worker or mq_run, in each transaction that may touch messages
+//   RowExclusiveLock        a restore where there is no mark
+//   ShareRowExclusiveLock   a session that looks for rows, and makes the mark if there are none
+//   AccessExclusiveLock     a restore that removes the mark
+void lock_extension(LOCKMODE mode) {
+  const Oid extension = Extension::get().oid();
+  guard::call([&] { LockDatabaseObject(ExtensionRelationId, extension, 0, mode); });
+}
+
 // Waits for the workers' batches. The lock on the extension keeps workers from beginning another
 // one before this transaction ends. The restore may have locked a table (TRUNCATE, DISABLE TRIGGER)
 // that a worker in a batch needs. Then the worker gives way, as no attempt is charged for that:
@@ -197,9 +209,8 @@ class Patience {
 void lock_out_workers() {
   for (const int process : shared::processes_in(MyDatabaseId))
     if (waits_for_us(process)) shared::ask_to_give_way(process);
-  const Oid extension = Extension::get().oid();
   const Patience patience;
-  guard::call([&] { LockDatabaseObject(ExtensionRelationId, extension, 0, AccessExclusiveLock); });
+  lock_extension(AccessExclusiveLock);
 }
 
 // Dumps of every format turn row_security off; pg_restore gives its name as well.
@@ -211,6 +222,15 @@ bool is_restoring() {
 
 bool here() {
   return current().enabled();
+}
+
+bool hold() {
+  return Extension::hold() && here();
+}
+
+bool still_here() {
+  standing.generation = 0;
+  return here();
 }
 
 bool confirm() {
@@ -302,13 +322,18 @@ void enable_if_empty() {
       "SELECT EXISTS (SELECT FROM $S.mq_msgs) OR EXISTS (SELECT FROM $S.mq_dead)"
       "    OR EXISTS (SELECT FROM $S.mq_handlers)",
       {});
-  if (here() || standing.subscribed || DatumGetBool(any.run({}).get(0, 1))) return;
-  mark();
+  const auto is_enabled_or_filled = [] { return here() || standing.subscribed || DatumGetBool(any.run({}).get(0, 1)); };
+  if (is_enabled_or_filled()) return;
+  lock_extension(ShareRowExclusiveLock);  // waits for restores, whose rows cannot be seen yet
+  if (!is_enabled_or_filled()) mark();
 }
 
 // The rows and the end of the mark commit together, while no batch of a worker runs.
 void restored() {
-  if (!current().marked) return;
+  if (!current().marked) {
+    lock_extension(RowExclusiveLock);
+    if (!current().marked) return;
+  }
   lock_out_workers();
   const OwnerScope scope;
   const SpiConnection spi;

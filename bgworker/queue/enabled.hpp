@@ -2,9 +2,12 @@
 //
 // A database that was restored from a dump or copied from another holds messages that are handled
 // elsewhere, or part of which is still to come. So workers and mq_run work only where the row of
-// mq_enabled (the mark) was made for this database of this server. Workers, mq_run, mq_poll, the
-// claim and mq_register_handler ask; SQL calls and mq.c's hooks make and remove the mark. Each
-// process caches what it read last, until the registry changes.
+// mq_enabled (the mark) was made for this database of this server. SQL calls and mq.c's hooks make
+// and remove the mark. Each process caches what it read last, until the registry changes.
+//
+// A restore may commit between a look at the mark and a write. So
+//   - workers and mq_run hold() in each transaction that acts on messages
+//   - mq_poll and sends, which must not hold up a restore, find rows, ask still_here(), then write
 //
 //   made      by CREATE EXTENSION, unless the session restores a dump; by mq_register_handler where
 //             there are no messages and no handlers yet (the schema alone was loaded); by
@@ -35,6 +38,12 @@ namespace mq::enabled {
 
 // Whether messages are handled here, as cached.
 bool here();
+// The same; and until the transaction ends the extension cannot be dropped, and no restore commits.
+// So if it is true, the transaction sees no restored row. False if the extension is not installed.
+bool hold();
+// The same as here(), but read anew. For a transaction that does not hold: if it is true, nothing
+// that the statements before it saw came by a restore that nobody has enabled since.
+bool still_here();
 // The same as here(), for a worker that is about to work. Writes a mark anew whose pg_extension row
 // or system identifier changed, as after pg_upgrade; removes one that is not in force. Skips the
 // row if another session has locked it.
@@ -53,7 +62,7 @@ std::optional<Uuid> lock_id();
 // Makes the mark, for mq_enable() and the extension's scripts. Throws 55000 if the catalog is older
 // than the library.
 void enable();
-// Makes the mark if there is no row that could come from another database.
+// Makes the mark if there is no row that could come from another database. Waits for restores.
 void enable_if_empty();
 // The transaction restores rows into a table of mq: waits for workers' batches, removes the mark.
 void restored();

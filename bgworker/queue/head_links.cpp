@@ -8,6 +8,7 @@
 #include "pg/statement.hpp"
 #include "queue/commit_actions.hpp"
 #include "queue/due_scan.hpp"
+#include "queue/enabled.hpp"
 #include "queue/low_water.hpp"
 #include "queue/promote.hpp"
 
@@ -125,7 +126,7 @@ void link_headless() {
       {INT8OID});
   static Statement forget("DELETE FROM $S.mq_headless l WHERE l.ctid = ANY ($1)", {TIDARRAYOID});
   const Rows rows = select.run({Int64GetDatum(kHeadless)});
-  if (rows.empty()) return;
+  if (rows.empty() || !enabled::still_here()) return;
   std::vector<HeadlessChannel> noted;
   for (std::size_t i = 0; i < rows.size(); ++i)
     noted.push_back({DatumGetInt64(rows.get(i, 2)), std::string(text_view(rows.get(i, 3))),

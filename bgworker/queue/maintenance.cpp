@@ -10,6 +10,7 @@
 #include "queue/claim.hpp"
 #include "queue/commit_actions.hpp"
 #include "queue/due.hpp"
+#include "queue/enabled.hpp"
 #include "queue/find.hpp"
 #include "queue/head_links.hpp"
 #include "queue/removal.hpp"
@@ -226,6 +227,7 @@ bool repair(const std::vector<ChainPosition>& first) {
     numbers.add(Int64GetDatum(position.seq));
   }
   const Rows rows = find.run({keys.datum(), numbers.datum()});
+  if (rows.empty() || !enabled::still_here()) return false;
   std::vector<HeadlessChannel> headless;
   for (std::size_t i = 0; i < rows.size(); ++i)
     headless.push_back({DatumGetInt64(rows.get(i, 1)), std::string(text_view(rows.get(i, 2))),
@@ -265,7 +267,7 @@ bool follow_clock(const std::vector<std::string>& channel_names, Micros now) {
   for (const std::string& name : channel_names) names.add(text_datum(name));
   // Tolerates 1 s, since some clocks are adjusted all the time.
   const Rows found = find.run({names.datum(), TimestampTzGetDatum(now + kSecond), Int64GetDatum(kHeads)});
-  if (found.empty()) return false;
+  if (found.empty() || !enabled::still_here()) return false;
   for (std::size_t i = 0; i < found.size(); ++i) ids.add(found.get(i, 1));
   const Rows due = make_due.run({ids.datum(), TimestampTzGetDatum(now)});
   for (std::size_t i = 0; i < due.size(); ++i) {

@@ -283,7 +283,7 @@ void Worker::put_off(const Owned& message, const Error& error) {
   ports_.transaction.begin();
   Batch batch;
   const Micros now = ports_.clock.now();
-  find_due(std::span(&message.id, 1), now, batch);
+  if (ports_.host.refresh(registry_)) find_due(std::span(&message.id, 1), now, batch);
   Settlement settlement;
   for (const Claimed& claimed : batch) settlement.snoozes.push_back({&claimed, now + delay});
   settle(settlement);
@@ -297,7 +297,7 @@ void Worker::charge_at_commit(const Uuid& id, int attempts, const Error& error, 
   ports_.transaction.begin();
   Batch batch;
   const Micros now = ports_.clock.now();
-  find_due(std::span(&id, 1), now, batch);
+  if (ports_.host.refresh(registry_)) find_due(std::span(&id, 1), now, batch);
   std::erase_if(batch, [&](const Claimed& claimed) { return claimed.attempts != attempts; });
   Settlement settlement;
   for (const Claimed& claimed : batch) {

@@ -56,7 +56,7 @@ class CallHost : public ServerHost {
   CallHost& operator=(const CallHost&) = delete;
 
   bool refresh(Registry& registry) override {
-    if (!enabled::here()) throw enabled::refusal();
+    if (!works()) throw enabled::refusal();
     if (registry_generation_ != Extension::registry_generation()) read_registry(registry);
     return true;
   }

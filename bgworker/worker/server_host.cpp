@@ -16,7 +16,7 @@
 namespace mq {
 
 bool ServerHost::works() {
-  return Extension::hold() && enabled::here();
+  return enabled::hold();
 }
 
 Host::Next ServerHost::next(const Registry& registry, bool leased) {
@@ -48,7 +48,7 @@ bool ServerHost::wake_unhandled() {
   bool woken = false;
   try {
     transaction_.begin();
-    if (Extension::hold()) {
+    if (works()) {
       const OwnerScope scope;
       woken = unhandled_.step(clock_.now());
     }

@@ -16,6 +16,10 @@ class FakeLeaseStore final : public LeaseStore {
   FakeLeaseStore(const FakeLeaseStore&) = delete;
   FakeLeaseStore& operator=(const FakeLeaseStore&) = delete;
 
+  bool works() override {
+    EXPECT_TRUE(table_.is_open);
+    return enabled;
+  }
   // The oldest due heads of all sources, though the server shares the limit evenly among them.
   Claim claim(const std::vector<Source>& sources, int limit) override {
     std::vector<const Row*> due;
@@ -47,7 +51,7 @@ class FakeLeaseStore final : public LeaseStore {
   void settle(const Settlement& settlement) override {
     throw_next(settle_errors);
     const auto refuse = [&](const Claimed* message) {
-      if (unsettleable.contains(message->id)) throw Error("23514", "a check constraint is violated");
+      if (unsettleable.contains(message->id)) fail({"23514", "a check constraint is violated"});
     };
     std::ranges::for_each(settlement.removed, refuse);
     std::ranges::for_each(settlement.unhandled, refuse);
@@ -137,12 +141,14 @@ class FakeLeaseStore final : public LeaseStore {
     EXPECT_TRUE(handler.shape == Shape::kBatch || messages.size() == 1);
     std::string ids;
     for (const Claimed* message : messages) {
-      if (unspeakable.contains(message->id)) throw Error("54000", "invalid memory alloc request size");
+      if (unspeakable.contains(message->id)) fail({"54000", "invalid memory alloc request size"});
       ids.append(reinterpret_cast<const char*>(message->id.bytes.data()), sizeof(Uuid));
     }
     return {handler.function, 0, ids, false, handler.timeout};
   }
 
+  bool enabled = true;            // messages are handled in this database
+  bool restore_at_error = false;  // not any more once a message is unspeakable or unsettleable
   int sessions = 4;
   bool told = false;  // the server tells sessions to end
   bool room = true;   // for another session
@@ -156,6 +162,11 @@ class FakeLeaseStore final : public LeaseStore {
   std::vector<int> concurrency;  // of the calls
 
  private:
+  [[noreturn]] void fail(const Error& error) {
+    if (restore_at_error) enabled = false;
+    throw error;
+  }
+
   Backends& backends_;
   FakeTable& table_;
   std::set<int> mine_;  // numbers of calls

@@ -32,6 +32,51 @@ TEST_F(LeasedTest, LeaseThatIsLostChangesNothing) {
   }
 }
 
+TEST_F(LeasedTest, CallThatEndsAfterARestoreIsNotSettledAndNoneBegins) {
+  add_handler();
+  for (const int failures : {0, kAlways}) {
+    const Uuid called = send({.retries = 0, .script = {.failures = failures, .cost = 2 * kSecond}});
+    worker.ends = [&, until = clock.time + 10 * kSecond] {
+      if (store.enabled && backends.calls_of(called) == 1) {
+        store.enabled = false;
+        send({});
+      }
+      return clock.time >= until;
+    };
+    run();
+    EXPECT_FALSE(store.enabled);
+    EXPECT_EQ(table.rows.size(), 2U);
+    EXPECT_EQ(backends.calls.size(), 1U) << "a message was called after the restore";
+    ASSERT_NE(table.find(called), nullptr);
+    EXPECT_GT(table.find(called)->lease, 0) << "the lease is an orphan";
+    EXPECT_TRUE(table.failures.empty());
+    EXPECT_TRUE(table.dead.empty());
+    EXPECT_EQ(worker.handled, 0U);
+    table.rows.clear();
+    backends.calls.clear();
+    store.enabled = true;
+  }
+}
+
+TEST_F(LeasedTest, WhatCannotBeSettledIsLeftAsItIsAfterARestore) {
+  add_handler();
+  worker.registry.find("c")->handlers.back()->message_name = "n";
+  for (const char* name : {"n", "other"}) {
+    const Uuid id = send({.name = name, .retries = 0});
+    store.unspeakable = store.unsettleable = {id};
+    store.enabled = true;
+    store.restore_at_error = true;
+    run_for(10 * kSecond);
+    EXPECT_FALSE(store.enabled);
+    EXPECT_TRUE(table.dead.empty());
+    EXPECT_TRUE(table.failures.empty());
+    ASSERT_NE(table.find(id), nullptr);
+    EXPECT_EQ(table.find(id)->attempts, 0);
+    EXPECT_LE(table.find(id)->attempt_at, clock.time) << "it was put off";
+    table.rows.clear();
+  }
+}
+
 TEST_F(LeasedTest, MessageThatIsLockedIsSettledLater) {
   add_handler();
   const Uuid id = send({.script = {.cost = kSecond}});

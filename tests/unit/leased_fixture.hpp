@@ -43,7 +43,7 @@ struct FakeWorker {
   // Returns how long the worker may wait then.
   Micros turn(bool drain) {
     try {
-      if (!drain) charge_and_release();
+      if (!drain && store.enabled) charge_and_release();
       const LeasedHandlers::Turn turn = leased.turn(registry, {.drain = drain});
       handled += turn.handled;
       more_is_due = more_is_due || turn.more_is_due;
