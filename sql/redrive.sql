@@ -69,6 +69,33 @@ SELECT name, payload_bytes, count(*) FROM mq_payloads GROUP BY 1, 2;
 SELECT channel_name, attempts, attempt, dedup_key, after_message_id FROM mq_msgs ORDER BY seq;
 SELECT mq_clear_all();
 
+-- headers, priority and keep go into the dead letter and come back from there: without a key, with a key, for a message
+-- that its channel waits for, whose row has no headers and no keep meanwhile, and where a trigger asks for an INSERT.
+CREATE FUNCTION fail(mq_message) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;
+CREATE FUNCTION let() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$;
+SELECT mq_register_handler('skips', 'fail(mq_message)'), mq_register_handler('blocks', 'fail(mq_message)', on_dead => 'block');
+\set given 'right(id::text, 1) AS n, priority, keep, headers ->> ''n'' AS header, length(headers ->> ''large'') AS length FROM'
+SELECT count(*) FROM (SELECT mq_send('skips', id => pg_temp.id(1), retries => 0), mq_send('skips', id => pg_temp.id(2), retries => 0, dedup_key => 'k'),
+  mq_send('blocks', id => pg_temp.id(3), retries => 0, ordered => true), mq_send('skips', id => pg_temp.id(4), retries => 0)) AS sent;
+UPDATE mq_msgs SET priority = CASE WHEN after_message_id IS NULL THEN -1000 ELSE 0 END, keep = '1 day', due_at = now(),
+                   headers = jsonb_build_object('n', right(id::text, 1), 'large', (SELECT string_agg(md5(n::text), '') FROM generate_series(1, 500) AS n))
+ WHERE id <> pg_temp.id(4);
+SELECT :given mq_msgs ORDER BY id;
+CALL mq_run();
+SELECT :given mq_dead ORDER BY id;
+SELECT due_at, :given mq_msgs ORDER BY id;
+SELECT mq_redrive(retries => 0);
+SELECT due_at, :given mq_msgs ORDER BY id;
+CALL mq_run();
+CREATE TRIGGER let BEFORE INSERT ON mq_msgs FOR EACH ROW EXECUTE FUNCTION let();
+SELECT mq_redrive();
+DROP TRIGGER let ON mq_msgs;
+SELECT :given mq_msgs ORDER BY id;
+SELECT mq_clear_all();
+SELECT mq_unregister_handler('skips'), mq_unregister_handler('blocks');
+DROP FUNCTION fail(mq_message), let();
+TRUNCATE mq_failures;
+
 -- Rolled back: nothing was sent, and the letters are there.
 SELECT pg_temp.dead_letter(1, 'work', now()), pg_temp.dead_letter(2, 'work', now(), 'k');
 BEGIN;

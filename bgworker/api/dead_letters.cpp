@@ -33,7 +33,22 @@ struct Selection {
 };
 
 // The columns of the statements in take(), counted from 1. kBlocks: mq_msgs has a row with the id.
-enum { kId = 1, kBackoff, kChannel, kArgs, kOrdered, kName, kJson, kBytes, kDedupKey, kNumber, kBlocks };
+enum {
+  kId = 1,
+  kBackoff,
+  kChannel,
+  kArgs,
+  kOrdered,
+  kName,
+  kJson,
+  kBytes,
+  kDedupKey,
+  kNumber,
+  kBlocks,
+  kHeaders,
+  kPriority,
+  kKeep
+};
 
 // Locks and returns the next dead letters behind the dead_no `behind`, in the order in which they
 // died. Leaves out those whose message is pending.
@@ -41,7 +56,7 @@ Rows take(const Selection& which, std::int64_t behind) {
 #define LETTERS                                                                                                \
   "SELECT d.id, d.retry_backoff, d.channel_name, d.channel_args, d.ordered, COALESCE(d.name, d.channel_name)," \
   "       d.payload_json, d.payload_bytes, d.dedup_key, d.dead_no,"                                            \
-  "       EXISTS (SELECT 1 FROM $S.mq_msgs m WHERE m.id = d.id)"                                               \
+  "       EXISTS (SELECT 1 FROM $S.mq_msgs m WHERE m.id = d.id), d.headers, d.priority, d.keep"                \
   "  FROM $S.mq_dead d"                                                                                        \
   " WHERE ($1 IS NULL OR d.channel_name = $1) AND ($2 IS NULL OR d.died_at >= $2)"                             \
   "   AND ($3 IS NULL OR d.died_at < $3) AND d.dead_no > $4"                                                   \
@@ -76,6 +91,9 @@ NewMessage message_of(const Rows& dead_letters, std::size_t i, int retries) {
   message.payload_json = column(kJson);
   message.payload_bytes = column(kBytes);
   message.dedup_key = column(kDedupKey);
+  message.headers = column(kHeaders);
+  message.priority = column(kPriority);
+  message.keep = column(kKeep);
   return message;
 }
 
@@ -85,14 +103,15 @@ bool send_in_place(const NewMessage& message) {
   static Statement send(
       "UPDATE $S.mq_msgs m SET created_at = pg_catalog.now(), attempt_at = pg_catalog.now(), attempts = $2,"
       "       attempt = 0, retry_backoff = $3, lease = NULL, message_name = $4, message_json = $5, message_bytes = $6,"
-      "       dedup_key = $7, fair = true"
+      "       dedup_key = $7, headers = $8, priority = $9, keep = $10, fair = true"
       " WHERE m.id = $1 AND m.attempt_at IS NULL RETURNING m.attempt_at, m.seq, m.after_message_id = $N",
-      {UUIDOID, INT4OID, INTERVALOID, TEXTOID, JSONBOID, BYTEAOID, TEXTOID});
+      {UUIDOID, INT4OID, INTERVALOID, TEXTOID, JSONBOID, BYTEAOID, TEXTOID, JSONBOID, INT2OID, INTERVALOID});
   static Statement still("SELECT 1 FROM $S.mq_msgs m WHERE m.id = $1 AND m.attempt_at IS NULL", {UUIDOID});
   const auto param = [](const Value& value) { return value.null ? Param() : Param(value.datum); };
-  const Rows rows = send.run({message.id.datum, Int32GetDatum(DatumGetInt32(message.retries.datum) + 1),
-                              message.retry_backoff.datum, message.name.datum, param(message.payload_json),
-                              param(message.payload_bytes), param(message.dedup_key)});
+  const Rows rows =
+      send.run({message.id.datum, Int32GetDatum(DatumGetInt32(message.retries.datum) + 1), message.retry_backoff.datum,
+                message.name.datum, param(message.payload_json), param(message.payload_bytes), param(message.dedup_key),
+                param(message.headers), param(message.priority), param(message.keep)});
   if (rows.empty()) {
     if (may_refuse(Extension::msgs()) && !still.run({message.id.datum}).empty())
       throw refused("mq_msgs", "being changed");

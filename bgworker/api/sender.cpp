@@ -34,6 +34,10 @@ std::int64_t next_seq(Oid sequence) {
   return guard::call([&] { return nextval_internal(sequence, false); });
 }
 
+Param param_of(const Value& value) {
+  return value.null ? Param() : Param(value.datum);
+}
+
 }  // namespace
 
 struct Sender::Links {
@@ -75,6 +79,9 @@ void Sender::add(const NewMessage& given) {
   if (json_ == Json::kText && !m.payload_json.null)
     m.payload_json.datum = json_of(text_view(m.payload_json.datum), field("payload_json"));
   m.payload_bytes = given.payload_bytes;
+  m.headers = given.headers;
+  m.priority = given.priority.null ? std::int16_t{0} : DatumGetInt16(given.priority.datum);
+  m.keep = given.keep;
   if (!given.dedup_key.null) {
     m.dedup_key = text_view(given.dedup_key.datum);
     check::dedup_key(field("dedup_key"), m.dedup_key, m.channel_name.size() + m.channel_args.size());
@@ -144,25 +151,28 @@ void Sender::announce() const {
   }
 }
 
-#define MESSAGE_COLUMNS                                                                    \
-  "(id, attempt_at, attempts, retry_backoff, channel_name, channel_args, commit_interval," \
-  " after_message_id, channel_key, seq, message_name, message_json, message_bytes, fair, expires_at"
-#define MESSAGES "SELECT m.*, $14 FROM unnest($1, $6, $7, $8, $9, $10, $11, $12, $5, $13, $2, $3, $4, $15) AS m"
+#define MESSAGE_COLUMNS                                                                            \
+  "(id, attempt_at, attempts, retry_backoff, channel_name, channel_args, commit_interval,"         \
+  " after_message_id, channel_key, seq, message_name, message_json, message_bytes, fair, headers," \
+  " priority, keep, expires_at"
+#define MESSAGES \
+  "SELECT m.*, $14 FROM unnest($1, $6, $7, $8, $9, $10, $11, $12, $5, $13, $2, $3, $4, $15, $16, $17, $18) AS m"
 #define MESSAGE_TYPES                                                                                             \
   UUIDARRAYOID, TEXTARRAYOID, JSONBARRAYOID, BYTEAARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID, INT4ARRAYOID,      \
       INTERVALARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INTERVALARRAYOID, UUIDARRAYOID, INT8ARRAYOID, TIMESTAMPTZOID, \
-      BOOLARRAYOID
+      BOOLARRAYOID, JSONBARRAYOID, INT2ARRAYOID, INTERVALARRAYOID
 
 std::vector<Param> Sender::parameters() const {
   const std::size_t n = messages_.size();
   ArrayParam ids(UUIDOID, n), names(TEXTOID, n), json(JSONBOID, n), bytes(BYTEAOID, n), keys(INT8OID, n),
       times(TIMESTAMPTZOID, n), attempts(INT4OID, n), backoffs(INTERVALOID, n), channels(TEXTOID, n), args(TEXTOID, n),
-      intervals(INTERVALOID, n), after(UUIDOID, n), numbers(INT8OID, n), fair(BOOLOID, n);
+      intervals(INTERVALOID, n), after(UUIDOID, n), numbers(INT8OID, n), fair(BOOLOID, n), headers(JSONBOID, n),
+      priorities(INT2OID, n), keep(INTERVALOID, n);
   for (const Checked& m : messages_) {
     ids.add(uuid_datum(m.id));
     names.add(text_datum(m.name));
-    json.add(m.payload_json.null ? Param() : Param(m.payload_json.datum));
-    bytes.add(m.payload_bytes.null ? Param() : Param(m.payload_bytes.datum));
+    json.add(param_of(m.payload_json));
+    bytes.add(param_of(m.payload_bytes));
     keys.add(Int64GetDatum(m.channel_key));
     times.add(TimestampTzGetDatum(m.attempt_at));
     attempts.add(Int32GetDatum(m.retries + 1));
@@ -173,15 +183,19 @@ std::vector<Param> Sender::parameters() const {
     after.add(m.ordered ? Param(uuid_datum(m.after)) : Param());
     numbers.add(Int64GetDatum(m.seq));
     fair.add(BoolGetDatum(m.fair));
+    headers.add(param_of(m.headers));
+    priorities.add(Int16GetDatum(m.priority));
+    keep.add(param_of(m.keep));
   }
-  return {ids.datum(),       names.datum(),
-          json.datum(),      bytes.datum(),
-          keys.datum(),      times.datum(),
-          attempts.datum(),  backoffs.datum(),
-          channels.datum(),  args.datum(),
-          intervals.datum(), after.datum(),
-          numbers.datum(),   expires_at_ == kNever ? Param() : Param(TimestampTzGetDatum(expires_at_)),
-          fair.datum()};
+  return {ids.datum(),        names.datum(),
+          json.datum(),       bytes.datum(),
+          keys.datum(),       times.datum(),
+          attempts.datum(),   backoffs.datum(),
+          channels.datum(),   args.datum(),
+          intervals.datum(),  after.datum(),
+          numbers.datum(),    expires_at_ == kNever ? Param() : Param(TimestampTzGetDatum(expires_at_)),
+          fair.datum(),       headers.datum(),
+          priorities.datum(), keep.datum()};
 }
 
 void Sender::fill(const Checked& m, NewRow& row) const {
@@ -189,7 +203,6 @@ void Sender::fill(const Checked& m, NewRow& row) const {
     row.values[column] = param.value;
     row.nulls[column] = param.null;
   };
-  const auto value = [](const Value& given) { return given.null ? Param() : Param(given.datum); };
   set(kId, UUIDPGetDatum(reinterpret_cast<const pg_uuid_t*>(m.id.bytes.data())));
   set(kChannelKey, Int64GetDatum(m.channel_key));
   set(kSeq, Int64GetDatum(m.seq));
@@ -202,13 +215,17 @@ void Sender::fill(const Checked& m, NewRow& row) const {
   set(kAttemptsLeft, Int32GetDatum(m.retries + 1));
   set(kAfter, m.ordered ? Param(UUIDPGetDatum(reinterpret_cast<const pg_uuid_t*>(m.after.bytes.data()))) : Param());
   set(kCommitInterval, m.two_phase ? Param(interval_datum(m.commit_interval)) : Param());
-  set(kPayloadJson, value(m.payload_json));
-  set(kPayloadBytes, value(m.payload_bytes));
+  set(kPayloadJson, param_of(m.payload_json));
+  set(kPayloadBytes, param_of(m.payload_bytes));
   set(kExpiresAt, expires_at_ == kNever ? Param() : Param(TimestampTzGetDatum(expires_at_)));
   set(kCreatedAt, TimestampTzGetDatum(GetCurrentTransactionStartTimestamp()));
   set(kLeaseToken, Param());
   set(kDedupKey, Param());
   set(kFair, BoolGetDatum(m.fair));
+  set(kHeaders, param_of(m.headers));
+  set(kPriority, Int16GetDatum(m.priority));
+  set(kKeep, param_of(m.keep));
+  set(kDueAt, Param());
 }
 
 void Sender::choose_fair() {
@@ -249,7 +266,7 @@ Uuid Sender::send_once() {
   //   3  S: commits (A inserts nothing, and finds S's message) or rolls back (A inserts its own).
   // A waits for nothing else but earlier appends: a message that a handler is about to delete is
   // still visible to find_pending().
-  static Statement insert("INSERT INTO $S.mq_msgs " MESSAGE_COLUMNS ", dedup_key) SELECT m.*, $16 FROM (" MESSAGES
+  static Statement insert("INSERT INTO $S.mq_msgs " MESSAGE_COLUMNS ", dedup_key) SELECT m.*, $19 FROM (" MESSAGES
                           ") AS m"
                           " ON CONFLICT (channel_key, dedup_key, channel_name, channel_args)"
                           "   WHERE dedup_key IS NOT NULL DO NOTHING",

@@ -18,6 +18,8 @@ struct NewMessage {
   Value id, delay, retries, retry_backoff, channel_name, channel_args, commit_interval, ordered, name, payload_json,
       payload_bytes;  // payload_json is text or jsonb, see Sender::Json
   Value dedup_key = {};
+  // Not validated: only mq_redrive gives them, as mq_dead has them. A priority of NULL is 0.
+  Value headers = {}, priority = {}, keep = {};
 };
 
 struct NewRow;
@@ -50,8 +52,9 @@ class Sender {
     Micros attempt_at, retry_backoff, commit_interval;
     std::int64_t channel_key, seq;
     std::string_view channel_name, channel_args, name, dedup_key;
-    Value payload_json, payload_bytes;
+    Value payload_json, payload_bytes, headers, keep;
     std::int32_t retries;
+    std::int16_t priority;
     bool ordered, two_phase, fair;
   };
 

@@ -33,7 +33,11 @@ constexpr const char* kColumnNames[] = {"id",
                                         "created_at",
                                         "lease",
                                         "dedup_key",
-                                        "fair"};
+                                        "fair",
+                                        "headers",
+                                        "priority",
+                                        "keep",
+                                        "due_at"};
 static_assert(std::size(kColumnNames) == kAllColumns);
 
 // The numbers of the columns in the table, of one generation of the extension.

@@ -31,6 +31,10 @@ enum ClaimColumn {
   // The others of the table.
   kDedupKey = kColumns,
   kFair,
+  kHeaders,
+  kPriority,
+  kKeep,
+  kDueAt,
   kAllColumns
 };
 

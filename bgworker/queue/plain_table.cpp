@@ -27,15 +27,18 @@ bool is_as_made(const FormData_pg_attribute& attribute, ClaimColumn column) {
     case kCreatedAt:
     case kLeaseToken:
     case kDedupKey:
+    case kHeaders:
+    case kKeep:
+    case kDueAt:
       if (attribute.attnotnull) return false;
       break;
     default:
       break;
   }
-  static constexpr Oid kTypes[] = {UUIDOID,        INT8OID,     INT8OID,  TIMESTAMPTZOID, INTERVALOID,
-                                   TEXTOID,        TEXTOID,     TEXTOID,  INT4OID,        INT4OID,
-                                   UUIDOID,        INTERVALOID, JSONBOID, BYTEAOID,       TIMESTAMPTZOID,
-                                   TIMESTAMPTZOID, INT8OID,     TEXTOID,  BOOLOID};
+  static constexpr Oid kTypes[] = {UUIDOID,  INT8OID,  INT8OID,        TIMESTAMPTZOID, INTERVALOID,   TEXTOID,
+                                   TEXTOID,  TEXTOID,  INT4OID,        INT4OID,        UUIDOID,       INTERVALOID,
+                                   JSONBOID, BYTEAOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID,       TEXTOID,
+                                   BOOLOID,  JSONBOID, INT2OID,        INTERVALOID,    TIMESTAMPTZOID};
   static_assert(std::size(kTypes) == kAllColumns);
   return attribute.atttypid == kTypes[column] && attribute.atttypmod == -1 && attribute.attgenerated == '\0';
 }

@@ -181,7 +181,7 @@ void add_blocking(const std::vector<DeadLetter>& dead_letters, std::set<Uuid>& b
   for (std::size_t i = 0; i < rows.size(); ++i) blocking.insert(uuid_of(rows.get(i, 1)));
 }
 
-// A message that blocks its ordered channel keeps its row, without payload and never due
+// A message that blocks its ordered channel keeps its row, without headers and payload and never due
 // (attempt_at is NULL). The others are added to `removed`, for the caller to remove.
 void dead_letter(const std::vector<DeadLetter>& dead_letters, std::vector<const Claimed*>& removed) {
   // `failure_no + 0`: finds the failures by the message and sorts them; else all might be walked.
@@ -189,12 +189,12 @@ void dead_letter(const std::vector<DeadLetter>& dead_letters, std::vector<const 
       "INSERT INTO $S.mq_dead (id, created_at, died_at, channel_name, channel_args, name, payload_json,"
       "  payload_bytes, ordered, attempts_made, reason, sqlstate, error, detail, hint, context, retry_backoff, "
       "channel_key,"
-      "  dedup_key)"
+      "  dedup_key, keep, priority, headers)"
       " SELECT m.id, m.created_at, pg_catalog.clock_timestamp(), m.channel_name, m.channel_args, m.message_name,"
       "        m.message_json, m.message_bytes, m.after_message_id IS NOT NULL, m.attempt + r.charged, r.reason,"
       "        COALESCE(r.sqlstate, f.sqlstate), COALESCE(r.error, f.error), COALESCE(r.detail, f.detail),"
       "        COALESCE(r.hint, f.hint), COALESCE(r.context, f.context), m.retry_backoff, m.channel_key,"
-      "        m.dedup_key"
+      "        m.dedup_key, m.keep, m.priority, m.headers"
       "   FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9)"
       "          AS r (id, seq, charged, reason, sqlstate, error, detail, hint, context)"
       "   JOIN $S.mq_msgs m ON " IS_CLAIMED
@@ -204,8 +204,8 @@ void dead_letter(const std::vector<DeadLetter>& dead_letters, std::vector<const 
        TEXTARRAYOID});
   static Statement block(
       "UPDATE $S.mq_msgs m SET attempt_at = NULL, attempts = 0, attempt = m.attempt + r.charged,"
-      "       lease = NULL, dedup_key = NULL, expires_at = NULL, message_json = NULL,"
-      "       message_bytes = NULL"
+      "       lease = NULL, dedup_key = NULL, expires_at = NULL, due_at = NULL, keep = NULL, headers = NULL,"
+      "       message_json = NULL, message_bytes = NULL"
       "  FROM unnest($1, $2, $3) AS r (id, seq, charged) WHERE " IS_CLAIMED,
       {UUIDARRAYOID, INT8ARRAYOID, INT4ARRAYOID});
   ClaimedRows rows, blocked;

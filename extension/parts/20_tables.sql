@@ -21,8 +21,12 @@ CREATE TABLE mq_msgs (
   lease bigint,
   dedup_key text COLLATE "C",
   expires_at timestamptz,
+  due_at timestamptz,
+  keep interval,
+  priority smallint NOT NULL DEFAULT 0,
   fair boolean NOT NULL DEFAULT true,
   message_name text COLLATE "C" NOT NULL,
+  headers jsonb,
   message_json jsonb,
   message_bytes bytea
 );
@@ -41,8 +45,12 @@ COMMENT ON COLUMN mq_msgs.attempt IS 'How many attempts were made.';
 COMMENT ON COLUMN mq_msgs.lease IS 'Token of the lease until attempt_at, if there is one: no two leases of workers have the same; 0: of a consumer outside the server.';
 COMMENT ON COLUMN mq_msgs.dedup_key IS 'Not NULL: no second message of the channel has this key while this one is pending.';
 COMMENT ON COLUMN mq_msgs.expires_at IS 'Not NULL: dead by then if nobody has handled it. attempt_at is not beyond it, but for a lease, while commit_interval is not NULL, and while it waits for a handler.';
+COMMENT ON COLUMN mq_msgs.due_at IS 'Not NULL: it waits until other messages have been handled, and is due at this time then. NULL: it waits for none. Reserved: no function of this version sets it.';
+COMMENT ON COLUMN mq_msgs.keep IS 'How long it is kept once it is handled; above 0, at most 36,500 days. NULL: it is not kept. Reserved: no function of this version sets it.';
+COMMENT ON COLUMN mq_msgs.priority IS 'From -1000 to 1000: of the due messages of a channel name those with the greatest come first. 0 in an ordered message. Reserved: no function of this version sets it, and no claim reads it.';
 COMMENT ON COLUMN mq_msgs.fair IS 'Has an entry in mq_msgs_fair. false: it has no channel_args, was due at once, and no other channel of its name had messages when it was sent.';
 COMMENT ON COLUMN mq_msgs.message_name IS 'The name. This and the payload have other names here than in mq_payloads, so that a join of the two needs no prefixes.';
+COMMENT ON COLUMN mq_msgs.headers IS 'A JSON object that goes with the payload and is handed on as it is: trace context, tenant, content type. NULL: none. Reserved: no function of this version sets it.';
 COMMENT ON COLUMN mq_msgs.message_json IS 'The payload as jsonb: key order and duplicate keys are not kept, \u0000 is refused. NULL in a dead message that blocks its ordered channel, as message_bytes is.';
 COMMENT ON COLUMN mq_msgs.message_bytes IS 'The payload as bytea.';
 
@@ -100,13 +108,19 @@ CREATE TABLE mq_dead (
   context text,
   retry_backoff interval NOT NULL,
   channel_key bigint NOT NULL,
-  dedup_key text COLLATE "C"
+  dedup_key text COLLATE "C",
+  keep interval,
+  priority smallint NOT NULL DEFAULT 0,
+  headers jsonb
 );
 COMMENT ON TABLE mq_dead IS 'Dead letters: messages that will not be tried again, with their payload and the last error. mq_redrive sends them again.';
 COMMENT ON COLUMN mq_dead.attempts_made IS 'How many attempts were made; attempts of mq_msgs is how many are left.';
 COMMENT ON COLUMN mq_dead.reason IS 'exhausted: no attempt left; discarded: by its handler; crashed: it brought the server down twice; expired: not handled in time.';
 COMMENT ON COLUMN mq_dead.retry_backoff IS 'Wait that the next retry would have had; mq_redrive goes on with it.';
 COMMENT ON COLUMN mq_dead.dedup_key IS 'As in mq_msgs; mq_redrive sends the message with it again.';
+COMMENT ON COLUMN mq_dead.keep IS 'As in mq_msgs; mq_redrive sends the message with it again.';
+COMMENT ON COLUMN mq_dead.priority IS 'As in mq_msgs; mq_redrive sends the message with it again.';
+COMMENT ON COLUMN mq_dead.headers IS 'As in mq_msgs; mq_redrive sends the message with them again.';
 COMMENT ON SEQUENCE mq_dead_dead_no_seq IS 'Numbers of dead letters.';
 CREATE INDEX mq_dead_id ON mq_dead (id);
 CREATE INDEX mq_dead_channel ON mq_dead (channel_name, died_at);

@@ -26,15 +26,20 @@ DELETE FROM mq_msgs m WHERE m.attempt_at IS NOT NULL AND NOT EXISTS (SELECT FROM
 
 -- Without the indexes the rows are written faster, and afterwards nothing of them is bloated.
 DROP INDEX mq_msgs_due, mq_msgs_fair, mq_msgs_chain, mq_msgs_spent, mq_msgs_lease, mq_msgs_leased, mq_msgs_expiry, mq_msgs_dedup;
-ALTER TABLE mq_msgs ADD fair boolean NOT NULL DEFAULT true, ADD message_name text COLLATE "C", ADD message_json jsonb, ADD message_bytes bytea;
+ALTER TABLE mq_msgs ADD due_at timestamptz, ADD keep interval, ADD priority smallint NOT NULL DEFAULT 0, ADD fair boolean NOT NULL DEFAULT true,
+  ADD message_name text COLLATE "C", ADD headers jsonb, ADD message_json jsonb, ADD message_bytes bytea;
 ALTER TABLE mq_msgs ALTER message_name SET STORAGE MAIN;
 UPDATE mq_msgs m SET message_name = p.name, message_json = p.payload_json, message_bytes = p.payload_bytes FROM mq_payloads p WHERE p.id = m.id;
 -- What is left blocks an ordered channel; its name is with its dead letter.
 UPDATE mq_msgs m SET message_name = COALESCE((SELECT d.name FROM mq_dead d WHERE d.id = m.id ORDER BY d.dead_no DESC LIMIT 1), m.channel_name) WHERE m.message_name IS NULL;
 ALTER TABLE mq_msgs ALTER message_name SET NOT NULL;
 COMMENT ON TABLE mq_msgs IS 'Messages that are pending, with their payload. A large payload is out of line, and an update of the row does not write it again.';
+COMMENT ON COLUMN mq_msgs.due_at IS 'Not NULL: it waits until other messages have been handled, and is due at this time then. NULL: it waits for none. Reserved: no function of this version sets it.';
+COMMENT ON COLUMN mq_msgs.keep IS 'How long it is kept once it is handled; above 0, at most 36,500 days. NULL: it is not kept. Reserved: no function of this version sets it.';
+COMMENT ON COLUMN mq_msgs.priority IS 'From -1000 to 1000: of the due messages of a channel name those with the greatest come first. 0 in an ordered message. Reserved: no function of this version sets it, and no claim reads it.';
 COMMENT ON COLUMN mq_msgs.fair IS 'Has an entry in mq_msgs_fair. false: it has no channel_args, was due at once, and no other channel of its name had messages when it was sent.';
 COMMENT ON COLUMN mq_msgs.message_name IS 'The name. This and the payload have other names here than in mq_payloads, so that a join of the two needs no prefixes.';
+COMMENT ON COLUMN mq_msgs.headers IS 'A JSON object that goes with the payload and is handed on as it is: trace context, tenant, content type. NULL: none. Reserved: no function of this version sets it.';
 COMMENT ON COLUMN mq_msgs.message_json IS 'The payload as jsonb: key order and duplicate keys are not kept, \u0000 is refused. NULL in a dead message that blocks its ordered channel, as message_bytes is.';
 COMMENT ON COLUMN mq_msgs.message_bytes IS 'The payload as bytea.';
 CREATE INDEX mq_msgs_due ON mq_msgs (channel_name, attempt_at, seq)
@@ -49,6 +54,11 @@ CREATE INDEX mq_msgs_expiry ON mq_msgs (expires_at) WHERE expires_at IS NOT NULL
 CREATE UNIQUE INDEX mq_msgs_dedup ON mq_msgs (channel_key, dedup_key, channel_name, channel_args)
   WHERE dedup_key IS NOT NULL;
 COMMENT ON COLUMN mq_dead.reason IS 'exhausted: no attempt left; discarded: by its handler; crashed: it brought the server down twice; expired: not handled in time.';
+
+ALTER TABLE mq_dead ADD keep interval, ADD priority smallint NOT NULL DEFAULT 0, ADD headers jsonb;
+COMMENT ON COLUMN mq_dead.keep IS 'As in mq_msgs; mq_redrive sends the message with it again.';
+COMMENT ON COLUMN mq_dead.priority IS 'As in mq_msgs; mq_redrive sends the message with it again.';
+COMMENT ON COLUMN mq_dead.headers IS 'As in mq_msgs; mq_redrive sends the message with them again.';
 
 -- --- functions -----------------------------------------------------------------------------------
 ALTER FUNCTION mq_worker_seats() RENAME TO mq_worker_slots;

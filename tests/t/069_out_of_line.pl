@@ -41,6 +41,25 @@ for my $n (1 .. 3) {
 	holds($node, $db, "$out_of_line 'mq_dead'", 't', 'whose names are out of line');
 }
 
+# A large payload, with large headers: an update of the row leaves what is out of line where it is.
+$node->safe_psql($db, q{
+	CREATE FUNCTION noise(bytes int) RETURNS text LANGUAGE sql AS 'SELECT left(string_agg(md5(n::text), $$$$), bytes) FROM generate_series(1, bytes / 32 + 1) n';
+	SELECT mq_register_handler('large', 'fails(mq_message)'), mq_pause('large');
+	SELECT mq_send('large', to_jsonb(noise(20000)), payload_bytes => convert_to(noise(30000), 'UTF8'), retry_backoff => '1 day')});
+my $toast = $node->safe_psql($db, q{SELECT reltoastrelid::regclass FROM pg_class WHERE oid = 'mq_msgs'::regclass});
+my $chunks = "SELECT string_agg(concat_ws(' ', chunk_id, chunk_seq, xmin, xmax), ',' ORDER BY chunk_id, chunk_seq) FROM $toast";
+my $before = $node->safe_psql($db, $chunks);
+isnt($before, '', 'a large payload is out of line');
+$node->safe_psql($db, q{UPDATE mq_msgs SET priority = 1, keep = '1 day', due_at = now() WHERE channel_name = 'large'});
+holds($node, $db, $chunks, $before, 'another column is set: it stays where it is');
+$node->safe_psql($db, q{UPDATE mq_msgs SET headers = to_jsonb(noise(10000)) WHERE channel_name = 'large'});
+like($node->safe_psql($db, $chunks), qr/^\Q$before\E,./, 'large headers are set: it stays where it is');
+$before = $node->safe_psql($db, $chunks);
+$node->safe_psql($db, q{SELECT mq_resume('large')});
+within(10, $node, $db, q{SELECT attempt, length(message_json ->> 0), length(message_bytes), length(headers ->> 0) FROM mq_msgs WHERE channel_name = 'large'}, '1|20000|30000|10000',
+	'it fails');
+holds($node, $db, $chunks, $before, 'a retry writes neither again');
+
 $node->stop;
 log_is_clean($node);
 done_testing();
