@@ -24,6 +24,7 @@
 #include "queue/current_call.hpp"
 #include "queue/due.hpp"
 #include "queue/enabled.hpp"
+#include "queue/find.hpp"
 #include "queue/lease.hpp"
 #include "queue/maintenance.hpp"
 #include "queue/removal.hpp"
@@ -177,6 +178,7 @@ void keep_alive(const std::vector<Uuid>& ids, Micros duration) {
       " WHERE m.id = ANY ($1) AND m.attempt_at < $2",
       {UUIDARRAYOID, TIMESTAMPTZOID});
   note_changed(ids);
+  wait_for_claims(ids);
   update.run({uuid_array(ids), TimestampTzGetDatum(GetCurrentTimestamp() + duration)});
 }
 
@@ -221,6 +223,7 @@ extern "C" Datum mq_delete_entry(FunctionCallInfo fcinfo) {
     const mq::OwnerScope scope;
     const mq::SpiConnection spi;
     mq::note_changed(ids);
+    mq::wait_for_claims(ids);
     mq::remove_messages(ids, true);
     return Datum{0};
   });
@@ -267,6 +270,7 @@ extern "C" Datum mq_checkpoint_entry(FunctionCallInfo fcinfo) {
         {UUIDOID, JSONBOID, BYTEAOID});
     const mq::OwnerScope scope;
     const mq::SpiConnection spi;
+    mq::wait_for_claims({mq::uuid_of(id.datum)});
     const mq::Rows locked = lock.run({id.datum});
     if (locked.empty()) return Datum{0};
     // Later attempts begin from another point: crashes before this one no longer count.
@@ -306,6 +310,7 @@ extern "C" Datum mq_clear_entry(FunctionCallInfo fcinfo) {
     for (const Datum name : mq::elements(names, "channel_names")) mq::note_changed(mq::text_view(name));
     const mq::OwnerScope scope;
     const mq::SpiConnection spi;
+    mq::wait_for_all_claims();
     mq::clear_messages(names.datum);
     return Datum{0};
   });
@@ -317,6 +322,7 @@ extern "C" Datum mq_clear_all_entry(FunctionCallInfo) {
     const mq::OwnerScope scope;
     const mq::SpiConnection spi;
     mq::note_any_changed();
+    mq::wait_for_all_claims();
     mq::clear_messages({});
     return Datum{0};
   });

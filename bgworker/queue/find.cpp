@@ -1,6 +1,7 @@
 #include "queue/find.hpp"
 
 #include "pg/extension.hpp"
+#include "pg/guard.hpp"
 #include "pg/statement.hpp"
 #include "queue/claimed_rows.hpp"
 #include "shmem/row_claims.hpp"
@@ -30,8 +31,13 @@ void find_named(std::span<const Uuid> ids, Batch& batch, std::vector<int>& crash
   ArrayParam array(UUIDOID, ids.size());
   for (const Uuid& id : ids) array.add(uuid_datum(id));
   const Rows rows = select.run({array.datum()});
-  append(rows, batch);
-  for (std::size_t i = 0; i < rows.size(); ++i) crashes.push_back(DatumGetInt32(rows.get(i, kFurther)));
+  Batch found;
+  append(rows, found);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    if (shared::is_claimed_by_other(found[i].location)) continue;
+    batch.push_back(found[i]);
+    crashes.push_back(DatumGetInt32(rows.get(i, kFurther)));
+  }
 }
 
 void find_due(std::span<const Uuid> ids, Micros now, Batch& batch) {
@@ -86,6 +92,31 @@ void find_expired(Micros now, int limit, Batch& batch) {
   const OwnerScope scope;
   append(select.run({TimestampTzGetDatum(now), Int64GetDatum(limit)}), batch);
   drop_held(batch);
+}
+
+namespace {
+
+void wait_for(const VirtualTransactionId& holder) {
+  guard::call([&] { (void)VirtualXactLock(holder, true); });
+}
+
+}  // namespace
+
+void wait_for_claims(const std::vector<Uuid>& ids) {
+  static Statement select("SELECT m.ctid FROM $S.mq_msgs m WHERE m.id = ANY ($1)", {UUIDARRAYOID});
+  if (!shared::others_claim()) return;
+  ArrayParam array(UUIDOID, ids.size());
+  for (const Uuid& id : ids) array.add(uuid_datum(id));
+  const Rows rows = select.run({array.datum()});
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const auto holder =
+        shared::claimed_by_other(location_of(*reinterpret_cast<ItemPointer>(DatumGetPointer(rows.get(i, 1)))));
+    if (VirtualTransactionIdIsValid(holder)) wait_for(holder);
+  }
+}
+
+void wait_for_all_claims() {
+  for (const VirtualTransactionId& holder : shared::claiming_others()) wait_for(holder);
 }
 
 }  // namespace mq

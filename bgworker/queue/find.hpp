@@ -1,8 +1,9 @@
 // Find: locks messages by what is known of them, and appends them to a batch. Charges, exclusive
 // calls, leased handlers, deduplication, mq_snooze, mq_discard and the sweep use it. No state.
 //
-// All lock to the end of the transaction, and pass over messages that other sessions have locked, so
-// nothing here waits. They need a transaction and an SPI connection, and take the OwnerScope.
+// All but wait_for_claims() lock to the end of the transaction, and pass over messages that other
+// sessions have locked, so they wait for nothing. They need a transaction and an SPI connection, and take the
+// OwnerScope.
 #pragma once
 
 #include <span>
@@ -25,5 +26,12 @@ bool find_leased(std::int64_t token, Batch& batch);
 void find_exhausted(Micros now, int limit, Batch& batch);
 // Of all channels: expired messages, but for those that are being handled.
 void find_expired(Micros now, int limit, Batch& batch);
+
+// Waits until the workers that handle one of the messages without having locked its row
+// (shmem/row_claims.hpp) have committed or rolled back, as for a row lock: mq_delete, say, finds a
+// message that was handled meanwhile gone. Needs an OwnerScope and an SPI connection.
+void wait_for_claims(const std::vector<Uuid>& ids);
+// The same for all messages of the database.
+void wait_for_all_claims();
 
 }  // namespace mq

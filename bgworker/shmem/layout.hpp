@@ -189,8 +189,8 @@ struct Aborted {
 // See row_claims.hpp.
 struct RowClaimEntry {
   std::uint64_t row;  // its ctid in mq_msgs: block << 16 | offset
-  Oid database;       // InvalidOid: free
-  int worker;         // the number of its slot
+  VirtualTransactionId holder;
+  Oid database;  // InvalidOid: free
 };
 
 struct State {

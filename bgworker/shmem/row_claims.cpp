@@ -1,10 +1,13 @@
 #include "shmem/row_claims.hpp"
 
+#include <algorithm>
+
 #include "shmem/layout.hpp"
 
 extern "C" {
 #include "access/xact.h"
 #include "miscadmin.h"
+#include "storage/proc.h"
 }
 
 namespace mq::shared {
@@ -20,6 +23,17 @@ bool released_at_end = false;  // release_at_end() is registered
 
 pg_atomic_uint64& released_count() {
   return state->row_claims_released[MyDatabaseId % kAudiences];
+}
+
+VirtualTransactionId mine() {
+  VirtualTransactionId id;
+  GET_VXID_FROM_PGPROC(id, *MyProc);
+  return id;
+}
+
+bool is_mine(const RowClaimEntry& entry) {
+  const VirtualTransactionId id = mine();
+  return VirtualTransactionIdEquals(entry.holder, id);
 }
 
 // Fibonacci hashing: rows of a page and pages of a table go to different buckets.
@@ -44,12 +58,11 @@ RowClaim claim(std::uint64_t row) {
   std::size_t free = kRowClaims;
   for (std::size_t i = bucket; i < bucket + kRowClaimBucket; ++i) {
     const RowClaimEntry& entry = state->row_claims[i];
-    if (entry.database == MyDatabaseId && entry.row == row)
-      return entry.worker == my_slot ? RowClaim::kMine : RowClaim::kOther;
+    if (entry.database == MyDatabaseId && entry.row == row) return is_mine(entry) ? RowClaim::kMine : RowClaim::kOther;
     if (entry.database == InvalidOid && free == kRowClaims) free = i;
   }
   if (free == kRowClaims || mine_count == kMost) return RowClaim::kNoRoom;
-  state->row_claims[free] = {row, MyDatabaseId, my_slot};
+  state->row_claims[free] = {row, mine(), MyDatabaseId};
   mine_at[mine_count++] = static_cast<std::uint16_t>(free);
   return RowClaim::kMine;
 }
@@ -72,16 +85,35 @@ std::uint64_t claim_rows(std::span<const std::uint64_t> rows, RowClaim* results)
   return pg_atomic_read_u64(&released_count());
 }
 
-bool is_claimed_by_other(std::uint64_t row) {
-  if (!available() || pg_atomic_read_u32(&state->row_claims_used) == static_cast<std::uint32_t>(mine_count))
-    return false;
+bool others_claim() {
+  return available() && pg_atomic_read_u32(&state->row_claims_used) != static_cast<std::uint32_t>(mine_count);
+}
+
+VirtualTransactionId claimed_by_other(std::uint64_t row) {
+  VirtualTransactionId holder;
+  SetInvalidVirtualTransactionId(holder);
+  if (!others_claim()) return holder;
   const std::size_t bucket = bucket_of(row);
   const LightweightLock lock(state->row_claims_lock, LW_SHARED);
   for (std::size_t i = bucket; i < bucket + kRowClaimBucket; ++i) {
     const RowClaimEntry& entry = state->row_claims[i];
-    if (entry.database == MyDatabaseId && entry.row == row) return entry.worker != my_slot;
+    if (entry.database == MyDatabaseId && entry.row == row && !is_mine(entry)) holder = entry.holder;
   }
-  return false;
+  return holder;
+}
+
+std::vector<VirtualTransactionId> claiming_others() {
+  std::vector<VirtualTransactionId> holders;
+  if (!others_claim()) return holders;
+  const LightweightLock lock(state->row_claims_lock, LW_SHARED);
+  for (const RowClaimEntry& entry : state->row_claims) {
+    if (entry.database != MyDatabaseId || is_mine(entry)) continue;
+    const auto is_it = [&](const VirtualTransactionId& holder) {
+      return VirtualTransactionIdEquals(holder, entry.holder);
+    };
+    if (std::none_of(holders.begin(), holders.end(), is_it)) holders.push_back(entry.holder);
+  }
+  return holders;
 }
 
 }  // namespace mq::shared

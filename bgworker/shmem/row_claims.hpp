@@ -11,6 +11,13 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
+
+#include "pg/postgres.hpp"
+
+extern "C" {
+#include "storage/lock.h"
+}
 
 namespace mq::shared {
 
@@ -28,7 +35,15 @@ std::uint64_t row_claims_released();
 // ends. Writes to `results` how each went. For bodies of guard::call().
 std::uint64_t claim_rows(std::span<const std::uint64_t> rows, RowClaim* results);
 
-// Whether another worker has claimed the row. Cheap while no worker of any database has a claim.
-bool is_claimed_by_other(std::uint64_t row);
+// Whether another worker has claimed any row, in any database.
+bool others_claim();
+// The transaction of another worker that has claimed the row, or an invalid one.
+VirtualTransactionId claimed_by_other(std::uint64_t row);
+inline bool is_claimed_by_other(std::uint64_t row) {
+  return VirtualTransactionIdIsValid(claimed_by_other(row));
+}
+
+// The transactions of other workers that have claimed rows in this database.
+std::vector<VirtualTransactionId> claiming_others();
 
 }  // namespace mq::shared
