@@ -5,6 +5,7 @@
 //   databases  an entry for each database that the launcher knows of, or that was announced
 //   pools      an entry for each (database, role) that workers are wanted for. Workers that have
 //              read the handlers write it, and the launcher does
+//   row_claims which rows the batches of workers handle without a row lock (row_claims.hpp)
 //   slots      an entry for each worker. The launcher reserves it, the worker takes it when it
 //              starts and frees it when it ends. The launcher frees it if the worker never started
 //
