@@ -51,6 +51,29 @@ SELECT relname, n_live_rows_read < 60 * 300 AS few
  ORDER BY relname;
 ROLLBACK;
 
+-- A trigger of the application is planned as its session wants it. What it sets ends with the call that fired it.
+CREATE TABLE seen (at text, enable_seqscan text, enable_sort text, plan_cache_mode text);
+CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  INSERT INTO public.seen VALUES (TG_OP, current_setting('enable_seqscan'), current_setting('enable_sort'), current_setting('plan_cache_mode'));
+  PERFORM set_config('enable_sort', 'off', false), set_config('plan_cache_mode', 'force_custom_plan', true);
+  RETURN NULL;
+END $$;
+CREATE TRIGGER look AFTER INSERT OR UPDATE OR DELETE ON mq_msgs FOR EACH STATEMENT EXECUTE FUNCTION look();
+BEGIN;
+SELECT FROM mq_send('outside', id => '00000000-0000-4000-8000-000000000001');
+SHOW enable_sort;
+SHOW plan_cache_mode;
+COMMIT;
+SELECT FROM mq_delete('{00000000-0000-4000-8000-000000000001}');
+SELECT * FROM seen;
+SHOW enable_sort;
+SHOW plan_cache_mode;
+RESET enable_sort;
+DROP TRIGGER look ON mq_msgs;
+DROP FUNCTION look();
+DROP TABLE seen;
+
 DROP PROCEDURE every_way(int);
 DROP FUNCTION handle(jsonb);
 DROP EXTENSION mq;

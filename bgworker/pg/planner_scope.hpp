@@ -1,6 +1,7 @@
 // Planner scope: while it lives, plans are made for large tables and take the indexes, whatever the
-// statistics say. Each statement of mq has one (statement.cpp): its plan is made once and kept, while
-// the tables fill and empty. The state is the planner's settings of this process.
+// statistics say. The plan of each statement of mq is made in one (statement.cpp), once, and kept, while
+// the tables fill and empty. The state is the planner's settings of this process. No code of others
+// runs in a scope.
 #pragma once
 
 namespace mq {

@@ -136,8 +136,8 @@ void Statement::prepare() {
   Oid* types = types_.data();
   try {
     plan_ = guard::call([&] {
-      SPIPlanPtr plan = SPI_prepare(sql, count, types);
-      if (plan == nullptr) elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+      SPIPlanPtr plan = SPI_prepare_cursor(sql, count, types, CURSOR_OPT_GENERIC_PLAN);
+      if (plan == nullptr) elog(ERROR, "SPI_prepare_cursor failed: %s", SPI_result_code_string(SPI_result));
       SPI_keepplan(plan);
       return plan;
     });
@@ -152,6 +152,21 @@ void Statement::prepare() {
   generation_ = source->query_list == NIL ? 0 : extension.generation();
 }
 
+namespace {
+
+// Makes the generic plan, if there is none or it is no longer valid. Triggers that the statement fires are
+// planned later, as their session wants it. Their tables cannot change before it runs, since making the
+// plan has locked them.
+void make_plan(SPIPlanPtr plan) {
+  const PlannerScope planner;
+  guard::call([&] {
+    CachedPlan* made = SPI_plan_get_cached_plan(plan);
+    if (made != nullptr) ReleaseCachedPlan(made, CurrentResourceOwner);
+  });
+}
+
+}  // namespace
+
 Rows Statement::run(std::span<const Param> params, Snapshot snapshot) {
   prepare();
   Datum values[kMostParams];
@@ -163,7 +178,7 @@ Rows Statement::run(std::span<const Param> params, Snapshot snapshot) {
   }
   SPIPlanPtr plan = plan_;
   const StartScope scope;
-  const PlannerScope planner;
+  make_plan(plan);
   const IsolationScope isolation;
   guard::call([&] {
     Snapshot used = snapshot != nullptr ? snapshot : GetLatestSnapshot();
