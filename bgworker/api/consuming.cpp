@@ -42,6 +42,7 @@ namespace mq {
 namespace {
 
 constexpr int kMostPolled = 100000;
+constexpr std::size_t kRepaired = 50;  // ordered channels whose heads a poll that finds nothing looks at
 // The longest wait that mq_poll tells a consumer. A client that loses its connection and LISTENs
 // anew has missed the notifications in between.
 constexpr Micros kLongestWait = 60 * kSecond;
@@ -163,7 +164,7 @@ void poll(const Value& channel_names, int batch_size, ResultSet& result) {
     if (repaired) break;
     const bool overlooked = claimer.overlooked();
     const bool followed = follow_clock(names, clock.now());
-    if (!repair_heads() && !overlooked && !followed) break;
+    if (!repair_heads(kRepaired) && !overlooked && !followed) break;
     repaired = true;
   }
   result.add({Param(), Param(), Param(), Param(), Param(), Param(), wait_time(names, clock.now(), others_commit)});

@@ -232,7 +232,7 @@ std::int64_t send_dead_letters(const Rows& dead_letters, int retries) {
       for (std::size_t i = 0; i < dead_letters.size(); ++i)
         if (!pending.contains(uuid_of(dead_letters.get(i, kId)))) step.add(dead_letters, i);
       const std::int64_t sent = step.finish();
-      session.release_savepoint();
+      (void)session.release_savepoint();
       return sent;
     } catch (const Error& error) {
       session.rollback_to_savepoint();

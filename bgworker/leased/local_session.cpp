@@ -105,7 +105,10 @@ void LocalSession::run_function(const LeasedCall& call) {
     if (!HandlerTimeout::explain(error, call.timeout)) caller_.note_cancel(error);
     error_ = error;
   }
-  error_ ? transaction_.rollback_to_savepoint() : transaction_.release_savepoint();
+  if (error_)
+    transaction_.rollback_to_savepoint();
+  else
+    (void)transaction_.release_savepoint();
 }
 
 std::unique_ptr<HandlerSession> LocalLeaseStore::open(int) {

@@ -61,7 +61,7 @@ Rows insert(Numbered table, const std::function<Rows()>& insert) {
     session.set_savepoint();
     try {
       const Rows rows = insert();
-      session.release_savepoint();
+      (void)session.release_savepoint();
       return rows;
     } catch (const Error& error) {
       session.rollback_to_savepoint();

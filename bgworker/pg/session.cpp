@@ -42,9 +42,11 @@ void Session::restore_outer() {
   CurrentResourceOwner = outer.owner;
 }
 
-void Session::release_savepoint() {
+bool Session::release_savepoint() {
+  const bool wrote = TransactionIdIsValid(GetCurrentTransactionIdIfAny());
   guard::call([] { ReleaseCurrentSubTransaction(); });
   restore_outer();
+  return wrote;
 }
 
 void Session::rollback_to_savepoint() {

@@ -38,7 +38,7 @@ class HeldSnapshot {
 class Session : public Transaction {
  public:
   void set_savepoint() override;
-  void release_savepoint() override;
+  bool release_savepoint() override;
   void rollback_to_savepoint() override;
   // For a transaction that claims nothing, and in which code that runs may commit.
   void release_snapshot() { snapshot_.release(); }

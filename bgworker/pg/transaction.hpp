@@ -12,7 +12,7 @@ class Transaction {
   virtual void commit() = 0;
   virtual void rollback() = 0;
   virtual void set_savepoint() = 0;
-  virtual void release_savepoint() = 0;
+  virtual bool release_savepoint() = 0;  // whether it had a transaction id: something was written in it
   virtual void rollback_to_savepoint() = 0;
   // Runs what is deferred to the commit, if mq itself commits the transaction.
   virtual void check_deferred() {}

@@ -9,6 +9,7 @@
 #include "queue/claimed_rows.hpp"
 #include "queue/due_scan.hpp"
 #include "queue/enabled.hpp"
+#include "queue/fairness.hpp"
 #include "queue/head_links.hpp"
 #include "queue/low_water.hpp"
 #include "queue/skip_scan.hpp"
@@ -163,6 +164,7 @@ int Claimer::take_share(Scan& scan, int share, Micros now) {
     sampled = 0;
     if (--unsampled->second == 0) unsampled_.erase(unsampled);
   }
+  if (sampled > 0 && fairness::is_one_channel(scan.channel_name)) sampled = 0;
   int taken = take_oldest(scan, share - sampled, now);
   if (sampled > 0 && scan.more) taken += sample(scan, sampled, now);
   // The sample may find messages that are among the oldest: then more of the oldest fill its part.
@@ -274,7 +276,9 @@ void Claimer::oldest(std::string_view channel_name, Micros now, std::optional<Po
   low_water::taken(channel_name, static_cast<int>(batch.size() - before));
 }
 
-void Claimer::fair(std::string_view channel_name, Micros now, std::int64_t start, int limit, Batch& batch) {
+namespace {
+
+Rows query_sample(Datum name, const std::vector<std::int64_t>& keys, Micros now, Position from, int limit) {
   static Statement sample(
       "SELECT c.* FROM unnest($3) AS k (key) CROSS JOIN LATERAL ("
       "  SELECT " CLAIMED_COLUMNS
@@ -283,14 +287,26 @@ void Claimer::fair(std::string_view channel_name, Micros now, std::int64_t start
       " AND (m.attempt_at, m.seq) >= ($5, $6)"
       "   ORDER BY m.attempt_at, m.seq LIMIT 1 " LOCKED ") c LIMIT $4",
       {TEXTOID, TIMESTAMPTZOID, INT8ARRAYOID, INT8OID, TIMESTAMPTZOID, INT8OID});
+  ArrayParam array(INT8OID, keys.size());
+  for (const std::int64_t key : keys) array.add(Int64GetDatum(key));
+  return sample.run({name, TimestampTzGetDatum(now), array.datum(), Int64GetDatum(limit),
+                     TimestampTzGetDatum(from.attempt_at), Int64GetDatum(from.seq)});
+}
+
+}  // namespace
+
+void Claimer::fair(std::string_view channel_name, Micros now, std::int64_t start, int limit, Batch& batch) {
   if (undeliverable_left_) return;
   const Position from = low_water::start(channel_name);
-  ArrayParam keys(INT8OID);
-  for (const std::int64_t key : fair_keys(channel_name, from, start, limit * kProbes)) keys.add(Int64GetDatum(key));
-  const Rows rows = sample.run({text_datum(channel_name), TimestampTzGetDatum(now), keys.datum(), Int64GetDatum(limit),
-                                TimestampTzGetDatum(from.attempt_at), Int64GetDatum(from.seq)});
-  append(rows, batch);
-  low_water::taken(channel_name, static_cast<int>(rows.size()));
+  const std::vector<std::int64_t> keys = fair_keys(channel_name, from, start, limit * kProbes);
+  if (keys.empty()) return;
+  const std::size_t before = batch.size();
+  const Datum name = text_datum(channel_name);
+  if (const auto rows = lock_sample(name, keys, now, from, limit))
+    for (const LockedRow& row : *rows) batch.push_back(claimed(row));
+  else
+    append(query_sample(name, keys, now, from, limit), batch);
+  low_water::taken(channel_name, static_cast<int>(batch.size() - before));
 }
 
 namespace {

@@ -8,7 +8,14 @@
 #include "shmem/shared.hpp"
 
 extern "C" {
+#include "access/htup_details.h"
+#include "access/tableam.h"
+#include "access/xact.h"
 #include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/relcache.h"
+#include "utils/snapmgr.h"
+#include "utils/uuid.h"
 }
 
 namespace mq {
@@ -120,6 +127,54 @@ void append(const Rows& rows, Batch& batch) {
     row.location = *reinterpret_cast<ItemPointer>(DatumGetPointer(rows.get(i, kColumns + 1)));
     batch.push_back(claimed(row));
   }
+}
+
+// Whether this transaction has written the table anew (TRUNCATE, say): no row is at its old ctid.
+bool has_new_file(Oid table) {
+  return guard::call([&] {
+    const Relation relation = RelationIdGetRelation(table);
+    if (relation == nullptr) return false;
+#if PG_VERSION_NUM >= 160000
+    const bool found = relation->rd_firstRelfilelocatorSubid != InvalidSubTransactionId;
+#else
+    const bool found = relation->rd_firstRelfilenodeSubid != InvalidSubTransactionId;
+#endif
+    RelationClose(relation);
+    return found;
+  });
+}
+
+ItemPointerData item_of(const Claimed& message) {
+  ItemPointerData item;
+  ItemPointerSet(&item, static_cast<BlockNumber>(message.location >> 16),
+                 static_cast<OffsetNumber>(message.location & 0xffff));
+  return item;
+}
+
+RowState row_state(Relation relation, const AttrNumber* numbers, const Claimed& message, TupleTableSlot* slot) {
+  const auto is_it = [&] {
+    bool null = false;
+    const auto* id = DatumGetUUIDP(slot_getattr(slot, numbers[kId], &null));
+    return memcmp(id->data, message.id.bytes.data(), UUID_LEN) == 0 &&
+           DatumGetInt64(slot_getattr(slot, numbers[kSeq], &null)) == message.seq;
+  };
+  ItemPointerData item = item_of(message);
+  if (table_tuple_fetch_row_version(relation, &item, GetActiveSnapshot(), slot)) {
+    // The claim may have found the message in a table that inherits from this one.
+    if (!is_it()) return RowState::kNotFound;
+    if (message.locked) return RowState::kThere;
+    // Another version of the row may have come to the same place.
+    bool lease = false, due = false, null = false;
+    (void)slot_getattr(slot, numbers[kLeaseToken], &lease);
+    const Datum attempt_at = slot_getattr(slot, numbers[kAttemptAt], &due);
+    const bool same = lease && !due && DatumGetTimestampTz(attempt_at) == message.attempt_at &&
+                      DatumGetInt32(slot_getattr(slot, numbers[kAttempts], &null)) == message.attempts;
+    return same ? RowState::kThere : RowState::kNotFound;
+  }
+  if (!table_tuple_fetch_row_version(relation, &item, SnapshotAny, slot) || !is_it()) return RowState::kNotFound;
+  const HeapTuple tuple = ExecFetchSlotHeapTuple(slot, false, nullptr);
+  const TransactionId xid = HeapTupleHeaderGetUpdateXid(tuple->t_data);
+  return TransactionIdIsCurrentTransactionId(xid) ? RowState::kOurs : RowState::kNotFound;
 }
 
 }  // namespace mq

@@ -6,6 +6,11 @@
 #include "pg/statement.hpp"
 #include "queue/message.hpp"
 
+extern "C" {
+#include "executor/tuptable.h"
+#include "utils/rel.h"
+}
+
 namespace mq {
 
 // The columns of mq_msgs: those that a claim reads, in the order of kColumnNames, then the others.
@@ -50,6 +55,21 @@ struct LockedRow {
   bool dropped = false;  // due_scan.cpp: not claimed after all
 };
 std::uint64_t location_of(const ItemPointerData& location);  // block << 16 | offset
+
+// Whether this transaction has written the table anew (TRUNCATE, say): no row is at its old ctid.
+bool has_new_file(Oid table);
+
+ItemPointerData item_of(const Claimed& message);  // where the claim found its row
+
+// What has become of the row of a claimed message.
+enum class RowState {
+  kThere,     // as it was claimed; in the slot
+  kOurs,      // the handler, in this transaction, has changed or removed it
+  kNotFound,  // neither
+};
+// For bodies of guard::call(), with the latest snapshot active.
+// `numbers` are those of attribute_numbers().
+RowState row_state(Relation relation, const AttrNumber* numbers, const Claimed& message, TupleTableSlot* slot);
 
 // The columns for a query, in the order of ClaimColumn, and the ctid.
 #define CLAIMED_COLUMNS                                                                        \

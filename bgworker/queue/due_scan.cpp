@@ -57,19 +57,15 @@ class Scan {
   // Goes to the due messages of the channel name from a position on, in mq_msgs_due.
   void find_due(Datum channel_name, Position from) {
     ScanKeyEntryInitialize(&keys_[0], 0, 1, BTEqualStrategyNumber, InvalidOid, C_COLLATION_OID, F_TEXTEQ, channel_name);
-    ScanKeyEntryInitialize(&keys_[1], 0, 2, BTLessEqualStrategyNumber, InvalidOid, InvalidOid, F_TIMESTAMPTZ_LE,
-                           TimestampTzGetDatum(now_));
-    // (attempt_at, seq) >= from, as the executor builds it.
-    ScanKeyEntryInitialize(&row_[0], SK_ROW_MEMBER, 2, BTGreaterEqualStrategyNumber, InvalidOid, InvalidOid,
-                           F_TIMESTAMPTZ_CMP, TimestampTzGetDatum(from.attempt_at));
-    ScanKeyEntryInitialize(&row_[1], SK_ROW_MEMBER | SK_ROW_END, 3, BTGreaterEqualStrategyNumber, InvalidOid,
-                           InvalidOid, F_BTINT8CMP, Int64GetDatum(from.seq));
-    memset(&keys_[2], 0, sizeof keys_[2]);
-    keys_[2].sk_flags = SK_ROW_HEADER;
-    keys_[2].sk_attno = row_[0].sk_attno;
-    keys_[2].sk_strategy = BTGreaterEqualStrategyNumber;
-    keys_[2].sk_argument = PointerGetDatum(row_);
-    rescan(3);
+    rescan(add_due(1, 2, from));
+  }
+
+  // Goes to those of one channel, in mq_msgs_fair.
+  void find_sampled(Datum channel_name, std::int64_t channel_key, Position from) {
+    ScanKeyEntryInitialize(&keys_[0], 0, 1, BTEqualStrategyNumber, InvalidOid, C_COLLATION_OID, F_TEXTEQ, channel_name);
+    ScanKeyEntryInitialize(&keys_[1], 0, 2, BTEqualStrategyNumber, InvalidOid, InvalidOid, F_INT8EQ,
+                           Int64GetDatum(channel_key));
+    rescan(add_due(2, 3, from));
   }
 
   // Goes to the messages of the channel behind a sequence number, in mq_msgs_chain.
@@ -190,6 +186,24 @@ class Scan {
     row.dropped = false;
   }
 
+  // Adds keys for attempt_at <= now and (attempt_at, seq) >= from, as the executor builds it. `column`: the
+  // number of attempt_at in the index. Returns how many keys there are then.
+  int add_due(int keys, AttrNumber column, Position from) {
+    ScanKeyEntryInitialize(&keys_[keys], 0, column, BTLessEqualStrategyNumber, InvalidOid, InvalidOid, F_TIMESTAMPTZ_LE,
+                           TimestampTzGetDatum(now_));
+    ScanKeyEntryInitialize(&row_[0], SK_ROW_MEMBER, column, BTGreaterEqualStrategyNumber, InvalidOid, InvalidOid,
+                           F_TIMESTAMPTZ_CMP, TimestampTzGetDatum(from.attempt_at));
+    ScanKeyEntryInitialize(&row_[1], SK_ROW_MEMBER | SK_ROW_END, static_cast<AttrNumber>(column + 1),
+                           BTGreaterEqualStrategyNumber, InvalidOid, InvalidOid, F_BTINT8CMP, Int64GetDatum(from.seq));
+    ScanKeyData& header = keys_[keys + 1];
+    memset(&header, 0, sizeof header);
+    header.sk_flags = SK_ROW_HEADER;
+    header.sk_attno = column;
+    header.sk_strategy = BTGreaterEqualStrategyNumber;
+    header.sk_argument = PointerGetDatum(row_);
+    return keys + 2;
+  }
+
   void rescan(int keys) {
 #if PG_VERSION_NUM >= 180000
     if (scan_ == nullptr) scan_ = index_beginscan(table_, index_, GetActiveSnapshot(), nullptr, keys, 0);
@@ -209,7 +223,7 @@ class Scan {
   CommandId command_;
   LockTupleMode mode_;
   ScanKeyData row_[2];
-  ScanKeyData keys_[3];
+  ScanKeyData keys_[4];
 };
 
 // Rows in memory of the context that was current, as many as are found.
@@ -324,6 +338,34 @@ std::optional<DueRows> lock_due(Datum channel_name, Micros now, Position from, b
   });
   if (!asked) return std::nullopt;
   return DueRows{found.rows(), any ? std::optional(first) : std::nullopt};
+}
+
+std::optional<std::span<const LockedRow>> lock_sample(Datum channel_name, const std::vector<std::int64_t>& channel_keys,
+                                                      Micros now, Position from, int limit) {
+  const Extension& extension = Extension::get();
+  const Oid table = extension.relation("mq_msgs");
+  const Oid index = extension.relation("mq_msgs_fair");
+  const AttrNumber* numbers = attribute_numbers(table);
+  RowArray found;
+  const bool asked = guard::call([&] {
+    Scan scan;
+    if (!scan.open(table, index, numbers, now)) return false;
+    for (std::size_t i = 0; i < channel_keys.size() && found.count() < limit; ++i) {
+      scan.find_sampled(channel_name, channel_keys[i], from);
+      for (bool locked = false; !locked && scan.next();) {
+        CHECK_FOR_INTERRUPTS();
+        const auto is_due_head = [&](TupleTableSlot* slot) {
+          return scan.is_due(slot) && scan.is(slot, kChannelName, channel_name) && scan.after(slot) == Uuid();
+        };
+        locked = !shared::is_claimed_by_other(location_of(scan.slot()->tts_tid)) &&
+                 scan.lock(found.next(limit), is_due_head);
+        if (locked) found.keep();
+      }
+    }
+    scan.close();
+    return true;
+  });
+  return asked ? std::optional(found.rows()) : std::nullopt;
 }
 
 std::optional<std::span<const LockedRow>> lock_runs(const std::vector<ChainSearch>& searches, Micros now, int limit) {

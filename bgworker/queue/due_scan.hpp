@@ -30,6 +30,12 @@ struct DueRows {
 // to ask. Needs an OwnerScope.
 std::optional<DueRows> lock_due(Datum channel_name, Micros now, Position from, bool behind, int limit, bool unlocked);
 
+// The first message that is due of each of these channels of the name, from a position on, in the order
+// of mq_msgs_fair; at most `limit` in all. Passes over rows that other sessions have locked or claimed.
+// None: as above. Needs an OwnerScope.
+std::optional<std::span<const LockedRow>> lock_sample(Datum channel_name, const std::vector<std::int64_t>& channel_keys,
+                                                      Micros now, Position from, int limit);
+
 // A search for what is behind a message in its ordered channel.
 struct ChainSearch {
   std::int64_t channel_key, behind;  // `behind`: a sequence number

@@ -55,6 +55,10 @@ bool needs_entry(std::string_view channel_name) {
   return false;
 }
 
+bool is_one_channel(std::string_view channel_name) {
+  return shared::KeyedName(low_water::key_of(channel_name)).state() == shared::KeyedName::kPlain;
+}
+
 void has_channels(std::string_view channel_name) {
   shared::KeyedName(low_water::key_of(channel_name)).set_keyed();
 }

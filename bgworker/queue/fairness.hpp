@@ -21,6 +21,8 @@ namespace mq::fairness {
 
 // Whether a message of the name without channel_args that is due at once needs an entry.
 bool needs_entry(std::string_view channel_name);
+// Whether the name is known to have no other channel: oldest first is fair then.
+bool is_one_channel(std::string_view channel_name);
 // Messages of the name with channel_args are about to be inserted, or have been.
 void has_channels(std::string_view channel_name);
 

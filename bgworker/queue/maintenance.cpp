@@ -46,7 +46,7 @@ void under_savepoint(Transaction& transaction, Body&& body) {
     transaction.rollback_to_savepoint();
     throw;
   }
-  transaction.release_savepoint();
+  (void)transaction.release_savepoint();
 }
 
 void settle_under_savepoint(Transaction& transaction, const Settlement& settlement) {
@@ -237,12 +237,12 @@ bool repair(const std::vector<ChainPosition>& first) {
 
 }  // namespace
 
-bool repair_heads() {
+bool repair_heads(std::size_t most) {
   static ChainPosition from;  // where the last call ended
   const bool at_the_start = from.channel_key == ChainPosition().channel_key;
-  std::vector<ChainPosition> first = first_messages(from, kStep);
+  std::vector<ChainPosition> first = first_messages(from, most);
   if (!at_the_start && from.channel_key == ChainPosition().channel_key) {
-    const std::vector<ChainPosition> more = first_messages(from, kStep - first.size());
+    const std::vector<ChainPosition> more = first_messages(from, most - first.size());
     first.insert(first.end(), more.begin(), more.end());
   }
   return repair(first);
@@ -314,7 +314,7 @@ Swept sweep(Transaction& transaction, Micros now) {
   step([&] { return more(unblock()); });
   step([&] {
     const OwnerScope scope;
-    return more(repair_heads());
+    return more(repair_heads(kStep));
   });
   step([&] {
     const OwnerScope scope;

@@ -9,6 +9,7 @@ extern "C" {
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 }
 
 namespace mq {
@@ -94,6 +95,49 @@ void PlainTable::insert_index_entries(TupleTableSlot* slot, bool updated) {
   list_free(ExecInsertIndexTuples(info_, slot, state_, updated, false, nullptr, NIL));
 #endif
   ResetPerTupleExprContext(state_);
+}
+
+bool RowUpdater::open(Oid table, const AttrNumber* numbers) {
+  if (!table_.open(table, numbers)) return false;
+  CheckCmdReplicaIdentity(table_.relation(), CMD_UPDATE);  // may refuse where a publication has the table
+  old_ = table_.create_slot();
+  new_ = table_.create_slot();
+  PushActiveSnapshot(GetLatestSnapshot());
+  return true;
+}
+
+void RowUpdater::close() {
+  PopActiveSnapshot();
+  ExecDropSingleTupleTableSlot(old_);
+  ExecDropSingleTupleTableSlot(new_);
+  table_.close();
+}
+
+bool RowUpdater::copy_old(const ItemPointerData& location) {
+  ItemPointerData at = location;
+  if (!table_tuple_fetch_row_version(table_.relation(), &at, GetActiveSnapshot(), old_)) return false;
+  slot_getallattrs(old_);
+  const auto columns = static_cast<Size>(old_->tts_tupleDescriptor->natts);
+  ExecClearTuple(new_);
+  memcpy(new_->tts_values, old_->tts_values, sizeof(Datum) * columns);
+  memcpy(new_->tts_isnull, old_->tts_isnull, sizeof(bool) * columns);
+  return true;
+}
+
+bool RowUpdater::write_new(ItemPointerData location, bool wait) {
+  ExecStoreVirtualTuple(new_);
+  TM_FailureData failure;
+  LockTupleMode mode;
+#if PG_VERSION_NUM >= 160000
+  TU_UpdateIndexes update_indexes = TU_None;
+#else
+  bool update_indexes = false;
+#endif
+  const TM_Result result = table_tuple_update(table_.relation(), &location, new_, table_.command(), GetActiveSnapshot(),
+                                              InvalidSnapshot, wait, &failure, &mode, &update_indexes);
+  if (result != TM_Ok) return false;
+  if (update_indexes) table_.insert_index_entries(new_, true);
+  return true;
 }
 
 }  // namespace mq

@@ -20,13 +20,8 @@ namespace {
 class Promoter {
  public:
   bool open(Oid table, const AttrNumber* numbers) {
-    if (!table_.open(table, numbers)) return false;
-    CheckCmdReplicaIdentity(table_.relation(), CMD_UPDATE);  // may refuse where a publication has the table
     after_ = numbers[kAfter] - 1;
-    old_ = table_.create_slot();
-    new_ = table_.create_slot();
-    PushActiveSnapshot(GetLatestSnapshot());
-    return true;
+    return updater_.open(table, numbers);
   }
 
   bool promote(const FirstMessage& message) {
@@ -36,49 +31,23 @@ class Promoter {
     ItemPointerData location = message.location;
     TM_FailureData failure;
     const TM_Result result =
-        table_tuple_lock(table_.relation(), &location, GetActiveSnapshot(), old_, table_.command(),
+        table_tuple_lock(updater_.relation(), &location, GetActiveSnapshot(), updater_.old(), updater_.command(),
                          LockTupleNoKeyExclusive, LockWaitSkip, TUPLE_LOCK_FLAG_LOCK_UPDATE_IN_PROGRESS, &failure);
     return result == TM_Ok && update(message.location, true);
   }
 
-  void close() {
-    PopActiveSnapshot();
-    ExecDropSingleTupleTableSlot(old_);
-    ExecDropSingleTupleTableSlot(new_);
-    table_.close();
-  }
+  void close() { updater_.close(); }
 
  private:
-  // `wait`: for others that have a lock which goes with the update, for none in fact.
-  bool update(ItemPointerData location, bool wait = false) {
-    if (!table_tuple_fetch_row_version(table_.relation(), &location, GetActiveSnapshot(), old_)) return false;
-    slot_getallattrs(old_);
-    const int columns = old_->tts_tupleDescriptor->natts;
-    ExecClearTuple(new_);
-    memcpy(new_->tts_values, old_->tts_values, sizeof(Datum) * static_cast<Size>(columns));
-    memcpy(new_->tts_isnull, old_->tts_isnull, sizeof(bool) * static_cast<Size>(columns));
-    new_->tts_values[after_] = PointerGetDatum(&nil_);
-    new_->tts_isnull[after_] = false;
-    ExecStoreVirtualTuple(new_);
-    TM_FailureData failure;
-    LockTupleMode mode;
-#if PG_VERSION_NUM >= 160000
-    TU_UpdateIndexes update_indexes = TU_None;
-#else
-    bool update_indexes = false;
-#endif
-    const TM_Result result =
-        table_tuple_update(table_.relation(), &location, new_, table_.command(), GetActiveSnapshot(), InvalidSnapshot,
-                           wait, &failure, &mode, &update_indexes);
-    if (result != TM_Ok) return false;
-    if (update_indexes) table_.insert_index_entries(new_, true);
-    return true;
+  bool update(const ItemPointerData& location, bool wait = false) {
+    return updater_.update(location, wait, [&](Datum* values, bool* nulls) {
+      values[after_] = PointerGetDatum(&nil_);
+      nulls[after_] = false;
+    });
   }
 
-  PlainTable table_;
+  RowUpdater updater_;
   int after_;
-  TupleTableSlot* old_;
-  TupleTableSlot* new_;
   pg_uuid_t nil_ = {};
 };
 

@@ -14,6 +14,7 @@
 #include "pg/statement.hpp"
 #include "queue/commit_actions.hpp"
 #include "queue/removal.hpp"
+#include "queue/retries.hpp"
 #include "shmem/channel_key.hpp"
 #include "stats/totals.hpp"
 
@@ -109,26 +110,28 @@ void record(const std::vector<Failure>& failures) {
   });
 }
 
-// The number that settling adds to the attempts: 0 where the lease has charged this attempt already.
-int to_charge(const Claimed& message) {
-  return message.lease == 0 ? 1 : 0;
-}
-
 void retry(const std::vector<Retry>& retries) {
   static Statement update(
       "UPDATE $S.mq_msgs m SET attempt_at = r.attempt_at, retry_backoff = r.backoff, attempts = m.attempts - r.charged,"
       "       attempt = m.attempt + r.charged, lease = NULL, fair = true"
       "  FROM unnest($1, $2, $3, $4, $5) AS r (id, seq, attempt_at, backoff, charged) WHERE " IS_CLAIMED,
       {UUIDARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID, INTERVALARRAYOID, INT4ARRAYOID});
+  for (const Retry& r : retries) commit_actions::due(r.message->channel_name, {r.attempt_at, r.message->seq});
+  const std::vector<char> written = write_retries(retries);
   ClaimedRows rows;
   ArrayParam times(TIMESTAMPTZOID), backoffs(INTERVALOID), charged(INT4OID);
-  for (const Retry& r : retries) {
+  std::vector<const Claimed*> others;
+  for (std::size_t i = 0; i < retries.size(); ++i) {
+    if (written[i] != 0) continue;
+    const Retry& r = retries[i];
+    others.push_back(r.message);
     rows.add(*r.message);
     times.add(TimestampTzGetDatum(r.attempt_at));
     backoffs.add(interval_datum(r.retry_backoff));
-    commit_actions::due(r.message->channel_name, {r.attempt_at, r.message->seq});
     charged.add(Int32GetDatum(to_charge(*r.message)));
   }
+  if (others.empty()) return;
+  lock_claimed(others);
   const Rows updated =
       update.run({rows.ids.datum(), rows.numbers.datum(), times.datum(), backoffs.datum(), charged.datum()});
   expect_updated(rows, updated.size());
@@ -244,10 +247,9 @@ void dead_letter(const std::vector<DeadLetter>& dead_letters, std::vector<const 
   });
 }
 
-// The messages whose rows are changed, or copied to mq_dead.
+// The messages whose rows statements change, or copy to mq_dead; retry() sees to its own.
 std::vector<const Claimed*> kept_or_copied(const Settlement& settlement) {
   std::vector<const Claimed*> messages = settlement.unhandled;
-  for (const Retry& r : settlement.retries) messages.push_back(r.message);
   for (const Snooze& s : settlement.snoozes) messages.push_back(s.message);
   for (const DeadLetter& d : settlement.dead_letters) messages.push_back(d.message);
   return messages;

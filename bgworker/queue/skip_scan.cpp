@@ -20,7 +20,7 @@ namespace {
 
 constexpr std::int64_t kLeast = std::numeric_limits<std::int64_t>::min();
 constexpr std::int64_t kGreatest = std::numeric_limits<std::int64_t>::max();
-constexpr int kInARow = 200;      // entries of a channel that are read before a new descent
+constexpr int kInARow = 40;       // entries of a channel that are read before a new descent
 constexpr int kMostRead = 4000;   // entries that fair_keys reads; a descent counts as kInARow
 constexpr int kMostSeen = 20000;  // entries that first_messages reads
 

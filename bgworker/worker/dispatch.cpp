@@ -121,8 +121,7 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
     cut_short_ = caller_.has_changed(messages_.subspan(end));
     if (cut_short_) break;
   }
-  transaction_.release_savepoint();
-  ++savepoints_;
+  if (transaction_.release_savepoint()) ++savepoints_;
   for (std::size_t k = first; k < i; ++k)
     if (!skipped(k)) {
       const auto disposition = dispositions_.find(k);

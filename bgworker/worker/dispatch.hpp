@@ -20,8 +20,8 @@
 //   - A call may have changed or removed messages that are claimed with its own (cut_short()).
 //   - A call fails with 40001 or 40P01 (kConflict).
 //   - The slice of time is over, or the caller should yield.
-//   - kMostSavepoints savepoints were released. More than 64 overflow the server's cache of
-//     subtransactions, and every snapshot taken in the server pays for that.
+//   - kMostSavepoints savepoints were released in which something was written. More than 64 overflow
+//     the server's cache of subtransactions, and every snapshot taken in the server pays for that.
 #pragma once
 
 #include <cstddef>
@@ -131,7 +131,7 @@ class Dispatcher {
   Micros now_ = 0;                    // read at each savepoint and after each call
   Error error_{"", ""};               // of the call that failed last
   Micros duration_ = 0;               // of the call that failed or was stopped last
-  int savepoints_ = 0;                // released ones
+  int savepoints_ = 0;                // released ones, with writes
   // Depth of run_range() calls that repeat what was rolled back. While it is not 0 the end of the
   // slice is ignored, or a failure could never be charged.
   int resolving_ = 0;

@@ -24,6 +24,15 @@ TEST_F(DispatchTest, NeverUsesMoreSavepointsThanTheServerCaches) {
   }
 }
 
+TEST_F(DispatchTest, SavepointsWithoutAWriteAreNotCounted) {
+  std::vector<Message> messages;
+  for (int i = 0; i < 250; ++i) messages.insert(messages.end(), {kGood, kBad});
+  writes = false;
+  const std::string result = run(messages, &json);
+  EXPECT_GT(transaction.released, kMostSavepoints);
+  EXPECT_EQ(result.find('U'), std::string::npos);
+}
+
 TEST_F(DispatchTest, PiecesGrowAgainBehindAFailure) {
   std::vector<Message> messages(1000, kGood);
   std::fill(messages.begin(), messages.begin() + 10, kBad);

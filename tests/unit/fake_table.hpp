@@ -110,7 +110,10 @@ class FakeTable final : public Transaction {
     end();
   }
   void set_savepoint() override { ADD_FAILURE() << "leased calls need no savepoint"; }
-  void release_savepoint() override { set_savepoint(); }
+  bool release_savepoint() override {
+    set_savepoint();
+    return true;
+  }
   void rollback_to_savepoint() override { set_savepoint(); }
 
   // The message as a claim returns it. `by_its_call`: as its leased call finds it by the token.
