@@ -36,7 +36,7 @@ def timed(session, sql, n, counted=None):
     return n / took
 
 
-@workload('W7', 'sending', 260, 'original')
+@workload('W7', 'sending', 300, 'base', 'original')
 def sending(bench):
     mq, n, seconds = bench.mq, bench.size(100000, 10000), bench.size(4, 1)
     result = Result('W7', sending.title, {'messages of bulk sending': n, 'seconds of single sending': seconds})
@@ -51,12 +51,23 @@ def sending(bench):
         rate, count = pgbench_result(bench.server.pgbench('mq', script, clients, seconds=seconds))
         expect(int(mq.session.value('SELECT count(*) FROM ' + table)) == count, 'all that was sent is there')
         return rate
+    send = "SELECT mq_send('plain', jsonb_build_object('n', 1));\n"
+
+    def before(clients):
+        bench.before.clear()
+        rate, count = pgbench_result(bench.before.server.pgbench(bench.before.database, send, clients, seconds=seconds))
+        expect(bench.before.pending() == count, 'all that was sent is there')
+        return rate
     for clients in (1, 8, 32):
-        rates = alternate(bench.rounds, {
-            'mq_send': lambda: singles(clients, "SELECT mq_send('plain', jsonb_build_object('n', 1));\n", 'mq_msgs'),
-            'plain INSERT': lambda: singles(clients, insert % '(SELECT 1 AS i) one' + ';\n', 'twin')})
-        result.compare('mq_send, one a transaction, %d client%s, beside plain INSERTs of the same row' % (clients, 's' if clients > 1 else ''),
-                       '/s', rates, 'mq_send', 'plain INSERT', 0.85)
+        sides = {'mq_send': lambda: singles(clients, send, 'mq_msgs'),
+                 'plain INSERT': lambda: singles(clients, insert % '(SELECT 1 AS i) one' + ';\n', 'twin')}
+        if bench.before:
+            sides[bench.before.label] = lambda: before(clients)
+        rates = alternate(bench.rounds, sides)
+        text = 'mq_send, one a transaction, %d client%s' % (clients, 's' if clients > 1 else '')
+        result.compare(text + ', beside plain INSERTs of the same row', '/s', rates, 'mq_send', 'plain INSERT', 0.85)
+        if bench.before:
+            result.compare('%s, beside %s' % (text, bench.before.label), '/s', rates, 'mq_send', bench.before.label)
 
     def bulk(sql, table):
         reset()
@@ -81,6 +92,8 @@ def sending(bench):
         bench.original.session.query("DELETE FROM mq_msgs WHERE id <> '00000000-0000-0000-0000-000000000000'; TRUNCATE mq_payloads")
         bench.original.settle()
     reset()
+    if bench.before:
+        bench.before.clear()
     mq.session.query('DROP TABLE twin; DROP SEQUENCE twin_ids')
     return result
 
