@@ -51,6 +51,17 @@ SELECT relname, n_live_rows_read < 60 * 300 AS few
  ORDER BY relname;
 ROLLBACK;
 
+-- The generic plans are taken whatever the session wants for its own.
+SET plan_cache_mode = force_custom_plan;
+BEGIN;
+CALL every_way(300);
+SELECT relname, n_live_rows_read < 60 * 300 AS few
+  FROM (SELECT relname, seq_tup_read + COALESCE(idx_tup_fetch, 0) AS n_live_rows_read FROM pg_stat_xact_user_tables
+         WHERE relname IN ('mq_msgs', 'mq_dead', 'mq_failures', 'mq_headless')) AS read
+ ORDER BY relname;
+ROLLBACK;
+RESET plan_cache_mode;
+
 -- A trigger of the application is planned as its session wants it. What it sets ends with the call that fired it.
 CREATE TABLE seen (at text, enable_seqscan text, enable_sort text, plan_cache_mode text);
 CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS $$

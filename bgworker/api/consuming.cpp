@@ -311,7 +311,7 @@ extern "C" Datum mq_clear_entry(FunctionCallInfo fcinfo) {
     for (const Datum name : mq::elements(names, "channel_names")) mq::note_changed(mq::text_view(name));
     const mq::OwnerScope scope;
     const mq::SpiConnection spi;
-    mq::wait_for_all_claims();
+    mq::wait_for_claims_of(names.datum);
     mq::clear_messages(names.datum);
     return Datum{0};
   });
@@ -323,7 +323,7 @@ extern "C" Datum mq_clear_all_entry(FunctionCallInfo) {
     const mq::OwnerScope scope;
     const mq::SpiConnection spi;
     mq::note_any_changed();
-    mq::wait_for_all_claims();
+    mq::wait_for_claims_of({});
     mq::clear_messages({});
     return Datum{0};
   });

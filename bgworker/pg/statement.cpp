@@ -46,6 +46,34 @@ struct StartScope {
   ~StartScope() { ours_starts = false; }
 };
 
+// Lives while a statement of mq is run: its generic plan is chosen, whatever the session's plan_cache_mode
+// is. Over when the plan starts, so triggers see the session's setting; without the library's hooks at the
+// end.
+class GenericPlan {
+ public:
+  GenericPlan() : before_(plan_cache_mode), outer_(std::exchange(choosing, this)) {
+    plan_cache_mode = PLAN_CACHE_MODE_FORCE_GENERIC_PLAN;
+  }
+  ~GenericPlan() { end(); }
+  GenericPlan(const GenericPlan&) = delete;
+  GenericPlan& operator=(const GenericPlan&) = delete;
+
+  static void is_chosen() {
+    if (choosing != nullptr) choosing->end();
+  }
+
+ private:
+  void end() {
+    if (choosing != this) return;
+    plan_cache_mode = before_;
+    choosing = outer_;
+  }
+
+  static inline GenericPlan* choosing = nullptr;
+  const int before_;
+  GenericPlan* const outer_;
+};
+
 bool has_code_of_others(Oid table, int checks) {
   return guard::call([&] {
     Relation relation = RelationIdGetRelation(table);
@@ -117,7 +145,10 @@ std::string expand(std::string_view text, std::string_view schema, bool avoids_h
 }  // namespace
 
 bool Statement::take_start() {
-  return std::exchange(ours_starts, false);
+  if (!ours_starts) return false;
+  GenericPlan::is_chosen();
+  ours_starts = false;
+  return true;
 }
 
 void Statement::prepare() {
@@ -179,6 +210,7 @@ Rows Statement::run(std::span<const Param> params, Snapshot snapshot) {
   SPIPlanPtr plan = plan_;
   const StartScope scope;
   make_plan(plan);
+  const GenericPlan generic;
   const IsolationScope isolation;
   guard::call([&] {
     Snapshot used = snapshot != nullptr ? snapshot : GetLatestSnapshot();

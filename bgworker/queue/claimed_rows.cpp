@@ -144,11 +144,14 @@ bool has_new_file(Oid table) {
   });
 }
 
-ItemPointerData item_of(const Claimed& message) {
+ItemPointerData item_of(std::uint64_t location) {
   ItemPointerData item;
-  ItemPointerSet(&item, static_cast<BlockNumber>(message.location >> 16),
-                 static_cast<OffsetNumber>(message.location & 0xffff));
+  ItemPointerSet(&item, static_cast<BlockNumber>(location >> 16), static_cast<OffsetNumber>(location & 0xffff));
   return item;
+}
+
+ItemPointerData item_of(const Claimed& message) {
+  return item_of(message.location);
 }
 
 RowState row_state(Relation relation, const AttrNumber* numbers, const Claimed& message, TupleTableSlot* slot) {

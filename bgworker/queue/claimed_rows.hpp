@@ -59,6 +59,7 @@ std::uint64_t location_of(const ItemPointerData& location);  // block << 16 | of
 // Whether this transaction has written the table anew (TRUNCATE, say): no row is at its old ctid.
 bool has_new_file(Oid table);
 
+ItemPointerData item_of(std::uint64_t location);
 ItemPointerData item_of(const Claimed& message);  // where the claim found its row
 
 // What has become of the row of a claimed message.

@@ -197,6 +197,11 @@ void lock_extension(LOCKMODE mode) {
   guard::call([&] { LockDatabaseObject(ExtensionRelationId, extension, 0, mode); });
 }
 
+void unlock_extension(LOCKMODE mode) {
+  const Oid extension = Extension::get().oid();
+  guard::call([&] { UnlockDatabaseObject(ExtensionRelationId, extension, 0, mode); });
+}
+
 // Waits for the workers' batches. The lock on the extension keeps workers from beginning another
 // one before this transaction ends. The restore may have locked a table (TRUNCATE, DISABLE TRIGGER)
 // that a worker in a batch needs. Then the worker gives way, as no attempt is charged for that:
@@ -333,6 +338,7 @@ void restored() {
   if (!current().marked) {
     lock_extension(RowExclusiveLock);
     if (!current().marked) return;
+    unlock_extension(RowExclusiveLock);  // lest two restores wait for each other in lock_out_workers()
   }
   lock_out_workers();
   const OwnerScope scope;

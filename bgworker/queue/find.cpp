@@ -19,6 +19,21 @@ void drop_held(Batch& batch) {
                 [](const Claimed& message) { return message.held || shared::is_claimed_by_other(message.location); });
 }
 
+// Those of the messages that no other worker has claimed: to lock others would make that worker's batch
+// roll back.
+ArrayParam unclaimed(std::span<const Uuid> ids) {
+  static Statement select("SELECT m.id, m.ctid FROM $S.mq_msgs m WHERE m.id = ANY ($1)", {UUIDARRAYOID});
+  ArrayParam array(UUIDOID, ids.size());
+  for (const Uuid& id : ids) array.add(uuid_datum(id));
+  if (!shared::others_claim()) return array;
+  ArrayParam left(UUIDOID, ids.size());
+  const Rows rows = select.run({array.datum()});
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    if (!shared::is_claimed_by_other(location_of(*reinterpret_cast<ItemPointer>(DatumGetPointer(rows.get(i, 2))))))
+      left.add(rows.get(i, 1));
+  return left;
+}
+
 }  // namespace
 
 void find_named(std::span<const Uuid> ids, Batch& batch, std::vector<int>& crashes) {
@@ -28,9 +43,7 @@ void find_named(std::span<const Uuid> ids, Batch& batch, std::vector<int>& crash
                           "  FROM $S.mq_msgs m WHERE m.id = ANY ($1) " LOCKED,
                           {UUIDARRAYOID});
   const OwnerScope scope;
-  ArrayParam array(UUIDOID, ids.size());
-  for (const Uuid& id : ids) array.add(uuid_datum(id));
-  const Rows rows = select.run({array.datum()});
+  const Rows rows = select.run({unclaimed(ids).datum()});
   Batch found;
   append(rows, found);
   for (std::size_t i = 0; i < rows.size(); ++i) {
@@ -47,9 +60,7 @@ void find_due(std::span<const Uuid> ids, Micros now, Batch& batch) {
                           " AND $H ORDER BY m.attempt_at, m.seq " LOCKED,
                           {UUIDARRAYOID, TIMESTAMPTZOID});
   const OwnerScope scope;
-  ArrayParam array(UUIDOID, ids.size());
-  for (const Uuid& id : ids) array.add(uuid_datum(id));
-  append(select.run({array.datum(), TimestampTzGetDatum(now)}), batch);
+  append(select.run({unclaimed(ids).datum(), TimestampTzGetDatum(now)}), batch);
   drop_held(batch);
 }
 
@@ -115,8 +126,24 @@ void wait_for_claims(const std::vector<Uuid>& ids) {
   }
 }
 
-void wait_for_all_claims() {
-  for (const VirtualTransactionId& holder : shared::claiming_others()) wait_for(holder);
+void wait_for_claims_of(const Param& channel_names) {
+  static Statement select(
+      "SELECT m.ctid FROM $S.mq_msgs m WHERE m.ctid = ANY ($1) AND ($2 IS NULL OR m.channel_name = ANY ($2))",
+      {TIDARRAYOID, TEXTARRAYOID});
+  std::vector<shared::ClaimOfOther> claims = shared::claims_of_others();
+  if (claims.empty()) return;
+  std::vector<ItemPointerData> rows(claims.size());
+  ArrayParam array(TIDOID, claims.size());
+  for (std::size_t i = 0; i < claims.size(); ++i) {
+    rows[i] = item_of(claims[i].row);
+    array.add(PointerGetDatum(&rows[i]));
+  }
+  const Rows found = select.run({array.datum(), channel_names});
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    const auto holder =
+        shared::claimed_by_other(location_of(*reinterpret_cast<ItemPointer>(DatumGetPointer(found.get(i, 1)))));
+    if (VirtualTransactionIdIsValid(holder)) wait_for(holder);
+  }
 }
 
 }  // namespace mq

@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "pg/statement.hpp"
 #include "queue/message.hpp"
 
 namespace mq {
@@ -31,7 +32,7 @@ void find_expired(Micros now, int limit, Batch& batch);
 // (shmem/row_claims.hpp) have committed or rolled back, as for a row lock: mq_delete, say, finds a
 // message that was handled meanwhile gone. Needs an OwnerScope and an SPI connection.
 void wait_for_claims(const std::vector<Uuid>& ids);
-// The same for all messages of the database.
-void wait_for_all_claims();
+// The same for the messages of these channel names (text[]; a null Param: of all).
+void wait_for_claims_of(const Param& channel_names);
 
 }  // namespace mq

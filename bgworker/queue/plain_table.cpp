@@ -87,10 +87,10 @@ TupleTableSlot* PlainTable::create_slot() const {
   return table_slot_create(table_, nullptr);
 }
 
-void PlainTable::insert_index_entries(TupleTableSlot* slot, bool updated) {
+void PlainTable::insert_index_entries(TupleTableSlot* slot, bool updated, [[maybe_unused]] bool summarizing) {
   slot->tts_tableOid = RelationGetRelid(table_);
 #if PG_VERSION_NUM >= 160000
-  list_free(ExecInsertIndexTuples(info_, slot, state_, updated, false, nullptr, NIL, false));
+  list_free(ExecInsertIndexTuples(info_, slot, state_, updated, false, nullptr, NIL, summarizing));
 #else
   list_free(ExecInsertIndexTuples(info_, slot, state_, updated, false, nullptr, NIL));
 #endif
@@ -136,7 +136,11 @@ bool RowUpdater::write_new(ItemPointerData location, bool wait) {
   const TM_Result result = table_tuple_update(table_.relation(), &location, new_, table_.command(), GetActiveSnapshot(),
                                               InvalidSnapshot, wait, &failure, &mode, &update_indexes);
   if (result != TM_Ok) return false;
+#if PG_VERSION_NUM >= 160000
+  if (update_indexes != TU_None) table_.insert_index_entries(new_, true, update_indexes == TU_Summarizing);
+#else
   if (update_indexes) table_.insert_index_entries(new_, true);
+#endif
   return true;
 }
 

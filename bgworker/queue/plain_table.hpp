@@ -27,8 +27,9 @@ class PlainTable {
   EState* state() const { return state_; }
   CommandId command() const { return command_; }
   TupleTableSlot* create_slot() const;
-  // Writes the index entries of the row in the slot; `updated`: of a new version of a row.
-  void insert_index_entries(TupleTableSlot* slot, bool updated);
+  // Writes the index entries of the row in the slot; `updated`: of a new version of a row;
+  // `summarizing`: only those of indexes that summarize blocks (BRIN).
+  void insert_index_entries(TupleTableSlot* slot, bool updated, bool summarizing = false);
 
  private:
   Relation table_;

@@ -125,7 +125,7 @@ void delete_rows(const std::vector<const Claimed*>& messages, std::vector<char>&
         deleted[i] = table_tuple_delete(relation, &item, command, GetActiveSnapshot(), InvalidSnapshot, message.locked,
                                         &failure, false) == TM_Ok;
       }
-      found_lost = !message.locked && deleted[i] == 0 && state != RowState::kOurs;
+      found_lost = !message.locked && state == RowState::kNotFound;
     }
     PopActiveSnapshot();
     ExecDropSingleTupleTableSlot(slot);
@@ -164,7 +164,7 @@ void remove_dead_letters(const std::vector<Uuid>& ids, const Rows& removed) {
 
 }  // namespace
 
-void lock_claimed(const std::vector<const Claimed*>& messages) {
+void lock_claimed(const std::vector<const Claimed*>& messages, bool to_remove) {
   std::vector<const Claimed*> unlocked;
   std::copy_if(messages.begin(), messages.end(), std::back_inserter(unlocked),
                [](const Claimed* message) { return !message->locked; });
@@ -172,6 +172,7 @@ void lock_claimed(const std::vector<const Claimed*>& messages) {
   if (has_new_file(Extension::msgs())) throw row_locks::lost();
   const Oid table = Extension::msgs();
   const AttrNumber* numbers = attribute_numbers(table);
+  const LockTupleMode mode = to_remove ? LockTupleExclusive : LockTupleNoKeyExclusive;
   const bool lost = guard::call([&] {
     const Relation relation = table_open(table, RowShareLock);
     TupleTableSlot* slot = table_slot_create(relation, nullptr);
@@ -184,8 +185,8 @@ void lock_claimed(const std::vector<const Claimed*>& messages) {
       TM_FailureData failure;
       found_lost = state == RowState::kNotFound ||
                    (state == RowState::kThere &&
-                    table_tuple_lock(relation, &item, GetActiveSnapshot(), slot, GetCurrentCommandId(true),
-                                     LockTupleNoKeyExclusive, LockWaitSkip, 0, &failure) != TM_Ok);
+                    table_tuple_lock(relation, &item, GetActiveSnapshot(), slot, GetCurrentCommandId(true), mode,
+                                     LockWaitSkip, 0, &failure) != TM_Ok);
     }
     PopActiveSnapshot();
     ExecDropSingleTupleTableSlot(slot);
@@ -209,7 +210,7 @@ void remove_claimed(const std::vector<const Claimed*>& messages) {
   std::vector<const Claimed*> undeleted;
   for (std::size_t i = 0; i < deleted.size(); ++i)
     if (deleted[i] == 0) undeleted.push_back(by_location[i]);
-  lock_claimed(undeleted);
+  lock_claimed(undeleted, true);
   ClaimedRows missing;
   std::set<const Claimed*> left;
   for (const Claimed* message : undeleted) {

@@ -34,8 +34,9 @@ struct ClaimedRows {
 std::size_t count_there(const ClaimedRows& rows);
 
 // Locks the rows of messages that were claimed without a lock (shmem/row_claims.hpp), before they are
-// changed or copied. Throws 55P03 (row_locks::was_held()) if another session has one.
-void lock_claimed(const std::vector<const Claimed*>& messages);
+// changed or copied; `to_remove`: before they are removed. Throws 55P03 (row_locks::was_held()) if another
+// session has one.
+void lock_claimed(const std::vector<const Claimed*>& messages, bool to_remove = false);
 
 // Messages that this transaction has claimed. Passes over those that handlers have removed.
 void remove_claimed(const std::vector<const Claimed*>& messages);

@@ -1,7 +1,5 @@
 #include "shmem/row_claims.hpp"
 
-#include <algorithm>
-
 #include "shmem/layout.hpp"
 
 extern "C" {
@@ -102,18 +100,14 @@ VirtualTransactionId claimed_by_other(std::uint64_t row) {
   return holder;
 }
 
-std::vector<VirtualTransactionId> claiming_others() {
-  std::vector<VirtualTransactionId> holders;
-  if (!others_claim()) return holders;
+std::vector<ClaimOfOther> claims_of_others() {
+  std::vector<ClaimOfOther> claims;
+  if (!others_claim()) return claims;
+  claims.reserve(kRowClaims);
   const LightweightLock lock(state->row_claims_lock, LW_SHARED);
-  for (const RowClaimEntry& entry : state->row_claims) {
-    if (entry.database != MyDatabaseId || is_mine(entry)) continue;
-    const auto is_it = [&](const VirtualTransactionId& holder) {
-      return VirtualTransactionIdEquals(holder, entry.holder);
-    };
-    if (std::none_of(holders.begin(), holders.end(), is_it)) holders.push_back(entry.holder);
-  }
-  return holders;
+  for (const RowClaimEntry& entry : state->row_claims)
+    if (entry.database == MyDatabaseId && !is_mine(entry)) claims.push_back({entry.row, entry.holder});
+  return claims;
 }
 
 }  // namespace mq::shared

@@ -43,7 +43,11 @@ inline bool is_claimed_by_other(std::uint64_t row) {
   return VirtualTransactionIdIsValid(claimed_by_other(row));
 }
 
-// The transactions of other workers that have claimed rows in this database.
-std::vector<VirtualTransactionId> claiming_others();
+struct ClaimOfOther {
+  std::uint64_t row;
+  VirtualTransactionId holder;
+};
+// The rows of this database that other workers have claimed.
+std::vector<ClaimOfOther> claims_of_others();
 
 }  // namespace mq::shared

@@ -27,6 +27,7 @@ sql(q{
 	  IF m.payload_json ->> 'then' = 'snooze' AND (SELECT count(*) FROM mq_msgs WHERE id = m.id AND attempts > 0) = 1 THEN
 	    PERFORM mq_snooze('1 hour');
 	  END IF;
+	  IF m.payload_json ->> 'then' = 'lock' THEN PERFORM FROM mq_msgs WHERE id = m.id FOR UPDATE; END IF;
 	  IF m.payload_json ->> 'then' = 'discard' THEN PERFORM mq_discard('not wanted'); END IF;
 	  IF m.payload_json ->> 'then' = 'fail' THEN RAISE 'no'; END IF;
 	END $$;
@@ -90,12 +91,26 @@ for (
 	within(20, $node, $db, effects(), $name =~ /clear/ ? qr/\b$sent[0]:1\b/ : once(@sent), "$name: what was being handled is handled once");
 	within(20, $node, $db, $none_left, 0, "$name: and gone");
 }
+# They wait for nothing else: not for a worker that handles other channels.
+@sent = three_at_the_gate('');
+sql(q{SET statement_timeout = '20 s'; SELECT mq_clear('{another}')});
+pass('mq_clear waits for no other channel');
+opened();
+within(20, $node, $db, effects(), once(@sent), 'and what was being handled is handled');
 # The wait ends as other waits for locks do.
 @sent = three_at_the_gate('');
 my ($rc, undef, $err) = $node->psql($db, qq{SET lock_timeout = '50 ms'; SELECT mq_delete('{${\ id_of($sent[0])}}')});
 like($err, qr/canceling statement due to lock timeout/, 'lock_timeout ends the wait of mq_delete');
 opened();
 within(20, $node, $db, effects(), once(@sent), 'and the message is handled');
+
+# A handler may lock its own message, of which mq_checkpoint is one case: nothing is handled again for that.
+@sent = three_at_the_gate(', "then": "lock"');
+sql(q{SELECT setval('calls', 1, false)});
+opened();
+within(20, $node, $db, $none_left, 0, 'a handler that locks its own message: all are handled');
+holds($node, $db, effects(), once(@sent), '... once');
+holds($node, $db, q{SELECT last_value, is_called FROM calls}, '2|t', '... and no call was rolled back: after the first there were two');
 
 # A user's own statements go first.
 for (
