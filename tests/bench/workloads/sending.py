@@ -79,7 +79,7 @@ def sending(bench):
         'plain INSERT': lambda: bulk(insert % 'generate_series(1, %d) i' % n, 'twin')}
     if bench.original:
         def original():
-            bench.original.session.query("DELETE FROM mq_msgs WHERE id <> '00000000-0000-0000-0000-000000000000'; TRUNCATE mq_payloads")
+            bench.original.clear()
             bench.original.settle()
             return timed(bench.original.session, 'SELECT mq_insert(ARRAY(SELECT %s FROM generate_series(1, %d) i))' % (row, n), n,
                          'SELECT count(*) FROM mq_payloads')
@@ -89,7 +89,7 @@ def sending(bench):
     result.compare('mq_insert, beside plain INSERTs of the same rows', '/s', rates, 'mq_insert', 'plain INSERT', 0.6)
     if bench.original:
         result.compare("mq_insert, beside the original's", '/s', rates, 'mq_insert', 'original schema')
-        bench.original.session.query("DELETE FROM mq_msgs WHERE id <> '00000000-0000-0000-0000-000000000000'; TRUNCATE mq_payloads")
+        bench.original.clear()
         bench.original.settle()
     reset()
     if bench.before:
