@@ -58,12 +58,6 @@ std::vector<Uuid> ids_of(const Value& array, std::string_view field) {
   return ids;
 }
 
-Datum uuid_array(const std::vector<Uuid>& ids) {
-  ArrayParam array(UUIDOID, ids.size());
-  for (const Uuid& id : ids) array.add(uuid_datum(id));
-  return array.datum();
-}
-
 // Leases the messages to the caller for their retry backoff, which each lease doubles, and charges
 // an attempt. No other consumer or worker gets them before the lease ends.
 void lease(const Batch& messages, Micros now) {

@@ -297,4 +297,10 @@ Datum ArrayParam::datum() const {
   });
 }
 
+Datum uuid_array(std::span<const Uuid> ids) {
+  ArrayParam array(UUIDOID, ids.size());
+  for (const Uuid& id : ids) array.add(uuid_datum(id));
+  return array.datum();
+}
+
 }  // namespace mq

@@ -121,6 +121,7 @@ class Statement {
 std::string_view text_view(Datum datum);
 Datum text_datum(std::string_view text);
 Datum uuid_datum(const Uuid& id);  // palloc'ed
+Datum uuid_array(std::span<const Uuid> ids);
 Uuid uuid_of(Datum datum);
 Datum interval_datum(Micros micros);  // days and months zero
 // Days count as 24 hours and months as 30 days, as for a comparison of intervals. A result out of

@@ -77,6 +77,10 @@ std::uint64_t location_of(const ItemPointerData& location) {
          ItemPointerGetOffsetNumberNoCheck(&location);
 }
 
+std::uint64_t location_of(Datum tid) {
+  return location_of(*reinterpret_cast<ItemPointer>(DatumGetPointer(tid)));
+}
+
 void before_lease(Claimed& message, std::int64_t token) {
   message.orphan = true;
   message.lease = token;

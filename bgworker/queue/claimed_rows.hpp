@@ -55,6 +55,7 @@ struct LockedRow {
   bool dropped = false;  // due_scan.cpp: not claimed after all
 };
 std::uint64_t location_of(const ItemPointerData& location);  // block << 16 | offset
+std::uint64_t location_of(Datum tid);
 
 // Whether this transaction has written the table anew (TRUNCATE, say): no row is at its old ctid.
 bool has_new_file(Oid table);

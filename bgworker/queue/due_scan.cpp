@@ -102,6 +102,13 @@ class Scan {
     return true;
   }
 
+  // The same for a head of the channel name; false as well where another worker has claimed it.
+  bool lock_head(LockedRow& row, Datum channel_name) {
+    return !shared::is_claimed_by_other(location_of(slot_->tts_tid)) && lock(row, [&](TupleTableSlot* slot) {
+      return is_due(slot) && is(slot, kChannelName, channel_name) && after(slot) == Uuid();
+    });
+  }
+
   // Reads the row without locking it, if it is one that may be claimed so: nobody has locked it, and
   // nothing but its removal can become of it while it is handled. It counts only once it is claimed.
   bool read_unlocked(LockedRow& row) {
@@ -325,11 +332,7 @@ std::optional<DueRows> lock_due(Datum channel_name, Micros now, Position from, b
           found.keep();
           continue;
         }
-        const auto is_due_head = [&](TupleTableSlot* slot) {
-          return scan.is_due(slot) && scan.is(slot, kChannelName, channel_name) && scan.after(slot) == Uuid();
-        };
-        if (!shared::is_claimed_by_other(location_of(scan.slot()->tts_tid)) && scan.lock(row, is_due_head))
-          found.keep();
+        if (scan.lock_head(row, channel_name)) found.keep();
       }
       if (pending.count > 0) claim_pending(scan, pending, found);
     }
@@ -354,11 +357,7 @@ std::optional<std::span<const LockedRow>> lock_sample(Datum channel_name, const 
       scan.find_sampled(channel_name, channel_keys[i], from);
       for (bool locked = false; !locked && scan.next();) {
         CHECK_FOR_INTERRUPTS();
-        const auto is_due_head = [&](TupleTableSlot* slot) {
-          return scan.is_due(slot) && scan.is(slot, kChannelName, channel_name) && scan.after(slot) == Uuid();
-        };
-        locked = !shared::is_claimed_by_other(location_of(scan.slot()->tts_tid)) &&
-                 scan.lock(found.next(limit), is_due_head);
+        locked = scan.lock_head(found.next(limit), channel_name);
         if (locked) found.keep();
       }
     }

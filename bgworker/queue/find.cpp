@@ -21,17 +21,14 @@ void drop_held(Batch& batch) {
 
 // Those of the messages that no other worker has claimed: to lock others would make that worker's batch
 // roll back.
-ArrayParam unclaimed(std::span<const Uuid> ids) {
+Datum unclaimed(std::span<const Uuid> ids) {
   static Statement select("SELECT m.id, m.ctid FROM $S.mq_msgs m WHERE m.id = ANY ($1)", {UUIDARRAYOID});
-  ArrayParam array(UUIDOID, ids.size());
-  for (const Uuid& id : ids) array.add(uuid_datum(id));
-  if (!shared::others_claim()) return array;
+  if (!shared::others_claim()) return uuid_array(ids);
   ArrayParam left(UUIDOID, ids.size());
-  const Rows rows = select.run({array.datum()});
+  const Rows rows = select.run({uuid_array(ids)});
   for (std::size_t i = 0; i < rows.size(); ++i)
-    if (!shared::is_claimed_by_other(location_of(*reinterpret_cast<ItemPointer>(DatumGetPointer(rows.get(i, 2))))))
-      left.add(rows.get(i, 1));
-  return left;
+    if (!shared::is_claimed_by_other(location_of(rows.get(i, 2)))) left.add(rows.get(i, 1));
+  return left.datum();
 }
 
 }  // namespace
@@ -43,7 +40,7 @@ void find_named(std::span<const Uuid> ids, Batch& batch, std::vector<int>& crash
                           "  FROM $S.mq_msgs m WHERE m.id = ANY ($1) " LOCKED,
                           {UUIDARRAYOID});
   const OwnerScope scope;
-  const Rows rows = select.run({unclaimed(ids).datum()});
+  const Rows rows = select.run({unclaimed(ids)});
   Batch found;
   append(rows, found);
   for (std::size_t i = 0; i < rows.size(); ++i) {
@@ -60,7 +57,7 @@ void find_due(std::span<const Uuid> ids, Micros now, Batch& batch) {
                           " AND $H ORDER BY m.attempt_at, m.seq " LOCKED,
                           {UUIDARRAYOID, TIMESTAMPTZOID});
   const OwnerScope scope;
-  append(select.run({unclaimed(ids).datum(), TimestampTzGetDatum(now)}), batch);
+  append(select.run({unclaimed(ids), TimestampTzGetDatum(now)}), batch);
   drop_held(batch);
 }
 
@@ -107,8 +104,12 @@ void find_expired(Micros now, int limit, Batch& batch) {
 
 namespace {
 
-void wait_for(const VirtualTransactionId& holder) {
-  guard::call([&] { (void)VirtualXactLock(holder, true); });
+// `rows`: the ctids of rows.
+void wait_for_holders(const Rows& rows) {
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const VirtualTransactionId holder = shared::claimed_by_other(location_of(rows.get(i, 1)));
+    if (VirtualTransactionIdIsValid(holder)) guard::call([&] { (void)VirtualXactLock(holder, true); });
+  }
 }
 
 }  // namespace
@@ -116,21 +117,14 @@ void wait_for(const VirtualTransactionId& holder) {
 void wait_for_claims(const std::vector<Uuid>& ids) {
   static Statement select("SELECT m.ctid FROM $S.mq_msgs m WHERE m.id = ANY ($1)", {UUIDARRAYOID});
   if (!shared::others_claim()) return;
-  ArrayParam array(UUIDOID, ids.size());
-  for (const Uuid& id : ids) array.add(uuid_datum(id));
-  const Rows rows = select.run({array.datum()});
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    const auto holder =
-        shared::claimed_by_other(location_of(*reinterpret_cast<ItemPointer>(DatumGetPointer(rows.get(i, 1)))));
-    if (VirtualTransactionIdIsValid(holder)) wait_for(holder);
-  }
+  wait_for_holders(select.run({uuid_array(ids)}));
 }
 
 void wait_for_claims_of(const Param& channel_names) {
   static Statement select(
       "SELECT m.ctid FROM $S.mq_msgs m WHERE m.ctid = ANY ($1) AND ($2 IS NULL OR m.channel_name = ANY ($2))",
       {TIDARRAYOID, TEXTARRAYOID});
-  std::vector<shared::ClaimOfOther> claims = shared::claims_of_others();
+  const std::vector<shared::ClaimOfOther> claims = shared::claims_of_others();
   if (claims.empty()) return;
   std::vector<ItemPointerData> rows(claims.size());
   ArrayParam array(TIDOID, claims.size());
@@ -138,12 +132,7 @@ void wait_for_claims_of(const Param& channel_names) {
     rows[i] = item_of(claims[i].row);
     array.add(PointerGetDatum(&rows[i]));
   }
-  const Rows found = select.run({array.datum(), channel_names});
-  for (std::size_t i = 0; i < found.size(); ++i) {
-    const auto holder =
-        shared::claimed_by_other(location_of(*reinterpret_cast<ItemPointer>(DatumGetPointer(found.get(i, 1)))));
-    if (VirtualTransactionIdIsValid(holder)) wait_for(holder);
-  }
+  wait_for_holders(select.run({array.datum(), channel_names}));
 }
 
 }  // namespace mq

@@ -24,12 +24,6 @@ std::int64_t behind(const HeadlessChannel& channel) {
   return start == low_water::kFirstSeq ? start : start - 1;
 }
 
-ArrayParam array_of(const std::vector<Uuid>& ids) {
-  ArrayParam array(UUIDOID, ids.size());
-  for (const Uuid& id : ids) array.add(uuid_datum(id));
-  return array;
-}
-
 void add_ids(const Rows& rows, std::unordered_set<Uuid, UuidHash>& ids) {
   for (std::size_t i = 0; i < rows.size(); ++i) ids.insert(uuid_of(rows.get(i, 1)));
 }
@@ -49,11 +43,11 @@ void promote_by_query(const std::vector<const FirstMessage*>& messages, std::uno
                           {UUIDARRAYOID});
   std::vector<Uuid> ids;
   for (const FirstMessage* message : messages) ids.push_back(message->id);
-  const Rows locked = lock.run({array_of(ids).datum()});
+  const Rows locked = lock.run({uuid_array(ids)});
   if (locked.empty()) return;
   ids.clear();
   for (std::size_t i = 0; i < locked.size(); ++i) ids.push_back(uuid_of(locked.get(i, 1)));
-  const Rows updated = update.run({array_of(ids).datum()});
+  const Rows updated = update.run({uuid_array(ids)});
   if (updated.size() < ids.size()) throw refused("mq_msgs", "being changed");
   add_ids(updated, linked);
 }
@@ -83,7 +77,7 @@ std::vector<HeadlessChannel> link_channels(const std::vector<HeadlessChannel>& c
       others.push_back(&message);
   }
   std::unordered_set<Uuid, UuidHash> linked;
-  if (!heads.empty()) add_ids(hold.run({array_of(heads).datum()}), linked);
+  if (!heads.empty()) add_ids(hold.run({uuid_array(heads)}), linked);
   if (!others.empty()) {
     if (const auto promoted = promote(others)) {
       for (std::size_t i = 0; i < others.size(); ++i)

@@ -15,13 +15,11 @@
 #include "stats/totals.hpp"
 
 extern "C" {
-#include "access/htup_details.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "executor/executor.h"
 #include "utils/snapmgr.h"
-#include "utils/uuid.h"
 }
 
 namespace mq {
@@ -85,12 +83,11 @@ Rows remove_rows(const std::vector<Uuid>& ids, bool blocking) {
   static Statement blocked(NAMED " AND m.attempt_at IS NULL" REMOVED, {UUIDARRAYOID});
   static Statement left("SELECT 1 FROM $S.mq_msgs m WHERE m.id = ANY ($1) AND (m.attempt_at IS NULL OR NOT $2)",
                         {UUIDARRAYOID, BOOLOID});
-  ArrayParam array(UUIDOID, ids.size());
-  for (const Uuid& id : ids) array.add(uuid_datum(id));
+  const Datum array = uuid_array(ids);
   return row_locks::Removal::run([&] {
-    const Rows removed = (blocking ? blocked : any).run({array.datum()});
+    const Rows removed = (blocking ? blocked : any).run({array});
     if (removed.size() < ids.size() && may_refuse(Extension::msgs()) &&
-        !left.run({array.datum(), BoolGetDatum(blocking)}).empty())
+        !left.run({array, BoolGetDatum(blocking)}).empty())
       throw refused("mq_msgs", "being removed");
     return removed;
   });

@@ -13,10 +13,9 @@ namespace mq {
 void refuse_stale_snapshot(std::span<const Uuid> messages, const char* message) {
   if (!IsolationUsesXactSnapshot() || messages.empty()) return;
   static Statement visible("SELECT m.id FROM $S.mq_msgs m WHERE m.id = ANY ($1)", {UUIDARRAYOID});
-  ArrayParam ids(UUIDOID, messages.size());
-  for (const Uuid& id : messages) ids.add(uuid_datum(id));
+  const Datum ids = uuid_array(messages);
   Snapshot own = guard::call([] { return GetTransactionSnapshot(); });
-  if (visible.run({ids.datum()}, own).size() != messages.size())
+  if (visible.run({ids}, own).size() != messages.size())
     throw Error("40001", message, "", "The transaction might succeed if retried.");
 }
 
