@@ -149,10 +149,10 @@ handle('c');
 warm('c');
 sql(q{SELECT fill('c', 1, '{"removes": "victim", "claimed": 1}'), fill('c', 1, '{}', 'victim'), fill('c', 300, '{"claimed": 1}')});
 all_handled('a call that changes others');
-# A busy machine is slow, so a batch may have been small before.
-is_now(q{SELECT count, claims[2] >= least(100, claims[1] / 2)
+# It takes some milliseconds, which the next batch allows for; after a collision that batch would be of one message.
+is_now(q{SELECT count, claims[2] > 1
 	FROM (SELECT count(*), array_agg(claimed ORDER BY n) FILTER (WHERE claimed IS NOT NULL) AS claims FROM done) AS d}, '301|t',
-	'... ends its batch, but makes the next ones no smaller');
+	'... ends its batch, but counts as no collision');
 
 start_over();
 handle($_) for 'c', 'd';
