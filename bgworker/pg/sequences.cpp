@@ -20,6 +20,13 @@ namespace {
 // beyond what is in use that none of them can have got there meanwhile.
 constexpr std::int64_t kMargin = 1'000'000;
 
+constexpr const char* kFailureNumbers = "mq_failures_failure_no_seq";
+
+std::int64_t next_of(const char* name) {
+  const Oid sequence = Extension::get().relation(name);
+  return guard::call([&] { return nextval_internal(sequence, false); });
+}
+
 void set_sequence(Oid sequence, std::int64_t to) {
   static Statement set("SELECT pg_catalog.setval($1::pg_catalog.regclass, $2)", {OIDOID, INT8OID});
   set.run({ObjectIdGetDatum(sequence), Int64GetDatum(to)});
@@ -32,15 +39,18 @@ void mend_numbers(Numbered table) {
   const locks::SequenceLock lock;
   const Rows rows = (is_dead ? dead : failures).run({});
   if (rows.is_null(0, 1)) return;
-  set_sequence(Extension::get().relation(is_dead ? "mq_dead_dead_no_seq" : "mq_failures_failure_no_seq"),
+  set_sequence(Extension::get().relation(is_dead ? "mq_dead_dead_no_seq" : kFailureNumbers),
                DatumGetInt64(rows.get(0, 1)) + kMargin);
 }
 
 }  // namespace
 
 std::int64_t next_seq() {
-  const Oid sequence = Extension::get().relation("mq_msgs_seq");
-  return guard::call([&] { return nextval_internal(sequence, false); });
+  return next_of("mq_msgs_seq");
+}
+
+std::int64_t next_failure() {
+  return next_of(kFailureNumbers);
 }
 
 void mend_numbers(std::int64_t seen) {

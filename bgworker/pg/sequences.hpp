@@ -14,6 +14,8 @@ namespace mq::sequences {
 
 // The next sequence number of a message, or token of a lease: both come from mq_msgs_seq.
 std::int64_t next_seq();
+// The next number of a row of mq_failures.
+std::int64_t next_failure();
 
 // Moves mq_msgs_seq beyond every sequence number and token in the tables, and beyond `seen`.
 void mend_numbers(std::int64_t seen);

@@ -1,7 +1,5 @@
 #include "queue/claimed_rows.hpp"
 
-#include <iterator>
-
 #include "pg/extension.hpp"
 #include "pg/guard.hpp"
 #include "shmem/leased_calls.hpp"
@@ -11,6 +9,7 @@ extern "C" {
 #include "access/htup_details.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
@@ -20,32 +19,31 @@ extern "C" {
 
 namespace mq {
 
-namespace {
+const TableColumn kMsgsColumns[kAllColumns] = {{"id", UUIDOID},
+                                               {"channel_key", INT8OID},
+                                               {"seq", INT8OID},
+                                               {"attempt_at", TIMESTAMPTZOID, true},
+                                               {"retry_backoff", INTERVALOID},
+                                               {"channel_name", TEXTOID},
+                                               {"channel_args", TEXTOID},
+                                               {"message_name", TEXTOID},
+                                               {"attempt", INT4OID},
+                                               {"attempts", INT4OID},
+                                               {"after_message_id", UUIDOID, true},
+                                               {"commit_interval", INTERVALOID, true},
+                                               {"message_json", JSONBOID, true},
+                                               {"message_bytes", BYTEAOID, true},
+                                               {"expires_at", TIMESTAMPTZOID, true},
+                                               {"created_at", TIMESTAMPTZOID, true},
+                                               {"lease", INT8OID, true},
+                                               {"dedup_key", TEXTOID, true},
+                                               {"fair", BOOLOID},
+                                               {"headers", JSONBOID, true},
+                                               {"priority", INT2OID},
+                                               {"keep", INTERVALOID, true},
+                                               {"due_at", TIMESTAMPTZOID, true}};
 
-constexpr const char* kColumnNames[] = {"id",
-                                        "channel_key",
-                                        "seq",
-                                        "attempt_at",
-                                        "retry_backoff",
-                                        "channel_name",
-                                        "channel_args",
-                                        "message_name",
-                                        "attempt",
-                                        "attempts",
-                                        "after_message_id",
-                                        "commit_interval",
-                                        "message_json",
-                                        "message_bytes",
-                                        "expires_at",
-                                        "created_at",
-                                        "lease",
-                                        "dedup_key",
-                                        "fair",
-                                        "headers",
-                                        "priority",
-                                        "keep",
-                                        "due_at"};
-static_assert(std::size(kColumnNames) == kAllColumns);
+namespace {
 
 // The numbers of the columns in the table, of one generation of the extension.
 struct Attributes {
@@ -62,14 +60,18 @@ const AttrNumber* attribute_numbers(Oid table) {
   if (!extension.is_updated()) throw extension.needs_update();
   guard::call([&] {
     for (int i = 0; i < kAllColumns; ++i) {
-      attributes.numbers[i] = get_attnum(table, kColumnNames[i]);
+      attributes.numbers[i] = get_attnum(table, kMsgsColumns[i].name);
       if (attributes.numbers[i] == InvalidAttrNumber)
         ereport(ERROR, (errcode(ERRCODE_UNDEFINED_COLUMN),
-                        errmsg("column \"%s\" of relation \"mq_msgs\" does not exist", kColumnNames[i])));
+                        errmsg("column \"%s\" of relation \"mq_msgs\" does not exist", kMsgsColumns[i].name)));
     }
   });
   attributes.generation = extension.generation();
   return attributes.numbers;
+}
+
+PlainColumns msgs_columns(const AttrNumber* numbers) {
+  return {kMsgsColumns, numbers};
 }
 
 std::uint64_t location_of(const ItemPointerData& location) {

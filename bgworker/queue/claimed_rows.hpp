@@ -2,6 +2,7 @@
 // claim.cpp and find.cpp by queries, due_scan.cpp without. No state.
 #pragma once
 
+#include "pg/plain_table.hpp"
 #include "pg/postgres.hpp"
 #include "pg/statement.hpp"
 #include "queue/message.hpp"
@@ -13,7 +14,7 @@ extern "C" {
 
 namespace mq {
 
-// The columns of mq_msgs: those that a claim reads, in the order of kColumnNames, then the others.
+// The columns of mq_msgs: those that a claim reads, then the others.
 enum ClaimColumn {
   kId,
   kChannelKey,
@@ -43,8 +44,11 @@ enum ClaimColumn {
   kAllColumns
 };
 
-// The numbers of the columns of mq_msgs, by ClaimColumn.
+// The columns of mq_msgs, by ClaimColumn.
+extern const TableColumn kMsgsColumns[kAllColumns];
+// The numbers that they have in the table.
 const AttrNumber* attribute_numbers(Oid table);
+PlainColumns msgs_columns(const AttrNumber* numbers);
 
 // A row as a claim has read it.
 struct LockedRow {

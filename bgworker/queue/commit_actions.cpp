@@ -123,20 +123,28 @@ void link_appends(const std::vector<Append>& appends) {
 
 // A lease counts from the poll, but no other session can have the message before the poll's
 // transaction is over. Where that took more than a tenth of the lease, the lease starts again.
-void prolong_leases(const BySubtransaction<Lease>& leases) {
+std::vector<Lease> to_prolong(const BySubtransaction<Lease>& leases) {
+  const Micros now = GetCurrentTimestamp();
+  std::vector<Lease> late;
+  for (const auto& [subtransaction, lease] : leases.entries())
+    if (now - lease.leased_at > lease.length / 10) late.push_back(lease);
+  return late;
+}
+
+void prolong(const std::vector<Lease>& leases) {
+  static Statement update(
+      "UPDATE $S.mq_msgs m SET attempt_at = l.lease_end"
+      "  FROM unnest($1, $2) AS l (id, lease_end) WHERE m.id = l.id AND COALESCE(m.lease, 1) = 0 AND m.attempt_at < "
+      "l.lease_end",
+      {UUIDARRAYOID, TIMESTAMPTZARRAYOID});
   const Micros now = GetCurrentTimestamp();
   ArrayParam ids(UUIDOID);
   ArrayParam ends(TIMESTAMPTZOID);
-  for (const auto& [subtransaction, lease] : leases.entries()) {
-    if (now - lease.leased_at <= lease.length / 10) continue;
+  for (const Lease& lease : leases) {
     ids.add(uuid_datum(lease.message));
     ends.add(TimestampTzGetDatum(now + lease.length));
   }
-  static Statement prolong(
-      "UPDATE $S.mq_msgs m SET attempt_at = l.lease_end"
-      "  FROM unnest($1, $2) AS l (id, lease_end) WHERE m.id = l.id AND m.lease = 0 AND m.attempt_at < l.lease_end",
-      {UUIDARRAYOID, TIMESTAMPTZARRAYOID});
-  prolong.run({ids.datum(), ends.datum()});
+  update.run({ids.datum(), ends.datum()});
 }
 
 // The user may have set the transaction READ ONLY after it wrote; the commit actions write still.
@@ -149,7 +157,8 @@ struct WritableScope {
 };
 
 void before_commit(CommitActions& actions) {
-  if (!actions.appends.empty() || !actions.leases.empty()) {
+  const std::vector<Lease> late = to_prolong(actions.leases);
+  if (!actions.appends.empty() || !late.empty()) {
     if (!Extension::installed()) return;
     guard::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
     {
@@ -157,7 +166,7 @@ void before_commit(CommitActions& actions) {
       OwnerScope scope;
       SpiConnection spi;
       if (!actions.appends.empty()) link_appends(actions.appends);
-      if (!actions.leases.empty()) prolong_leases(actions.leases);
+      if (!late.empty()) prolong(late);
     }
     PopActiveSnapshot();
   }

@@ -2,6 +2,7 @@
 
 #include "pg/extension.hpp"
 #include "pg/statement.hpp"
+#include "queue/due_scan.hpp"
 #include "queue/low_water.hpp"
 #include "queue/skip_scan.hpp"
 
@@ -31,29 +32,22 @@ int count_due(std::string_view channel_name, Micros now, int limit) {
   return DatumGetInt32(rows.get(0, 1));
 }
 
+namespace {
+
+std::optional<Micros> due_of(std::optional<Position> head) {
+  return head && head->attempt_at != kNever ? std::optional(head->attempt_at) : std::nullopt;
+}
+
+}  // namespace
+
 std::optional<Micros> next_due(std::string_view channel_name) {
-  static Statement next(
-      "SELECT m.attempt_at FROM $S.mq_msgs m WHERE m.channel_name = $1 AND (m.attempt_at, m.seq) >= ($2, $3) "
-      "AND $H ORDER BY m.attempt_at, m.seq LIMIT 1",
-      {TEXTOID, TIMESTAMPTZOID, INT8OID});
   const OwnerScope scope;
-  const Position from = low_water::start(channel_name);
-  const Rows rows = next.run({text_datum(channel_name), TimestampTzGetDatum(from.attempt_at), Int64GetDatum(from.seq)});
-  if (rows.empty()) return std::nullopt;
-  const Micros due = DatumGetTimestampTz(rows.get(0, 1));
-  return due == kNever ? std::nullopt : std::optional(due);
+  return due_of(first_head(channel_name, low_water::start(channel_name)));
 }
 
 std::optional<Micros> next_due(std::string_view channel_name, Micros after) {
-  static Statement next(
-      "SELECT m.attempt_at FROM $S.mq_msgs m WHERE m.channel_name = $1 AND m.attempt_at > $2 AND $H"
-      " ORDER BY m.attempt_at, m.seq LIMIT 1",
-      {TEXTOID, TIMESTAMPTZOID});
   const OwnerScope scope;
-  const Rows rows = next.run({text_datum(channel_name), TimestampTzGetDatum(after)});
-  if (rows.empty()) return std::nullopt;
-  const Micros due = DatumGetTimestampTz(rows.get(0, 1));
-  return due == kNever ? std::nullopt : std::optional(due);
+  return due_of(first_head(channel_name, {after, INT64_MAX}));
 }
 
 std::optional<Micros> next_expiry(Micros now) {

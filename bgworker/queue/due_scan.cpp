@@ -399,6 +399,25 @@ std::optional<std::span<const LockedRow>> lock_runs(const std::vector<ChainSearc
   return asked ? std::optional(found.rows()) : std::nullopt;
 }
 
+std::optional<Position> first_head(std::string_view channel_name, Position from) {
+  const Extension& extension = Extension::get();
+  const Oid table = extension.relation("mq_msgs");
+  const Oid index = extension.relation("mq_msgs_due");
+  const AttrNumber* numbers = attribute_numbers(table);
+  const Datum name = text_datum(channel_name);
+  Position first{};
+  const bool found = guard::call([&] {
+    Scan scan;
+    (void)scan.open(table, index, numbers, DT_NOEND, false);
+    scan.find_due(name, from);
+    const bool any = scan.next();
+    if (any) first = scan.position();
+    scan.close();
+    return any;
+  });
+  return found ? std::optional(first) : std::nullopt;
+}
+
 std::vector<FirstMessage> first_behind(const std::vector<ChainSearch>& searches) {
   const Extension& extension = Extension::get();
   const Oid table = extension.relation("mq_msgs");

@@ -1,6 +1,6 @@
 // Due scan: the due heads of one channel name in the order of mq_msgs_due, and the runs behind heads
 // in the order of mq_msgs_chain, each row locked as it is read. Claimer (claim.cpp) claims with
-// it, head_links.cpp asks what is first. No state.
+// it; head_links.cpp, due.cpp and low_water.cpp ask what is first. No state.
 //
 // It does what SELECT … ORDER BY … LIMIT … FOR UPDATE SKIP LOCKED does, straight
 // through the index and the table: for a batch the executor costs more than the rows. Policies of
@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "pg/postgres.hpp"
@@ -35,6 +36,10 @@ std::optional<DueRows> lock_due(Datum channel_name, Micros now, Position from, b
 // None: as above. Needs an OwnerScope.
 std::optional<std::span<const LockedRow>> lock_sample(Datum channel_name, const std::vector<std::int64_t>& channel_keys,
                                                       Micros now, Position from, int limit);
+
+// The first head of the channel name from a position on, due or not, locked or not. None: there is no
+// such message. Needs an OwnerScope.
+std::optional<Position> first_head(std::string_view channel_name, Position from);
 
 // A search for what is behind a message in its ordered channel.
 struct ChainSearch {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <unordered_set>
 
+#include "pg/extension.hpp"
 #include "pg/guard.hpp"
 #include "pg/refused_rows.hpp"
 #include "pg/statement.hpp"
@@ -11,6 +12,12 @@
 #include "queue/enabled.hpp"
 #include "queue/low_water.hpp"
 #include "queue/promote.hpp"
+
+extern "C" {
+#include "access/table.h"
+#include "storage/bufmgr.h"
+#include "utils/rel.h"
+}
 
 namespace mq {
 
@@ -113,12 +120,27 @@ void link_or_note(const std::vector<HeadlessChannel>& channels) {
   note_headless(link_channels(channels));
 }
 
+namespace {
+
+// Whether the table has no block, as it is when it is empty and VACUUM has cut it off.
+bool has_no_block(Oid table) {
+  return guard::call([&] {
+    const Relation relation = table_open(table, RowShareLock);
+    const BlockNumber blocks = RelationGetNumberOfBlocks(relation);
+    table_close(relation, NoLock);
+    return blocks == 0;
+  });
+}
+
+}  // namespace
+
 void link_headless() {
   static Statement select(
       "SELECT l.ctid, l.channel_key, l.channel_name, l.channel_args"
       " FROM $S.mq_headless l LIMIT $1 FOR UPDATE SKIP LOCKED",
       {INT8OID});
   static Statement forget("DELETE FROM $S.mq_headless l WHERE l.ctid = ANY ($1)", {TIDARRAYOID});
+  if (has_no_block(Extension::get().relation("mq_headless"))) return;
   const Rows rows = select.run({Int64GetDatum(kHeadless)});
   if (rows.empty() || !enabled::still_here()) return;
   std::vector<HeadlessChannel> noted;

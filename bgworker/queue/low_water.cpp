@@ -7,8 +7,8 @@
 #include "pg/extension.hpp"
 #include "pg/lwlock.hpp"
 #include "pg/settings.h"
-#include "pg/statement.hpp"
 #include "queue/commit_actions.hpp"
+#include "queue/due_scan.hpp"
 #include "shmem/channel_key.hpp"
 #include "shmem/layout.hpp"
 
@@ -41,24 +41,9 @@ struct Search {
 // Fills in Search::first: the first message, locked or not, or the time of the search if that is
 // earlier or there is none.
 void find_first(std::vector<Search>& searches) {
-  static Statement find(
-      "SELECT n.n::int4, f.attempt_at, f.seq FROM unnest($1) WITH ORDINALITY AS n (name, n)"
-      " CROSS JOIN LATERAL (SELECT m.attempt_at, m.seq FROM $S.mq_msgs m"
-      "   WHERE m.channel_name = n.name AND m.attempt_at IS NOT NULL AND $H"
-      "   ORDER BY m.attempt_at, m.seq LIMIT 1) f",
-      {TEXTARRAYOID});
-  ArrayParam names(TEXTOID);
   // A mark beyond the present would hide a row that a user inserts by hand later.
   const Position now{GetCurrentTimestamp(), INT64_MIN};
-  for (Search& search : searches) {
-    names.add(text_datum(search.name));
-    search.first = now;
-  }
-  const Rows rows = find.run({names.datum()});
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    Search& search = searches[static_cast<std::size_t>(DatumGetInt32(rows.get(i, 1)) - 1)];
-    search.first = std::min(now, {DatumGetTimestampTz(rows.get(i, 2)), DatumGetInt64(rows.get(i, 3))});
-  }
+  for (Search& search : searches) search.first = std::min(now, first_head(search.name, kNone).value_or(now));
 }
 
 // Half mq.poll_interval, so that no message is hidden for longer than the whole. In µs.

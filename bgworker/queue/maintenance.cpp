@@ -221,6 +221,7 @@ bool repair(const std::vector<ChainPosition>& first) {
       "       SELECT m.* FROM $S.mq_msgs m WHERE m.channel_key = c.key AND m.seq = c.seq"
       "          AND m.after_message_id <> $N) f",
       {INT8ARRAYOID, INT8ARRAYOID});
+  if (first.empty()) return false;
   ArrayParam keys(INT8OID), numbers(INT8OID);
   for (const ChainPosition& position : first) {
     keys.add(Int64GetDatum(position.channel_key));

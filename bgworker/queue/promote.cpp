@@ -2,7 +2,8 @@
 
 #include "pg/extension.hpp"
 #include "pg/guard.hpp"
-#include "queue/plain_table.hpp"
+#include "pg/plain_table.hpp"
+#include "queue/claimed_rows.hpp"
 
 extern "C" {
 #include "access/tableam.h"
@@ -21,7 +22,7 @@ class Promoter {
  public:
   bool open(Oid table, const AttrNumber* numbers) {
     after_ = numbers[kAfter] - 1;
-    return updater_.open(table, numbers);
+    return updater_.open(table, msgs_columns(numbers));
   }
 
   bool promote(const FirstMessage& message) {

@@ -2,8 +2,9 @@
 
 #include "pg/extension.hpp"
 #include "pg/guard.hpp"
+#include "pg/plain_table.hpp"
 #include "pg/statement.hpp"
-#include "queue/plain_table.hpp"
+#include "queue/claimed_rows.hpp"
 
 namespace mq {
 
@@ -21,7 +22,7 @@ std::vector<char> write_retries(const std::vector<Retry>& retries) {
   for (const Retry& retry : retries) backoffs.push_back(interval_datum(retry.retry_backoff));
   guard::call([&] {
     RowUpdater updater;
-    if (!updater.open(table, numbers)) return;
+    if (!updater.open(table, msgs_columns(numbers))) return;
     for (std::size_t i = 0; i < retries.size(); ++i) {
       CHECK_FOR_INTERRUPTS();
       const Retry& retry = retries[i];

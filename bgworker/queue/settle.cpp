@@ -1,6 +1,7 @@
 #include "queue/settle.hpp"
 
 #include <algorithm>
+#include <iterator>
 #include <set>
 
 #include "pg/extension.hpp"
@@ -8,6 +9,7 @@
 #include "pg/guard.hpp"
 #include "pg/kept.hpp"
 #include "pg/locks.hpp"
+#include "pg/plain_table.hpp"
 #include "pg/refused_rows.hpp"
 #include "pg/row_locks.hpp"
 #include "pg/sequences.hpp"
@@ -76,9 +78,31 @@ void lock_to_write(const char* table) {
   throw Error("55P03", mq::format("the table {} is locked by another session, so no row can be added to it", table));
 }
 
-void record(const std::vector<Failure>& failures) {
-  lock_to_write("mq_failures");
-  remove_superseded(failures);
+// Writes the failures straight into mq_failures; false: a statement has to.
+bool record_straight(const std::vector<Failure>& failures) {
+  static constexpr TableColumn kColumns[] = {
+      {"failure_no", INT8OID},    {"message_id", UUIDOID},   {"attempt", INT4OID},      {"failed_at", TIMESTAMPTZOID},
+      {"channel_name", TEXTOID},  {"channel_args", TEXTOID}, {"name", TEXTOID, true},   {"duration", INTERVALOID, true},
+      {"sqlstate", TEXTOID},      {"error", TEXTOID},        {"detail", TEXTOID, true}, {"hint", TEXTOID, true},
+      {"context", TEXTOID, true}, {"channel_key", INT8OID},  {"crash", BOOLOID, true}};
+  std::vector<Param> values;
+  values.reserve(std::size(kColumns) * failures.size());
+  for (const Failure& failure : failures) {
+    const Claimed& message = *failure.message;
+    const Error& error = failure.error;
+    values.insert(values.end(),
+                  {Param(Int64GetDatum(sequences::next_failure())), Param(uuid_datum(message.id)),
+                   Param(Int32GetDatum(message.attempts + 1)), Param(TimestampTzGetDatum(GetCurrentTimestamp())),
+                   Param(text_datum(message.channel_name)), Param(text_datum(message.channel_args)),
+                   Param(text_datum(message.name)), Param(interval_datum(failure.duration)),
+                   Param(text_datum(kept(error.sqlstate))), Param(text_datum(kept(error.message))),
+                   text_or_null(kept(error.detail)), text_or_null(kept(error.hint)), text_or_null(kept(error.context)),
+                   Param(Int64GetDatum(message.channel_key)), failure.crash ? Param(BoolGetDatum(true)) : Param()});
+  }
+  return insert_rows(Extension::get().relation("mq_failures"), kColumns, values);
+}
+
+Rows record_by_statement(const std::vector<Failure>& failures) {
   static Statement insert(
       "INSERT INTO $S.mq_failures (message_id, attempt, failed_at, channel_name, channel_args, name, duration,"
       "  sqlstate, error, detail, hint, context, channel_key, crash)"
@@ -103,11 +127,16 @@ void record(const std::vector<Failure>& failures) {
     crashes.add(BoolGetDatum(failure.crash));
     errors.add(failure.error);
   }
-  sequences::insert(sequences::Numbered::kFailures, [&] {
-    return insert.run({ids.datum(), attempts.datum(), channels.datum(), args.datum(), names.datum(), durations.datum(),
-                       errors.sqlstate.datum(), errors.message.datum(), errors.detail.datum(), errors.hint.datum(),
-                       errors.context.datum(), keys.datum(), crashes.datum()});
-  });
+  return insert.run({ids.datum(), attempts.datum(), channels.datum(), args.datum(), names.datum(), durations.datum(),
+                     errors.sqlstate.datum(), errors.message.datum(), errors.detail.datum(), errors.hint.datum(),
+                     errors.context.datum(), keys.datum(), crashes.datum()});
+}
+
+void record(const std::vector<Failure>& failures) {
+  lock_to_write("mq_failures");
+  remove_superseded(failures);
+  sequences::insert(sequences::Numbered::kFailures,
+                    [&] { return record_straight(failures) ? Rows() : record_by_statement(failures); });
 }
 
 void retry(const std::vector<Retry>& retries) {

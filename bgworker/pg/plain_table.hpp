@@ -1,13 +1,16 @@
-// Plain table: writes rows straight into mq_msgs and its indexes where it has nothing but what it was
-// created with. insert.cpp writes new rows with it, promote.cpp and retries.cpp new versions of rows. No
-// state.
+// Plain table: writes rows straight into a table of mq's and its indexes where it has nothing but what
+// it was created with: for a few rows the executor costs more than they do. insert.cpp writes messages
+// with it; promote.cpp, retries.cpp and lease.cpp new versions of them; settle.cpp and stats/totals.cpp
+// rows of other tables. No state.
 //
 // Triggers, rules, policies and checks would not be asked, and columns that somebody has added not be
 // filled: where there is any of that, open() says no, and the caller runs a statement.
 #pragma once
 
+#include <span>
+
 #include "pg/postgres.hpp"
-#include "queue/claimed_rows.hpp"
+#include "pg/statement.hpp"
 
 extern "C" {
 #include "nodes/execnodes.h"
@@ -15,12 +18,25 @@ extern "C" {
 
 namespace mq {
 
+// A column as mq made it.
+struct TableColumn {
+  const char* name;
+  Oid type;
+  bool nullable = false;
+};
+
+// The columns of a table as mq made it, and the numbers that they have in it.
+struct PlainColumns {
+  std::span<const TableColumn> columns;
+  const AttrNumber* numbers;
+};
+
 // For bodies of guard::call(): after an error the transaction cleans up.
 class PlainTable {
  public:
   // False: a statement has to write the rows, and nothing is open. Asked once the table's lock is held,
-  // so that no trigger can come, nor a column. `numbers` are those of attribute_numbers().
-  bool open(Oid table, const AttrNumber* numbers);
+  // so that no trigger can come, nor a column.
+  bool open(Oid table, const PlainColumns& columns);
   void close();
 
   Relation relation() const { return table_; }
@@ -38,10 +54,31 @@ class PlainTable {
   CommandId command_;
 };
 
+// Writes new rows of a plain table, many at a time, as COPY does. For bodies of guard::call().
+class RowInserter {
+ public:
+  bool open(Oid table, const PlainColumns& columns, int most);  // as PlainTable::open()
+  // Takes a row, by the columns. There is room for `most` until write().
+  void add(const Datum* values, const bool* nulls);
+  void write();
+  void close();
+
+ private:
+  PlainColumns columns_;
+  PlainTable table_;
+  TupleTableSlot** slots_;
+  int most_;
+  int added_;
+};
+
+// Inserts rows: `values` has those of the first row by the columns, then those of the next. False: a
+// statement has to. Needs an OwnerScope.
+bool insert_rows(Oid table, std::span<const TableColumn> columns, std::span<const Param> values);
+
 // Writes new versions of rows of a plain table. For bodies of guard::call().
 class RowUpdater {
  public:
-  bool open(Oid table, const AttrNumber* numbers);  // as PlainTable::open()
+  bool open(Oid table, const PlainColumns& columns);  // as PlainTable::open()
   void close();
 
   Relation relation() const { return table_.relation(); }
