@@ -25,6 +25,20 @@ SELECT pg_temp.pass('1 minute');
 SELECT id, retry_backoff FROM mq_poll('{work}');
 SELECT attempts, retry_backoff, attempt_at - now() BETWEEN '119 s' AND '121 s' AS leased FROM mq_msgs;
 SELECT pg_temp.pass('2 minutes');
+-- Where the transaction of the poll takes long, the lease begins at its end.
+CREATE TEMPORARY TABLE polled (id uuid, before_commit timestamptz);
+SELECT mq_send('late', '1', retry_backoff => '1 s', id => pg_temp.id(n)) FROM generate_series(11, 13) AS n;
+BEGIN;
+INSERT INTO polled SELECT id FROM mq_poll('{late}', 2);
+SAVEPOINT undone;
+SELECT count(*) AS polled FROM mq_poll('{late}', 2) WHERE id IS NOT NULL;
+ROLLBACK TO undone;
+SELECT pg_sleep(0.2);
+UPDATE polled SET before_commit = clock_timestamp();
+COMMIT;
+SELECT m.id, m.attempt_at >= p.before_commit + '1 s' AS begins_late, m.lease, m.attempt
+  FROM mq_msgs m LEFT JOIN polled p USING (id) WHERE channel_name = 'late' ORDER BY 1;
+SELECT mq_clear('{late}');
 -- The last attempt has a lease as any other: it is not dead while it runs,
 SELECT id, retry_backoff FROM mq_poll('{work}');
 SELECT attempts, attempt_at - now() BETWEEN '239 s' AND '241 s' AS leased FROM mq_msgs;

@@ -1,4 +1,4 @@
-# The table of messages is changed by hand while a send or a settling waits for it: what was added counts.
+# Tables are changed by hand, that of messages also while a send or a settling waits for it: what was added counts.
 use strict;
 use warnings;
 use FindBin;
@@ -64,6 +64,32 @@ sql(q{SELECT mq_pause('kept'), mq_pause('c'); CREATE TABLE child () INHERITS (mq
 sql(q{SELECT mq_send('c', '2') FROM generate_series(1, 20)});
 within(20, $node, $db, q{SELECT count(*) FROM ONLY mq_msgs WHERE channel_name = 'c'}, 0, 'messages are handled beside a table that inherits');
 holds($node, $db, q{SELECT count(*) FROM ONLY mq_msgs WHERE channel_name = 'kept'}, 20, 'and no other is removed');
+
+# The tables that settling writes beside it.
+sql(q{CREATE FUNCTION fail(m mq_message) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE 'on purpose'; END $$;
+	SELECT mq_register_handler('f', 'fail(mq_message)'), mq_pause('f')});
+for my $table ('mq_failures', 'mq_stats_deltas') {
+	my $fails = sub {
+		my ($change, $query, $expected, $what) = @_;
+		sql("$change; SELECT mq_reset_stats(); DELETE FROM mq_failures; DELETE FROM mq_dead; TRUNCATE seen;
+		     SELECT mq_send('f', '1', retries => 0) FROM generate_series(1, 3); SELECT mq_resume('f')");
+		within(20, $node, $db, 'SELECT count(*) FROM mq_dead', 3, "$table: messages fail: $what");
+		holds($node, $db, $query, $expected, '... as they should');
+		holds($node, $db, q{SELECT failed, died FROM mq_stats WHERE channel_name = 'f'}, '3|3', '... and are counted');
+		sql(q{SELECT mq_pause('f')});
+	};
+	my $all = "SELECT count(*) FILTER (WHERE more = 7) = count(*), count(*) > 0 FROM $table WHERE channel_name = 'f'";
+	$fails->("ALTER TABLE $table ADD note text", "SELECT count(*) > 0 FROM $table WHERE note IS NULL AND channel_name = 'f'", 't', 'a column was added');
+	$fails->("ALTER TABLE $table DROP note, ADD more int DEFAULT 7", $all, 't|t', 'one with a default');
+	$fails->("ALTER TABLE $table DROP more; CREATE TRIGGER see BEFORE INSERT ON $table FOR EACH ROW EXECUTE FUNCTION see()",
+		q{SELECT count(*) > 0, max(what) FROM seen}, 't|INSERT', 'a trigger was made');
+	$fails->("DROP TRIGGER see ON $table; CREATE SEQUENCE asked; ALTER TABLE $table ADD CONSTRAINT asked CHECK (nextval('asked') > 0) NOT VALID",
+		q{SELECT is_called FROM asked}, 't', 'a check was added');
+	$fails->("ALTER TABLE $table DROP CONSTRAINT asked; DROP SEQUENCE asked; CREATE INDEX added ON $table (channel_name)",
+		"SET enable_seqscan = off; SELECT count(*) > 0 FROM $table WHERE channel_name = 'f'", 't', 'an index was added');
+	sql('DROP INDEX added');
+}
+sql(q{SELECT mq_unregister_handler('f'), mq_resume('f')});
 
 $_->quit for $changer, $sender;
 $node->stop;
