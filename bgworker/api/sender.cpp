@@ -145,7 +145,9 @@ void Sender::announce() const {
   const Micros now = GetCurrentTransactionStartTimestamp();
   commit_actions::RowChanges changes(Extension::msgs());
   for (const Checked& m : messages_) {
-    if (!m.two_phase) commit_actions::wake(m.channel_name);
+    // A worker sees to it that messages expire, whether they have a handler or not.
+    if (!m.two_phase)
+      expires_at_ == kNever ? commit_actions::wake_handlers(m.channel_name) : commit_actions::wake(m.channel_name);
     if (!m.ordered || m.after == Uuid()) commit_actions::due(m.channel_name, {m.attempt_at, m.seq});
     changes.add(m.channel_name, 1, m.ordered, m.attempt_at > now);
   }

@@ -59,6 +59,8 @@ struct EmptyChannel {
 
 struct CommitActions {
   std::set<std::string, std::less<>> woken;
+  std::vector<std::int64_t> handled;                // channel_key() of those names that only their handlers matter to
+  bool wakes_all = false;                           // some name matters to others
   std::unordered_map<std::uint64_t, Position> due;  // the lowest position by key of the name
   std::vector<Append> appends;
   std::unordered_map<std::int64_t, Uuid> tails;
@@ -218,7 +220,10 @@ void transaction_event(XactEvent event, void*) {
       for (const auto& [key, position] : open_actions->due) low_water::lower(key, position);
       for (const auto& [subtransaction, channel] : open_actions->empty_channels.entries())
         low_water::channel_was_empty(channel.mark_key, channel.seq);
-      if (!open_actions->woken.empty() || open_actions->announced) shared::wake_workers(MyDatabaseId);
+      if (open_actions->wakes_all || open_actions->announced)
+        shared::wake_workers(MyDatabaseId);
+      else if (!open_actions->handled.empty())
+        shared::wake_handlers(MyDatabaseId, open_actions->handled);
       forget();
       break;
     case XACT_EVENT_ABORT:
@@ -276,7 +281,15 @@ CommitActions& actions() {
 
 void wake(std::string_view channel_name) {
   CommitActions& l = actions();
+  l.wakes_all = true;
   if (!l.woken.contains(channel_name)) l.woken.emplace(channel_name);
+}
+
+void wake_handlers(std::string_view channel_name) {
+  CommitActions& l = actions();
+  if (l.woken.contains(channel_name)) return;
+  l.handled.push_back(channel_key(channel_name, {}));
+  l.woken.emplace(channel_name);
 }
 
 void due(std::string_view channel_name, Position position) {

@@ -23,6 +23,7 @@
 #include "shmem/in_flight.hpp"
 #include "shmem/leased_calls.hpp"
 #include "shmem/low_water_marks.hpp"
+#include "shmem/name_filter.hpp"
 #include "shmem/shared.hpp"
 #include "shmem/throttle.hpp"
 #include "shmem/worker_slots.hpp"
@@ -72,6 +73,10 @@ struct Database {
   TimestampTz closed_until;     // 0: open
   std::uint64_t wakes;          // how many so far
   std::uint64_t announcements;  // how many so far
+  // The channel names that have handlers, as a worker has read them since forget_handled().
+  bool handled_known;
+  NameFilter handled;
+  std::uint64_t handled_forgotten;  // how often so far
 };
 
 // The consumers of a database, and the commits that notify none of them. An audience is found by

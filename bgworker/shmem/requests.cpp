@@ -7,6 +7,15 @@
 
 namespace mq::shared {
 
+namespace {
+
+void forget(Database& d) {
+  d.handled_known = false;
+  ++d.handled_forgotten;
+}
+
+}  // namespace
+
 void announce_database(Oid database) {
   if (!available()) return;
   Guard guard(LW_EXCLUSIVE);
@@ -14,6 +23,7 @@ void announce_database(Oid database) {
     d->look = true;
     d->closed_until = 0;
     ++d->announcements;
+    forget(*d);
     ++d->wakes;
   } else {
     state->no_room = state->look_around = true;
@@ -39,6 +49,24 @@ void wake_workers(Oid database) {
     SetLatch(&slot.worker->procLatch);
   }
   if (d->contended || d->tight || !served || state->short_of_slots) wake_launcher_soon();
+}
+
+void wake_handlers(Oid database, std::span<const std::int64_t> names) {
+  if (!available()) return;
+  {
+    Guard guard(LW_SHARED);
+    const Database* d = find_database(database);
+    if (d == nullptr) return;
+    const auto may_be_handled = [&](std::int64_t key) { return d->handled.may_have(key); };
+    if (d->handled_known && std::none_of(names.begin(), names.end(), may_be_handled)) return;
+  }
+  wake_workers(database);
+}
+
+void forget_handled(Oid database) {
+  if (!available()) return;
+  Guard guard(LW_EXCLUSIVE);
+  if (Database* d = find_database(database)) forget(*d);
 }
 
 void wake_or_announce(Oid database) {

@@ -2,6 +2,8 @@
 // or a moment, and sets the latches of the processes that should look.
 #pragma once
 
+#include <cstdint>
+#include <span>
 #include <vector>
 
 #include "pg/postgres.hpp"
@@ -11,6 +13,15 @@ namespace mq::shared {
 // The launcher should look at the database, and its workers should read it again.
 void announce_database(Oid database);
 void wake_workers(Oid database);  // one waiting worker of each pool
+// The same, but for messages that have just been committed: none if no handler takes one of these
+// channel names, by their channel_key() without arguments.
+//   1. A handler that this does not know of yet is announced after its commit (announce_database()),
+//      and then the workers that are woken see the messages.
+//   2. A worker publishes the names that it has read only if none was forgotten since.
+void wake_handlers(Oid database, std::span<const std::int64_t> names);
+// A handler may have been registered: nobody knows which names have one until a worker looks again.
+// announce_database() does that, too.
+void forget_handled(Oid database);
 // Wakes workers if the extension is known to be there; announces the database if not, since the
 // extension may just have come.
 void wake_or_announce(Oid database);

@@ -128,6 +128,15 @@ void publish_pools(bool installed, const std::vector<Oid>& roles) {
   wake_launcher();
 }
 
+void publish_handled(const NameFilter* names, std::uint64_t forgotten) {
+  if (!available()) return;
+  Guard guard(LW_EXCLUSIVE);
+  Database* d = find_database(MyDatabaseId);
+  if (d == nullptr || d->handled_forgotten != forgotten) return;
+  d->handled_known = names != nullptr;
+  if (names != nullptr) d->handled = *names;
+}
+
 void set_backlog(bool backlog) {
   if (my_slot < 0) return;
   Guard guard(LW_EXCLUSIVE);
@@ -143,7 +152,7 @@ void set_backlog(bool backlog) {
 News news() {
   Guard guard(LW_SHARED);
   const Database* d = find_database(mine().database);
-  return d != nullptr ? News{d->wakes, d->announcements} : News{0, 0};
+  return d != nullptr ? News{d->wakes, d->announcements, d->handled_forgotten} : News{0, 0, 0};
 }
 
 // Without the lock, since workers ask for each batch.

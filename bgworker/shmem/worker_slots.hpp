@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "pg/postgres.hpp"
+#include "shmem/name_filter.hpp"
 
 namespace mq::shared {
 
@@ -35,6 +36,9 @@ void leave_slot();      // the worker registers it to run at exit
 // Publishes what this worker found in its database: whether the extension is installed, and which roles need
 // a pool. Pools of other roles go.
 void publish_pools(bool installed, const std::vector<Oid>& roles);
+// Publishes which channel names have handlers, for wake_handlers(); nullptr: that is not known. Does nothing if
+// they were forgotten (forget_handled()) more than so often.
+void publish_handled(const NameFilter* names, std::uint64_t forgotten);
 // Sets the backlog of this worker's pool. A new one wakes the launcher and idle workers.
 void set_backlog(bool backlog);
 // How many wake-ups and announcements this worker's database has had. After an announcement
@@ -42,6 +46,7 @@ void set_backlog(bool backlog);
 struct News {
   std::uint64_t wakes;
   std::uint64_t announcements;
+  std::uint64_t handled_forgotten;
 };
 News news();
 bool announced_since(std::uint64_t announcements);  // cheap

@@ -257,5 +257,6 @@ extern "C" void mq_counts_startup(void) {
 extern "C" void mq_prepared_committed(void) {
   mq::row_counts::forget(InvalidOid);
   mq::Extension::look_again();
+  mq::shared::forget_handled(MyDatabaseId);
   if (mq::Extension::installed()) mq::shared::wake_or_announce(MyDatabaseId);
 }

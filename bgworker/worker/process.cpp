@@ -42,6 +42,7 @@
 #include "queue/settle.hpp"
 #include "shmem/aborted_calls.hpp"
 #include "shmem/activity.hpp"
+#include "shmem/channel_key.hpp"
 #include "shmem/failing.hpp"
 #include "shmem/in_flight.hpp"
 #include "shmem/pool_state.hpp"
@@ -96,6 +97,8 @@ class WorkerHost : public ServerHost {
     working_ = enabled::confirm();
     const std::vector<Oid> roles = working_ ? handler_roles() : std::vector<Oid>{kProbe};
     shared::publish_pools(true, roles);
+    const NameFilter handled = handled_names();
+    shared::publish_handled(working_ ? &handled : nullptr, news.handled_forgotten);
     if (std::find(roles.begin(), roles.end(), role_) == roles.end()) return false;
     if (!working_) say_why_not();
     if (role_ != kProbe) read_registry(registry);
@@ -314,6 +317,15 @@ class WorkerHost : public ServerHost {
       enabled::follow_roles();
     if (roles.empty()) roles.push_back(kProbe);
     return roles;
+  }
+
+  NameFilter handled_names() {
+    static Statement select("SELECT DISTINCT h.channel_name FROM $S.mq_handlers h", {});
+    const OwnerScope scope;
+    const Rows rows = select.run({});
+    NameFilter names;
+    for (std::size_t i = 0; i < rows.size(); ++i) names.add(channel_key(text_view(rows.get(i, 1)), {}));
+    return names;
   }
 
   TroubleLog log_;

@@ -60,7 +60,7 @@ my ($known, $scans) = value_within(20, $node, $db, qq{SELECT idx_scan - $before 
 	WHERE indexrelname = 'mq_msgs_expiry'}, qr/^[1-9]/);
 cmp_ok($scans, '<=', 40, "a busy worker does not look for it after each of 80 batches: $scans");
 
-sql(q{DELETE FROM mq_dead; SELECT mq_pause('c'), mq_send('c', name => 'locked', expires => '0.5 s')});
+sql(q{DELETE FROM mq_dead; SELECT mq_pause('c'), mq_send('c', name => 'locked', expires => '3 s')});
 my $locker = MqSession->new($node, $db);
 $locker->query('BEGIN; SELECT FROM mq_msgs FOR UPDATE');
 within(20, $node, $db, 'SELECT expires_at < now() FROM mq_msgs', 't', 'a message expires that another session has');
