@@ -48,19 +48,22 @@ def batches(bench):
     return result
 
 
-@workload('W3', 'the same with two workers', 60)
+@workload('W3', 'the same with two workers', 150)
 def two_workers(bench):
-    n = bench.size(400000, 40000)
+    n = bench.size(1000000, 40000)
     result = Result('W3', two_workers.title, {'messages': n})
 
-    def rate(workers):
-        bench.server.set(mq__max_workers=workers)
+    def rate(workers, **settings):
+        bench.server.set(mq__max_workers=workers, **settings)
         return bench.mq.rate(n)
     try:
         rates = alternate(bench.rounds, {'two workers': lambda: rate(2), 'one worker': lambda: rate(1)})
+        off = alternate(bench.rounds, {'two workers': lambda: rate(2, synchronous_commit='off'),
+                                       'one worker': lambda: rate(1, synchronous_commit='off')})
     finally:
-        bench.server.set(mq__max_workers=None)
+        bench.server.set(mq__max_workers=None, synchronous_commit=None)
     result.compare('handled by two workers, beside one', '/s', rates, 'two workers', 'one worker', 1.7)
+    result.compare('the same with synchronous_commit off', '/s', off, 'two workers', 'one worker')
     return result
 
 

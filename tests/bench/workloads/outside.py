@@ -44,6 +44,24 @@ def consume(where, database, channels, batch, out):
     out.put((got, undone, None, time.monotonic() - start))
 
 
+def floor(side, n):
+    """Messages a second of one client that takes what no queue can do without: a row is changed in one transaction, and
+    removed in another."""
+    session = side.server.connect(side.database, 'floor')
+    session.query('CREATE TABLE floor AS SELECT i AS id, false AS taken FROM generate_series(1, %d) i;'
+                  'ALTER TABLE floor ADD PRIMARY KEY (id)' % n)
+    session.query('VACUUM ANALYZE floor')
+    start, done = time.monotonic(), 0
+    while done < n and time.monotonic() < start + LIMIT:
+        done += 1
+        session.run('UPDATE floor SET taken = true WHERE id = $1::int RETURNING id', str(done))
+        session.run('DELETE FROM floor WHERE id = $1::int', str(done))
+    took = time.monotonic() - start
+    session.query('DROP TABLE floor')
+    session.close()
+    return done / took
+
+
 def drain(side, n, clients, batch, strict):
     """Messages a second that so many clients handle together, until all are or LIMIT seconds have passed. strict: nothing
     twice, no deadlock."""
@@ -105,7 +123,12 @@ def consumers(bench):
         sides = {'mq': lambda: ours(n, *how)}
         if bench.original:
             sides['original schema'] = lambda: original(n, *how)
+        alone = how[2:] == [1, 1]
+        if alone:
+            sides['floor'] = lambda: floor(mq, n)
         rates = alternate(bench.rounds, sides)
+        if alone:
+            result.compare(text + ', beside an UPDATE and a DELETE of a row by its key', '/s', rates, 'mq', 'floor')
         if bench.original:
             result.compare(text + ', beside the original schema', '/s', rates, 'mq', 'original schema', 5)
         else:
