@@ -19,7 +19,9 @@ namespace mq {
 
 namespace {
 
-constexpr int kUnsampled = 4;  // claims without a sample after a sample that found nothing new
+// After a sample that found nothing new so many claims take none, and none for so long at most.
+constexpr int kUnsampled = 4;
+constexpr Micros kUnsampledFor = 5'000;
 constexpr int kRun = 64;       // messages of an ordered channel that a batch takes together
 constexpr int kFairShare = 4;  // one message of so many in a share comes from the fair sample
 
@@ -150,7 +152,7 @@ int Claimer::sample(Scan& scan, int limit, Micros now) {
   fair(scan.channel_name, now, key, std::min(limit, scan.most), scan.found);
   drop_repeats(scan.found, before);
   const auto taken = static_cast<int>(scan.found.size() - before);
-  if (taken == 0) unsampled_.emplace(scan.channel_name, kUnsampled);
+  if (taken == 0) unsampled_.emplace(scan.channel_name, Unsampled{kUnsampled, clock_.steady() + kUnsampledFor});
   scan.most -= taken;
   return taken;
 }
@@ -161,8 +163,8 @@ int Claimer::take_share(Scan& scan, int share, Micros now) {
   int sampled = share > 1 ? std::max(1, share / kFairShare) : (clock_.random() < 0.5 ? 1 : 0);
   const auto unsampled = unsampled_.find(scan.channel_name);
   if (unsampled != unsampled_.end()) {
-    sampled = 0;
-    if (--unsampled->second == 0) unsampled_.erase(unsampled);
+    if (clock_.steady() < unsampled->second.until) sampled = 0;
+    if (sampled > 0 || --unsampled->second.claims == 0) unsampled_.erase(unsampled);
   }
   if (sampled > 0 && fairness::is_one_channel(scan.channel_name)) sampled = 0;
   int taken = take_oldest(scan, share - sampled, now);

@@ -80,6 +80,12 @@ class Claimer {
     Batch ready = {};                     // of those, what can be delivered, and followers
   };
 
+  // How long a channel name goes without a sample: what ends first.
+  struct Unsampled {
+    int claims;
+    Micros until;  // by the steady clock
+  };
+
   // Claims up to `limit` messages from channel names of one priority; returns how many it claimed.
   int claim_equals(std::span<Scan> scans, int limit, bool with_runs, Micros now, Claim& claim);
   // Each adds up to `limit` (`share`) messages to scan.found, and returns how many were new.
@@ -99,8 +105,8 @@ class Claimer {
   std::vector<std::string> names_;  // channel names of the current claim
   bool undeliverable_left_ = false;
   bool unlocked_ = false;
-  // Claims that a channel name still makes without a sample, as its last one found nothing new.
-  std::map<std::string, int, std::less<>> unsampled_;
+  // Channel names whose last sample found nothing new.
+  std::map<std::string, Unsampled, std::less<>> unsampled_;
   // Names whose last claim had followers behind its heads, or no room to look for them.
   std::set<std::string, std::less<>> long_runs_;
 };
