@@ -33,6 +33,9 @@ class EntryScan {
   // Goes to the first entry at or above the position.
   void descend(const Datum* position);
   bool next();  // false: there is no further entry
+  // Whether next() returns entries, too, that some scan has found to be of rows that nobody sees any
+  // more. It passes over those, but reads all their pages. Heeded from the next page on.
+  void read_gone(bool read) { scan_->ignore_killed_tuples = !read; }
   // A column of the entry, counted from 1.
   Datum column(int n, bool& null) const { return index_getattr(scan_->xs_itup, n, scan_->xs_itupdesc, &null); }
   // Whether the entry's row is visible to the snapshot that open() took.

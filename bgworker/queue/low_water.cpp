@@ -9,6 +9,7 @@
 #include "pg/settings.h"
 #include "queue/commit_actions.hpp"
 #include "queue/due_scan.hpp"
+#include "queue/skip_scan.hpp"
 #include "shmem/channel_key.hpp"
 #include "shmem/layout.hpp"
 
@@ -17,6 +18,8 @@ namespace mq::low_water {
 namespace {
 
 using shared::state;
+
+constexpr int kStep = 2000;  // index entries that a claim reads at most to check marks
 
 // The set of a table that has room for a key, locked while this lives.
 class LockedSet {
@@ -31,21 +34,6 @@ class LockedSet {
   const LightweightLock lock_;
 };
 
-// The search for the first message of a name.
-struct Search {
-  std::string_view name;
-  std::uint64_t key;
-  Position first = {};
-};
-
-// Fills in Search::first: the first message, locked or not, or the time of the search if that is
-// earlier or there is none.
-void find_first(std::vector<Search>& searches) {
-  // A mark beyond the present would hide a row that a user inserts by hand later.
-  const Position now{GetCurrentTimestamp(), INT64_MIN};
-  for (Search& search : searches) search.first = std::min(now, first_head(search.name, kNone).value_or(now));
-}
-
 // Half mq.poll_interval, so that no message is hidden for longer than the whole. In µs.
 Micros check_interval() {
   return Micros{mq_poll_interval} * 1000 / 2;
@@ -56,22 +44,39 @@ bool has_written() {
 }
 
 // Searches from the beginning for the names whose last check is at least `interval` µs ago.
-// begin_check() keeps other sessions from the same search. True: some mark was too high.
-bool search_all(std::span<const std::string_view> channel_names, Micros interval) {
+// begin_check() keeps other sessions from the same search. `step`: how many index entries to read at
+// most; the next step goes on there. Without it each search goes to its end. True: some mark was too
+// high.
+bool search_all(std::span<const std::string_view> channel_names, Micros interval, std::optional<int> step) {
+  struct Search {
+    std::uint64_t key;
+    HeadSearch result;
+  };
   std::vector<Search> searches;
   const Micros now = GetCurrentTimestamp();
   for (const std::string_view name : channel_names) {
     const std::uint64_t key = key_of(name);
-    const LockedSet set(key, LW_EXCLUSIVE);
-    if (set->begin_check(key, now, interval)) searches.push_back({name, key});
+    std::optional<Position> from;
+    {
+      const LockedSet set(key, LW_EXCLUSIVE);
+      from = set->begin_check(key, now, interval);
+    }
+    if (!from) continue;
+    const HeadSearch result =
+        step ? search_head(name, *from, *step) : HeadSearch{true, first_head(name, kNone).value_or(kEnd), 0};
+    searches.push_back({key, result});
+    if (step && (*step -= result.read) <= 0) break;
   }
   if (searches.empty()) return false;
-  find_first(searches);
   const Micros took = GetCurrentTimestamp() - now;
   bool lowered = false;
-  for (const Search& search : searches) {
-    const LockedSet set(search.key, LW_EXCLUSIVE);
-    lowered = set->end_check(search.key, took, search.first) || lowered;
+  for (const auto& [key, result] : searches) {
+    const LockedSet set(key, LW_EXCLUSIVE);
+    // A mark beyond the present would hide a row that a user inserts by hand later.
+    if (result.ended)
+      lowered = set->end_check(key, took, std::min(result.reached, {now, INT64_MIN})) || lowered;
+    else
+      set->end_step(key, took, result.reached);
   }
   return lowered;
 }
@@ -104,7 +109,19 @@ void taken(std::string_view channel_name, int messages) {
 }
 
 void begin_claim(std::span<const std::string_view> channel_names) {
-  if (shared::available()) search_all(channel_names, check_interval());
+  // When this process's last step ended, and how long it took. Only this function sets them.
+  static Micros ended = 0;
+  static Micros took = 0;
+  if (!shared::available()) return;
+  const Micros now = GetCurrentTimestamp();
+  if (now >= ended && now - ended < took * LowWaterMarks::kCheckShare) return;
+  search_all(channel_names, check_interval(), kStep);
+  ended = GetCurrentTimestamp();
+  took = ended - now;
+}
+
+void begin_wait(std::span<const std::string_view> channel_names) {
+  if (shared::available()) search_all(channel_names, check_interval(), std::nullopt);
 }
 
 std::optional<ToRaise> to_raise(std::string_view channel_name) {
@@ -121,7 +138,7 @@ void raise(const ToRaise& name, Position first) {
 }
 
 bool check(std::span<const std::string_view> channel_names) {
-  return shared::available() && search_all(channel_names, 0);
+  return shared::available() && search_all(channel_names, 0, std::nullopt);
 }
 
 void lower(std::uint64_t key, Position position) {
@@ -146,7 +163,7 @@ std::int64_t channel_start(std::uint64_t key) {
 bool begin_channel_check(std::uint64_t key) {
   if (!shared::available()) return false;
   const LockedSet set(state->channel_marks, key, LW_EXCLUSIVE);
-  return set->begin_check(key, GetCurrentTimestamp(), check_interval());
+  return set->begin_check(key, GetCurrentTimestamp(), check_interval()).has_value();
 }
 
 void end_channel_check(std::uint64_t key, Micros took, std::optional<std::int64_t> tail) {

@@ -4,7 +4,7 @@
 // State::name_marks and State::channel_marks are tables of sets. One of State::mark_locks, chosen
 // by the key, covers each set; no code under it can raise an error. Without shared memory there are
 // no marks, and scans start at the beginning. Functions that take a name need a transaction;
-// begin_claim() and check() also need an OwnerScope and an SPI connection.
+// begin_claim(), begin_wait() and check() also need an OwnerScope.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@
 namespace mq::low_water {
 
 inline constexpr std::int64_t kFirstSeq = INT64_MIN;
-inline constexpr Position kNone{INT64_MIN, kFirstSeq};  // before every message
+inline constexpr Position kNone = LowWaterMarks::kBeginning;
 
 // The name's key in the table. It is another one after DROP and CREATE EXTENSION.
 std::uint64_t key_of(std::string_view channel_name);
@@ -28,8 +28,11 @@ Position start(std::string_view channel_name);
 // A claim took so many messages of the name.
 void taken(std::string_view channel_name, int messages);
 
-// For the beginning of a claim: check()s the marks of these names each half mq.poll_interval.
+// For the beginning of a claim: each half mq.poll_interval a search from the beginning for each of
+// these names, as check() makes it. In short steps, of which each claim makes one at most.
 void begin_claim(std::span<const std::string_view> channel_names);
+// Before a worker waits: such a search to its end, no more often.
+void begin_wait(std::span<const std::string_view> channel_names);
 
 // A name of which so many messages were taken that its mark should be raised.
 struct ToRaise {

@@ -85,15 +85,16 @@ class FairKeys {
   int read_;
 };
 
+constexpr RegProcedure kCompareDue[] = {F_BTTEXTCMP, F_TIMESTAMPTZ_CMP, F_BTINT8CMP};
+
 // The scan of mq_msgs_due for names_with_heads() and names_with_unhandled(). For bodies of
 // guard::call().
 class Names {
  public:
   void open(Oid table, Oid index, Datum least) {
-    static constexpr RegProcedure kCompare[] = {F_BTTEXTCMP, F_TIMESTAMPTZ_CMP, F_BTINT8CMP};
-    scan_.open(table, index, kCompare, 3);
+    scan_.open(table, index, kCompareDue, 3);
     descend(least, low_water::kNone);
-    there_ = scan_.next();
+    go_to_name();
   }
 
   // A copy of the channel name at the scan's current entry; 0 at the end.
@@ -112,7 +113,7 @@ class Names {
     for (; there_ && is(name); there_ = scan_.next()) {
       if (!position_of(scan_, 2, position) || !scan_.is_visible()) continue;
       descend(name, {kGreatest, kGreatest});
-      there_ = scan_.next();
+      go_to_name();
       return true;
     }
     return false;
@@ -126,7 +127,7 @@ class Names {
     const bool found = there_ && is(name) && position_of(scan_, 2, position);
     if (there_ && is(name)) {
       descend(name, {kGreatest, kGreatest});
-      there_ = scan_.next();
+      go_to_name();
     }
     return found;
   }
@@ -137,6 +138,13 @@ class Names {
   void descend(Datum name, Position from) {
     const Datum position[] = {name, TimestampTzGetDatum(from.attempt_at), Int64GetDatum(from.seq)};
     scan_.descend(position);
+  }
+
+  // The entry at which a name begins may be one of a long row that is known to be gone.
+  void go_to_name() {
+    scan_.read_gone(true);
+    there_ = scan_.next();
+    scan_.read_gone(false);
   }
 
   bool is(Datum name) const {
@@ -168,6 +176,30 @@ std::vector<std::int64_t> fair_keys(std::string_view channel_name, Position mark
   });
   keys.resize(static_cast<std::size_t>(count));
   return keys;
+}
+
+HeadSearch search_head(std::string_view channel_name, Position from, int most) {
+  const Extension& extension = Extension::get();
+  const Oid table = extension.relation("mq_msgs");
+  const Oid index = extension.relation("mq_msgs_due");
+  const Datum name = text_datum(channel_name);
+  return guard::call([&] {
+    HeadSearch search{false, from, 0};
+    EntryScan scan;
+    scan.open(table, index, kCompareDue + 1, 2, 2, name);
+    scan.read_gone(true);  // to pass over a long row of them may take any time
+    const Datum position[] = {TimestampTzGetDatum(from.attempt_at), Int64GetDatum(from.seq)};
+    scan.descend(position);
+    while (!search.ended && search.read < most) {
+      ++search.read;
+      if (!scan.next() || !position_of(scan, 2, search.reached))
+        search = {true, kEnd, search.read};
+      else
+        search.ended = scan.is_visible();
+    }
+    scan.close();
+    return search;
+  });
 }
 
 std::vector<std::string> names_with_heads() {

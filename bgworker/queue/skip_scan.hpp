@@ -1,7 +1,7 @@
 // Skip scans: what mq's indexes hold, read from the index entries (index_scan.hpp) with as little
 // as possible of the entries of rows that are gone.
 //
-// Claims, the sweep, mq_poll and mq_enable() call them, in a transaction. They keep no state:
+// Claims, low-water marks, the sweep, mq_poll and mq_enable() call them, in a transaction. They keep no state:
 // `from` is the caller's.
 #pragma once
 
@@ -19,6 +19,16 @@ namespace mq {
 // `mark`, perhaps of a row that is gone. They ascend from `start`, then go on from the least key.
 // Returns at most `most`, and fewer if the scan reads too many entries.
 std::vector<std::int64_t> fair_keys(std::string_view channel_name, Position mark, std::int64_t start, int most);
+
+// Searches for the first visible head of the channel name from a position on, and reads up to `most`
+// entries.
+struct HeadSearch {
+  bool ended;        // it has come to a visible head or, if there is none, to kEnd
+  Position reached;  // below that there is none
+  int read;          // entries
+};
+inline constexpr Position kEnd{INT64_MAX, INT64_MAX};  // behind every message
+HeadSearch search_head(std::string_view channel_name, Position from, int most);
 
 // The names of all channels with a visible head that is not below the name's low-water mark.
 std::vector<std::string> names_with_heads();

@@ -17,6 +17,7 @@ LowWaterMarks::Entry& LowWaterMarks::find_or_add(std::uint64_t key) {
                              [](const Entry& a, const Entry& b) { return a.used < b.used; });
     *entry = Entry{};
     entry->key = key;
+    entry->checked = kBeginning;
   }
   entry->used = ++uses_;
   return *entry;
@@ -47,23 +48,31 @@ void LowWaterMarks::raise(std::uint64_t key, Ticket ticket, Position position, M
   entry->mark = position;
 }
 
-bool LowWaterMarks::begin_check(std::uint64_t key, Micros now, Micros interval) {
+std::optional<Position> LowWaterMarks::begin_check(std::uint64_t key, Micros now, Micros interval) {
   Entry* entry = find(key);
-  if (entry == nullptr || !entry->marked) return false;
+  if (entry == nullptr || !entry->marked) return std::nullopt;
   const Micros since = now - entry->checked_at;
   const Micros pause = std::max(interval, (entry->check_took - kCheap) * kCheckShare);
-  if (since >= 0 && since < pause) return false;
+  if (entry->checked == kBeginning && since >= 0 && since < pause) return std::nullopt;
   entry->checked_at = now;
-  return true;
+  return entry->checked;
 }
 
 bool LowWaterMarks::end_check(std::uint64_t key, Micros took, Position first) {
   Entry* entry = find(key);
   if (entry == nullptr) return false;
   entry->check_took = took;
+  entry->checked = kBeginning;
   if (!entry->marked || entry->mark <= first) return false;
   lower(key, first);
   return true;
+}
+
+void LowWaterMarks::end_step(std::uint64_t key, Micros took, Position reached) {
+  Entry* entry = find(key);
+  if (entry == nullptr) return;
+  entry->check_took = took;
+  entry->checked = entry->marked && reached < entry->mark ? reached : kBeginning;
 }
 
 void LowWaterMarks::lower(std::uint64_t key, Position position) {

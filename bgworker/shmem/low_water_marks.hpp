@@ -11,7 +11,8 @@
 //   lower   A session that makes a message due lowers the mark once its transaction is committed,
 //           before it wakes a worker.
 //   check   Now and then a session searches from the very beginning, for messages that come without
-//           `lower`: by COMMIT PREPARED of another session, or written by hand.
+//           `lower`: by COMMIT PREPARED of another session, or written by hand. A long search is
+//           made in steps, each of which begins where the last one ended.
 //
 // A set has room for kWays names; the entry that was used longest ago gives way. A name without a
 // mark is scanned from the beginning. Zeroed memory is an empty set.
@@ -36,6 +37,9 @@ struct Position {
 
 class LowWaterMarks {
  public:
+  static constexpr Position kBeginning{INT64_MIN, INT64_MIN};  // before every message
+  static constexpr Micros kCheckShare = 50;                    // checks take at most 1/50 of the time
+
   using Ticket = std::uint64_t;
 
   struct Look {
@@ -54,20 +58,23 @@ class LowWaterMarks {
   //   S  commits, then calls lower(): the count grows
   //   C  raise(): has no effect if `position` is above that of S's message
   void raise(std::uint64_t key, Ticket ticket, Position position, Micros now);
-  // Whether there is a mark and it is time to search from the beginning. If so, the caller does it,
-  // and no other does. `interval`: µs between two checks. After a costly check it is longer, so
-  // that checks never take more than a small share of the time.
-  bool begin_check(std::uint64_t key, Micros now, Micros interval);
+  // Where the caller is to search from, if there is a mark and it is time for a search from the
+  // beginning: that, or where the last step of one has ended. No other session begins the same
+  // search; the same step may be made twice, which does no harm. `interval`: µs between two
+  // searches. After a costly one it is longer, so that searches never take more than a small share
+  // of the time. There is no pause between two steps: the caller sees to that.
+  std::optional<Position> begin_check(std::uint64_t key, Micros now, Micros interval);
   // The check took `took` µs and found `first` as the first message that is left. Returns whether
   // the mark was above it; then it is lowered.
   bool end_check(std::uint64_t key, Micros took, Position first);
+  // A step of the check has come to `reached`, and found no message that is left below that.
+  void end_step(std::uint64_t key, Micros took, Position reached);
   // A message is due at `position`.
   void lower(std::uint64_t key, Position position);
 
  private:
   static constexpr int kWays = 8;
   static constexpr int kRaiseAfter = 32;
-  static constexpr Micros kCheckShare = 50;         // checks take at most 1/50 of the time
   static constexpr Micros kCheap = kSecond / 1000;  // so much of each check does not count
   static constexpr std::uint64_t kBucket = 256;
 
@@ -79,6 +86,7 @@ class LowWaterMarks {
     int taken;  // messages, since the mark was raised; at most kRaiseAfter
     Micros checked_at;
     Micros check_took;
+    Position checked;  // how far the search has come that is under way; kBeginning: none is
   };
   // The lowest position of up to kBucket lowerings in a row, the first of which has number `first`.
   struct Bucket {

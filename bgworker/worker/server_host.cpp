@@ -7,6 +7,7 @@
 #include "pg/settings.h"
 #include "queue/due.hpp"
 #include "queue/enabled.hpp"
+#include "queue/low_water.hpp"
 #include "queue/maintenance.hpp"
 #include "shmem/aborted_calls.hpp"
 #include "shmem/channel_key.hpp"
@@ -23,6 +24,12 @@ Host::Next ServerHost::next(const Registry& registry, bool leased) {
   Next next;
   transaction_.begin();
   const bool working = works();
+  if (working) {
+    const OwnerScope scope;
+    std::vector<std::string_view> names;
+    for (const auto& [name, channel] : registry.channels()) names.push_back(name);
+    low_water::begin_wait(names);
+  }
   const Micros now = clock_.now();
   for (const auto& [name, channel] : registry.channels()) {
     if (!working || !channel.disabled.empty() || (channel.leased() && !leased)) continue;

@@ -120,6 +120,21 @@ $other->query('BEGIN; ' . sent('c') . q{; PREPARE TRANSACTION 'p'});
 $caller->query(q{CALL flow(100); CALL flow(100); COMMIT PREPARED 'p'});
 is($caller->query('CALL mq_run()'), 1, 'and so does mq_run');
 
+# --- in steps ------------------------------------------------------------------------------------
+
+# More is gone from the front than a step reads, and more is due than the calls take.
+set_and_reload($node, 'mq.poll_interval' => '100ms');
+$caller->query(q{SELECT count(*) FROM mq_send_many('d', array_fill('0'::jsonb, ARRAY[20000]))});
+$other->query(q{BEGIN; SELECT mq_send('d', name => 'hidden'); PREPARE TRANSACTION 'p'});
+$caller->query(q{SELECT count(*) FROM mq_send_many('d', array_fill('0'::jsonb, ARRAY[20000])); CALL mq_run(ARRAY['d'], 21000)});
+$other->query(q{COMMIT PREPARED 'p'});
+my $hidden = q{SELECT count(*) FROM mq_msgs WHERE message_name = 'hidden'};
+is($caller->query($hidden), 1, 'a message is below the mark');
+my $steps = 0;
+++$steps while $steps < 1000 && $caller->query(q{CALL mq_run(ARRAY['d'], 10)}) && $caller->query($hidden);
+cmp_ok($steps, '<', 1000, "claims that find enough look for it in steps: $steps");
+$caller->query('SELECT mq_clear_all()');
+
 # --- ordered channels ----------------------------------------------------------------------------
 
 # The statements, on a channel that has held one message, which is gone, and then holds 'a'; then 'z' is appended.
@@ -146,7 +161,13 @@ behind_the_tail('removed, then replaced in a savepoint', 'BEGIN', 'SAVEPOINT s',
 # --- what a claim reads --------------------------------------------------------------------------
 
 SKIP: {
-	skip 'the counts of an older server come late', 4 if $node->pg_version < 15;
+	skip 'the counts of an older server come late', 5 if $node->pg_version < 15;
+
+	# Between the claims the interval ends.
+	$caller->query(q{SELECT mq_send_many('d', array_fill('0'::jsonb, ARRAY[30000])); CALL mq_run(ARRAY['d'], 25000)});
+	my @reads = map { $caller->query('SELECT pg_sleep(0.2)'); reads_of($caller, q{CALL mq_run(ARRAY['d'], 1)}) } 1 .. 3;
+	cmp_ok((sort { $b <=> $a } @reads)[0], '<', 5000, "no claim reads all that is gone from the front: @reads");
+	$caller->query('SELECT mq_clear_all()');
 
 	my $holder = hold_snapshot($node, 'alone');
 	cmp_ok(growth_of_reads($caller, 'CALL flow(400)'), '<', 1.5, 'polls beside a held snapshot read no more and more');

@@ -142,6 +142,20 @@ TEST_F(LowWaterMarksTest, CostlyChecksTakeASmallShareOfTheTime) {
   EXPECT_TRUE(set.begin_check(kKey, kStart + 50 * kSecond, 0)) << "a cheap one may come at any time";
 }
 
+TEST_F(LowWaterMarksTest, StepsOfACheckGoOnWhereTheLastOneEnded) {
+  raise(at(10));
+  EXPECT_EQ(set.begin_check(kKey, kStart + kInterval, kInterval), LowWaterMarks::kBeginning);
+  set.end_step(kKey, kSecond, at(4));
+  EXPECT_EQ(set.begin_check(kKey, kStart + kInterval, kInterval), at(4)) << "the same check: no interval";
+  set.end_step(kKey, 0, at(10));
+  EXPECT_FALSE(set.begin_check(kKey, kStart + 2 * kInterval - 1, kInterval)) << "it has come to the mark";
+  EXPECT_EQ(set.begin_check(kKey, kStart + 2 * kInterval, kInterval), LowWaterMarks::kBeginning);
+  set.end_step(kKey, 0, at(4));
+  EXPECT_TRUE(set.end_check(kKey, 0, at(6)));
+  EXPECT_EQ(mark(), at(6));
+  EXPECT_EQ(set.begin_check(kKey, kStart + 3 * kInterval, kInterval), LowWaterMarks::kBeginning);
+}
+
 // Senders, searches and removals step by step in random order. Whenever nobody still owes a lowering, no mark is
 // above a message.
 TEST(LowWaterMarksSet, HidesNothingWhateverTheOrder) {

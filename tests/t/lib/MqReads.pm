@@ -1,6 +1,7 @@
 # MqReads: what a statement reads of mq's indexes, counted by the server.
 #
 #   my $holder = hold_snapshot($node, 'db');         until $holder->quit
+#   reads_of($session, 'CALL flow(400)')             how many index entries
 #   growth_of_reads($session, 'CALL flow(400)')      above 1 if the statement reads more each time it is run
 package MqReads;
 
@@ -12,7 +13,7 @@ use List::Util qw(sum);
 use MqSession;
 use Test::More;
 
-our @EXPORT = qw(hold_snapshot growth_of_reads);
+our @EXPORT = qw(hold_snapshot reads_of growth_of_reads);
 
 # A session that holds a snapshot of the database's messages until it quits.
 sub hold_snapshot {
@@ -29,15 +30,20 @@ sub read_so_far {
 	return $session->query(q{SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname LIKE 'mq%'});
 }
 
+sub reads_of {
+	my ($session, $sql) = @_;
+	my $before = read_so_far($session);
+	unlike($session->query($sql), qr/error/, 'nothing fails');
+	return read_so_far($session) - $before;
+}
+
 # How many the statement reads, run twelve times: the last five as a multiple of the five before. The first two, which find
 # less in their way than there will ever be, do not count.
 sub growth_of_reads {
 	my ($session, $sql) = @_;
 	my @reads;
 	for (1 .. 12) {
-		my $before = read_so_far($session);
-		unlike($session->query($sql), qr/error/, 'a twelfth') or last;
-		push @reads, read_so_far($session) - $before;
+		push @reads, reads_of($session, $sql);
 	}
 	note "reads: @reads";
 	return sum(@reads[7 .. 11]) / sum(@reads[2 .. 6]);
