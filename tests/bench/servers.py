@@ -108,6 +108,16 @@ class Server:
         """Bytes of WAL so far."""
         return int(self.session('postgres').value("SELECT pg_current_wal_insert_lsn() - '0/0'"))
 
+    def keep_wal_files(self, megabytes):
+        """Leaves so many WAL files for reuse, as a server has them after its first checkpoints under load. A server that
+        has none makes each new one by writing 16 MB of zeros, for which all commits wait."""
+        self.set(min_wal_size=SETTINGS['max_wal_size'])
+        session = self.session('postgres')
+        for _ in range(megabytes // 16):
+            session.query("SELECT pg_logical_emit_message(true, 'bench', '')")
+            session.query('SELECT pg_switch_wal()')
+        session.query('CHECKPOINT')
+
     def worker_pids(self, database='mq'):
         return [int(row[0]) for row in self.session('postgres').query(
             "SELECT pid FROM pg_stat_activity WHERE backend_type = 'mq worker' AND datname = '%s'" % database)]
