@@ -102,6 +102,9 @@ class Scan {
     return true;
   }
 
+  // Whether another worker has claimed the row that next() has read, or had a moment ago.
+  bool seems_claimed() const { return shared::seems_claimed_by_other(location_of(slot_->tts_tid)); }
+
   // The same for a head of the channel name; false as well where another worker has claimed it.
   bool lock_head(LockedRow& row, Datum channel_name) {
     return !shared::is_claimed_by_other(location_of(slot_->tts_tid)) && lock(row, [&](TupleTableSlot* slot) {
@@ -326,6 +329,7 @@ std::optional<DueRows> lock_due(Datum channel_name, Micros now, Position from, b
           if (behind && position == from) continue;
         }
         CHECK_FOR_INTERRUPTS();
+        if (scan.seems_claimed()) continue;
         LockedRow& row = found.next(limit);
         if (unlocked && scan.read_unlocked(row)) {
           pending.add(found.count());

@@ -2,7 +2,8 @@
 // For the files of this folder and queue/low_water.cpp; others call shared.hpp.
 //
 // State::lock covers all of it (class Guard), with these exceptions:
-//   1. Audience, keyed_names and the counts of row claims hold atomics; row_claims_lock covers the claims.
+//   1. Audience, keyed_names and the counts of row claims hold atomics; row_claims_lock covers the claims, but
+//      for seems_claimed_by_other().
 //   2. mark_locks cover the low-water marks.
 //   3. Only the worker itself writes what its slot tells of its batch (doing, busy_long,
 //      connecting, channel_name, message, since, handled, held, names_held), and it takes no lock

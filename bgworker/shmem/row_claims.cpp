@@ -87,6 +87,16 @@ bool others_claim() {
   return available() && pg_atomic_read_u32(&state->row_claims_used) != static_cast<std::uint32_t>(mine_count);
 }
 
+bool seems_claimed_by_other(std::uint64_t row) {
+  if (!others_claim()) return false;
+  const std::size_t bucket = bucket_of(row);
+  for (std::size_t i = bucket; i < bucket + kRowClaimBucket; ++i) {
+    const RowClaimEntry& entry = state->row_claims[i];
+    if (entry.row == row && entry.database == MyDatabaseId && !is_mine(entry)) return true;
+  }
+  return false;
+}
+
 VirtualTransactionId claimed_by_other(std::uint64_t row) {
   VirtualTransactionId holder;
   SetInvalidVirtualTransactionId(holder);

@@ -5,8 +5,8 @@
 // A row claim is a hint: it spares two sessions from handling one message at the same time. What
 // makes sure that only one of them commits is the removal of the row (queue/removal.hpp).
 //
-// A table of fixed size; a lightweight lock of its own covers it. The counts of released claims are
-// atomics.
+// A table of fixed size; a lightweight lock of its own covers it, but for seems_claimed_by_other(). The
+// counts of released claims are atomics.
 #pragma once
 
 #include <cstdint>
@@ -37,6 +37,9 @@ std::uint64_t claim_rows(std::span<const std::uint64_t> rows, RowClaim* results)
 
 // Whether another worker has claimed any row, in any database.
 bool others_claim();
+// Whether another worker has claimed the row, or had a moment ago. Takes no lock, so that scans can ask
+// for each row. Only claim_rows() says for sure; a worker that gives a claim up looks for work itself.
+bool seems_claimed_by_other(std::uint64_t row);
 // The transaction of another worker that has claimed the row, or an invalid one.
 VirtualTransactionId claimed_by_other(std::uint64_t row);
 inline bool is_claimed_by_other(std::uint64_t row) {
