@@ -31,7 +31,7 @@ sub start {
 	my ($self, $sql) = @_;
 	$self->{psql}{stderr} = '';
 	$self->{psql}{stdin} .= "$sql;\n\\echo query is over\n";
-	my $end = time + 10;
+	my $end = time + 60;
 	while (time < $end) {
 		$self->{psql}{run}->pump_nb;
 		return if $self->{psql}{stdout} =~ /query is over/;
