@@ -61,49 +61,64 @@ sub is_now {
 my $times = q{SELECT string_agg(what || ' ' || count, ', ' ORDER BY what) FROM (SELECT what, count(*) FROM done GROUP BY 1) AS c};
 my $dead = q{SELECT string_agg(concat_ws(' ', name, reason, attempts_made, sqlstate), ', ' ORDER BY dead_no) FROM mq_dead};
 
-# 'slow' takes longer than what is short may wait, and less than the handlers of a batch may run together.
+# 'slow' takes longer than what is short may wait, and less than the handlers of a batch may run together. A machine that is
+# too busy to claim both in time, or to go on with the batch, makes the case again.
 my $slow = '{"sleeps": 0.13}';
 my $short = q{expires => '0.11 s'};
+sub is_in_time {
+	my ($make, $query, $expected, $what) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	for (1 .. 20) {
+		$make->();
+		last if sql($query) eq $expected;
+		note 'again';
+	}
+	return is_now($query, $expected, $what);
+}
 my $in_batches = q{SELECT string_agg(what, ' | ' ORDER BY n) FROM (SELECT min(n) AS n, string_agg(what, ' ' ORDER BY n) AS what
 	FROM done GROUP BY batch) AS b};
-register('a message expires while it waits for its turn');
-handle(send_some(1, 'slow', $slow), send_some(1, 'short', '{}', $short),
-	send_some(1, 'long', '{}', q{expires => '1 h'}), send_some(1, 'last'));
-is_now("SELECT ($in_batches), ($dead)", 'slow long last|short expired 0',
-	'what expires while it waits for its turn is not handled');
+is_in_time(sub {
+	register('a message expires while it waits for its turn');
+	handle(send_some(1, 'slow', $slow), send_some(1, 'short', '{}', $short),
+		send_some(1, 'long', '{}', q{expires => '1 h'}), send_some(1, 'last'));
+}, "SELECT ($in_batches), ($dead)", 'slow long last|short expired 0', 'what expires while it waits for its turn is not handled');
 is_now(q{SELECT d.batch = h.batch FROM deaths d, done h WHERE h.what = 'slow'}, 't',
 	'... and dies in the transaction of its batch');
 
 for my $on_dead ('skip', 'block') {
-	register("an ordered message expires in a batch, $on_dead", undef, "on_dead => '$on_dead'");
-	handle(send_some(1, 'slow', $slow, 'ordered => true'), send_some(1, 'short', '{}', 'ordered => true', $short),
-		send_some(1, 'behind', '{}', 'ordered => true'), send_some(1, 'beside'));
-	is_now("SELECT ($in_batches), ($dead)", ($on_dead eq 'skip' ? 'slow beside | behind' : 'slow beside') . '|short expired 0',
+	is_in_time(sub {
+		register("an ordered message expires in a batch, $on_dead", undef, "on_dead => '$on_dead'");
+		handle(send_some(1, 'slow', $slow, 'ordered => true'), send_some(1, 'short', '{}', 'ordered => true', $short),
+			send_some(1, 'behind', '{}', 'ordered => true'), send_some(1, 'beside'));
+	}, "SELECT ($in_batches), ($dead)", ($on_dead eq 'skip' ? 'slow beside | behind' : 'slow beside') . '|short expired 0',
 		"nothing runs in the same batch behind an ordered message that has expired, $on_dead");
 	sql('SELECT mq_clear_all()');
 }
 
-register('a message of a batch handler expires while it runs', 'act_on_all(mq_message[])');
-handle(send_some(1, 'slow', $slow), send_some(1, 'short', '{}', $short));
-is_now("SELECT ($in_batches), ($dead)", 'slow short|', 'what expires while it runs is handled, in a batch as well');
+is_in_time(sub {
+	register('a message of a batch handler expires while it runs', 'act_on_all(mq_message[])');
+	handle(send_some(1, 'slow', $slow), send_some(1, 'short', '{}', $short));
+}, "SELECT ($in_batches), ($dead)", 'slow short|', 'what expires while it runs is handled, in a batch as well');
 
-register('a batch handler and what has expired', 'act_on_all(mq_message[])', q{message_name => 'in batches'});
-sql("SELECT mq_register_handler('$channel', 'act(mq_message)', 'slow')");
-handle(send_some(1, 'slow', $slow), send_some(1, 'in batches'), send_some(1, 'in batches', '{}', $short),
-	send_some(2, 'in batches'));
-is_now(q{SELECT string_agg(messages::text, ' ' ORDER BY n) FROM given}, '{"in batches"} {"in batches","in batches"}',
-	'a batch handler is given neither what has expired nor a gap');
-is_now("SELECT ($in_batches), ($dead)", 'slow in batches in batches in batches|in batches expired 0',
-	'... all in one transaction');
+is_in_time(sub {
+	register('a batch handler and what has expired', 'act_on_all(mq_message[])', q{message_name => 'in batches'});
+	sql("SELECT mq_register_handler('$channel', 'act(mq_message)', 'slow')");
+	handle(send_some(1, 'slow', $slow), send_some(1, 'in batches'), send_some(1, 'in batches', '{}', $short),
+		send_some(2, 'in batches'));
+}, "SELECT (SELECT string_agg(messages::text, ' ' ORDER BY n) FROM given), ($in_batches), ($dead)",
+	'{"in batches"} {"in batches","in batches"}|slow in batches in batches in batches|in batches expired 0',
+	'a batch handler is given neither what has expired nor a gap, all in one transaction');
 
-register('others run again');
-handle(send_some(1, 'slow', $slow), send_some(1, 'short', '{}', $short), send_some(1, 'good'),
-	send_some(1, 'bad', '{"fails": true}', 'retries => 0'), send_some(1, 'good'));
-is_now("SELECT ($times), ($dead)", 'good 2, slow 1|short expired 0, bad exhausted 1 P0001',
+is_in_time(sub {
+	register('others run again');
+	handle(send_some(1, 'slow', $slow), send_some(1, 'short', '{}', $short), send_some(1, 'good'),
+		send_some(1, 'bad', '{"fails": true}', 'retries => 0'), send_some(1, 'good'));
+}, "SELECT ($times), ($dead)", 'good 2, slow 1|short expired 0, bad exhausted 1 P0001',
 	'what has expired stays so when others of its batch run again');
-register('a message runs in vain');
-handle(send_some(1, 'short', $slow, $short), send_some(1, 'bad', '{"fails": true}', 'retries => 0'));
-is_now("SELECT ($times), ($dead)", '|short expired 0, bad exhausted 1 P0001',
+is_in_time(sub {
+	register('a message runs in vain');
+	handle(send_some(1, 'short', $slow, $short), send_some(1, 'bad', '{"fails": true}', 'retries => 0'));
+}, "SELECT ($times), ($dead)", '|short expired 0, bad exhausted 1 P0001',
 	'what ran in vain and has expired since does not run again');
 
 $node->stop;
