@@ -24,15 +24,25 @@ sub register {
 sub nothing_left { within(20, $node, $db, 'SELECT count(*) FROM mq_msgs', 0, shift . ': nothing is left') }
 
 # Side by side, in sessions of the handler's role, while the worker serves its other channels.
-register('side', 'handle_slowly(mq_message)', q{run_as => 'app'});
+sql(q{CREATE FUNCTION handle_gated(m mq_message) RETURNS void LANGUAGE plpgsql AS $$
+	BEGIN
+	  PERFORM pg_advisory_xact_lock_shared(1);
+	  PERFORM handle(m);
+	END $$});
+register('side', 'handle_gated(mq_message)', q{run_as => 'app'});
 sql(q{SELECT mq_register_handler('quick', 'handle(mq_message)', run_as => 'app')});
-sql(q{SELECT mq_send_many('side', array_agg('{"seconds": 2}'::jsonb)) FROM generate_series(1, 6)});
-within(20, $node, $db, q{SELECT count(*) FROM pg_stat_activity WHERE application_name = 'mq handler' AND wait_event = 'PgSleep'},
-	4, 'as many leased handlers as mq.leased_sessions run at once');
+my $gate = $node->background_psql($db);
+$gate->query_safe('SELECT pg_advisory_lock(1)');
+sql(q{SELECT mq_send_many('side', array_agg('{}'::jsonb)) FROM generate_series(1, 6)});
+my $at_gate = q{SELECT count(*) FROM pg_stat_activity WHERE application_name = 'mq handler' AND wait_event = 'advisory'};
+within(20, $node, $db, $at_gate, 4, 'as many leased handlers as mq.leased_sessions run at once');
 holds($node, $db, q{SELECT count(*), min(attempt), min(attempts) FROM mq_msgs WHERE lease > 0 AND attempt_at > now()}, '4|1|24',
 	'their messages are leased, and an attempt is charged');
 sql(q{SELECT mq_send('quick')});
-within(1, $node, $db, q{SELECT count(*) FROM handled WHERE name = 'quick'}, 1, 'a transactional message is handled meanwhile');
+within(20, $node, $db, q{SELECT count(*) FROM handled WHERE name = 'quick'}, 1, 'a transactional message is handled');
+holds($node, $db, $at_gate, 4, '... meanwhile');
+$gate->query_safe('SELECT pg_advisory_unlock(1)');
+$gate->quit;
 nothing_left('side by side');
 holds($node, $db, q{SELECT count(*), count(DISTINCT payload), min(attempt), max(attempt), string_agg(DISTINCT role, ',')
   FROM handled WHERE name = 'side'}, '6|1|1|1|app', 'each is handled once, as its role');
