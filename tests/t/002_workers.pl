@@ -102,7 +102,7 @@ sub backlog {
 sub most_workers {
 	my ($count) = @_;
 	my $most = 0;
-	my $end = time + 60;
+	my $end = time + 120;
 	while (time < $end) {
 		my ($now, $left) = split /\|/, $node->safe_psql($db, "SELECT ($workers), $count - count(*) FROM handled");
 		$most = $now if $now > $most;
@@ -110,13 +110,13 @@ sub most_workers {
 	}
 	return $most;
 }
-backlog(40);
-is(most_workers(40), 2, 'under backlog there are as many workers as mq.max_workers allows');
-holds($node, $db, 'SELECT count(DISTINCT pid) > 1, count(*) FROM handled', 't|40', 'and they share the work');
+backlog(100);
+is(most_workers(100), 2, 'under backlog there are as many workers as mq.max_workers allows');
+holds($node, $db, 'SELECT count(DISTINCT pid) > 1, count(*) FROM handled', 't|100', 'and they share the work');
 within(15, $node, $db, $workers, 1, 'one rests when there is nothing to do');
 set_and_reload($node, 'mq.max_workers' => 4);
-backlog(60);
-is(most_workers(60), 4, 'more when it allows more');
+backlog(200);
+is(most_workers(200), 4, 'more when it allows more');
 set_and_reload($node, 'mq.max_workers' => 2);
 backlog(10);
 within(15, $node, $db, 'SELECT count(*) FROM handled', 10, 'fewer when it allows fewer');

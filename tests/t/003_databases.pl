@@ -37,7 +37,7 @@ handled_table($node, 'postgres');
 $node->safe_psql('postgres', q{SELECT mq_register_handler('c', 'handle(mq_message)')});
 served('postgres', 'the first database is served');
 $node->safe_psql('postgres', q{DROP FUNCTION handle, handle_slowly});
-quickly(5, 'postgres', 'DROP EXTENSION mq', 'DROP EXTENSION does not wait for a worker');
+quickly(30, 'postgres', 'DROP EXTENSION mq', 'DROP EXTENSION does not wait for a worker');
 within(5, $node, 'postgres', $workers, 0, 'which is gone soon after');
 $node->safe_psql('postgres', 'DROP TABLE handled');
 
@@ -63,9 +63,9 @@ within(5, $node, 'postgres', 'SELECT count(*) FROM handled', 1, 'dropped and cre
 $node->safe_psql('postgres', q{
 	CREATE FUNCTION handle_for_long(mq_message) RETURNS void LANGUAGE sql AS 'SELECT pg_sleep(1)';
 	SELECT mq_register_handler('long', 'handle_for_long(mq_message)');
-	SELECT mq_send_many('long', array_fill('{}'::jsonb, ARRAY[20]))});
+	SELECT mq_send_many('long', array_fill('{}'::jsonb, ARRAY[200]))});
 within(5, $node, 'postgres', q{SELECT count(*) >= 1 FROM pg_stat_activity WHERE backend_type = 'mq worker' AND state = 'active'}, 't', 'a worker is busy');
-quickly(6, 'postgres', 'DROP FUNCTION handle, handle_for_long; DROP EXTENSION mq', 'DROP EXTENSION waits for one handler at most');
+quickly(30, 'postgres', 'DROP FUNCTION handle, handle_for_long; DROP EXTENSION mq', 'DROP EXTENSION waits for one handler at most');
 within(5, $node, 'postgres', $workers, 0, 'and the workers are gone');
 $node->safe_psql('postgres', 'DROP TABLE handled');
 
@@ -90,7 +90,7 @@ served('one', 'a new database is served from its CREATE EXTENSION on');
 within(5, $node, 'postgres', workers_in('one'), 1, 'a worker rests in it');
 
 $node->safe_psql('one', q{SELECT mq_send('c', name => 'copied', delay => '3 s')});
-quickly(5, 'postgres', 'CREATE DATABASE two TEMPLATE one', 'CREATE DATABASE ... TEMPLATE does not wait for the worker');
+quickly(30, 'postgres', 'CREATE DATABASE two TEMPLATE one', 'CREATE DATABASE ... TEMPLATE does not wait for the worker');
 within(15, $node, 'one', q{SELECT count(*) FROM handled WHERE name = 'copied'}, 1, 'messages that were copied are handled in the original');
 holds($node, 'two', q{SELECT count(*) FROM handled WHERE name = 'copied'}, 0, 'and not in the copy');
 $node->safe_psql('two', 'SELECT mq_enable()');
@@ -98,13 +98,13 @@ within(15, $node, 'two', q{SELECT count(*) FROM handled WHERE name = 'copied'}, 
 served('one', 'which is served as before');
 served('two', 'and so is the copy');
 
-quickly(5, 'postgres', 'ALTER DATABASE two RENAME TO three', 'ALTER DATABASE ... RENAME does not wait for the worker');
+quickly(30, 'postgres', 'ALTER DATABASE two RENAME TO three', 'ALTER DATABASE ... RENAME does not wait for the worker');
 # The launcher learns of what is not announced to it when it looks around.
 served('three', 'the renamed database is served', 20);
-quickly(5, 'postgres', 'DROP DATABASE three', 'DROP DATABASE does not wait for the worker');
-quickly(5, 'postgres', 'CREATE DATABASE three TEMPLATE one', 'a database of the same name comes again');
+quickly(30, 'postgres', 'DROP DATABASE three', 'DROP DATABASE does not wait for the worker');
+quickly(30, 'postgres', 'CREATE DATABASE three TEMPLATE one', 'a database of the same name comes again');
 within(20, $node, 'three', $workers, 1, 'and its worker');
-quickly(5, 'postgres', 'DROP DATABASE three WITH (FORCE)', 'DROP DATABASE ... FORCE');
+quickly(30, 'postgres', 'DROP DATABASE three WITH (FORCE)', 'DROP DATABASE ... FORCE');
 served('one', 'the other is served all the while');
 
 # Not the extension, but objects of its names.

@@ -83,7 +83,7 @@ for my $fault (sort keys %faults) {
 		  FROM mq_stats s WHERE s.channel_name = 'c'}, '0|0|0|t', "and the totals are exact after $fault");
 }
 holds($node, $db, q{
-	SELECT handled > 300, failed > 30, died > 10, handle_p50 > '0', handle_p50 <= handle_p99, wait_p50 > '0', wait_p50 <= wait_p99
+	SELECT handled > 60, failed > 6, died > 2, handle_p50 > '0', handle_p50 <= handle_p99, wait_p50 > '0', wait_p50 <= wait_p99
 	  FROM mq_stats WHERE channel_name = 'c'}, 't|t|t|t|t|t|t', 'it was a load worth the name, and its times are there');
 $node->safe_psql($db, q{SELECT mq_send('c')});
 within(10, $node, $db, 'SELECT count(*) FROM mq_stats_deltas', 0, 'what was appended is rolled up');

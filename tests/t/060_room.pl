@@ -73,12 +73,11 @@ like(as_role('owner', $_), qr/ERROR: .*permission denied/s, "the owner lacks a r
 is(present(), $before, 'the worker and the leased session are the same');
 $node->safe_psql('prod', 'INSERT INTO gate DEFAULT VALUES');
 within(15, $node, 'prod', q{SELECT count(*) FROM handled WHERE name = 'long'}, 1, 'the leased call ends normally');
-$node->safe_psql('prod', q{SELECT mq_unregister_handler('gated')});
 holds($node, 'prod', q{SELECT (SELECT count(*) FROM mq_failures), (SELECT count(*) FROM mq_dead)}, '0|0', 'and is not charged');
 
 # --- accepted, but it fails ---------------------------------------------------------------------
 
-$node->safe_psql('prod', q{SELECT mq_send('long', '{"seconds": 20}', name => 'longer', retries => 0)});
+$node->safe_psql('prod', q{TRUNCATE gate; SELECT mq_send('gated', '{}', name => 'longer', retries => 0)});
 within(10, $node, 'prod', q{SELECT count(*) FROM pg_stat_activity WHERE application_name = 'mq handler' AND state = 'active'}, 1, 'another leased call runs');
 $before = present();
 my $guest = $node->background_psql('prod');
@@ -97,8 +96,10 @@ $guest = $node->background_psql('prod');
 like(as_role('owner', q{SET statement_timeout = '1s'; DROP DATABASE prod}), qr/statement timeout/, 'waiting for others can be cancelled');
 is(present(), $before, 'and leaves everybody where they were');
 $guest->quit;
+$node->safe_psql('prod', 'INSERT INTO gate DEFAULT VALUES');
 within(30, $node, 'prod', q{SELECT count(*) FROM handled WHERE name = 'longer'}, 1, 'the leased call ends normally, again');
 holds($node, 'prod', q{SELECT count(*) FROM mq_failures}, '0', 'and is not charged');
+$node->safe_psql('prod', q{SELECT mq_unregister_handler('gated')});
 
 # --- accepted -----------------------------------------------------------------------------------
 

@@ -101,7 +101,7 @@ for my $round (1 .. 5) {
 	$node->safe_psql('postgres', qq{ALTER ROLE alice SET work_mem = '4${round}MB'});
 	sees('c', $round == 1 ? '41MB' : qr/^4\dMB$/, 'others are handled');
 }
-holds($node, 'postgres', "SELECT count(*) FROM ($worker) w", 2, 'by one worker, beside one that waits for its leased calls to end');
+within(20, $node, 'postgres', "SELECT count(*) FROM ($worker) w", 2, 'by one worker, beside one that waits for its leased calls to end');
 $holder->query_safe('SELECT pg_advisory_unlock_all()');
 within(20, $node, 'postgres', "SELECT count(*) FROM ($worker) w", 1, 'which it leaves then');
 sees('c', '45MB', 'and the last settings are in force');

@@ -34,7 +34,7 @@ for my $ordered ('false', 'true') {
 	$node->safe_psql($db, 'TRUNCATE seen');
 	$node->safe_psql($db, q{SELECT count(*) FROM mq_send_many('act', array_fill('{"what": "warm"}'::jsonb, ARRAY[100]))});
 	within(20, $node, $db, $left, 0, 'and more of them');
-	holds($node, $db, 'SELECT count(*), count(DISTINCT batch) <= 10 FROM seen', '100|t', 'share batches');
+	holds($node, $db, 'SELECT count(*), count(DISTINCT batch) <= 30 FROM seen', '100|t', 'share batches');
 	$node->safe_psql($db, 'TRUNCATE seen');
 	# Each is followed by the one that it acts on.
 	$node->safe_psql($db, qq{
