@@ -104,7 +104,7 @@ $node->safe_psql('other', q{SELECT mq_register_handler('c', 'handle(mq_message)'
 $node->restart;
 # More leased messages than the worker has sessions for: some are always due.
 sql(q{SELECT mq_register_handler('l', 'handle_slowly(mq_message)', mode => 'leased');
-      SELECT mq_send('l', '{"seconds": 1}', 'stream', retries => 0) FROM generate_series(1, 800)});
+      SELECT mq_send('l', '{"seconds": 1}', 'stream', retries => 0) FROM generate_series(1, 3000)});
 within(20, $node, $db, q{SELECT count(*) > 0 FROM mq_leased_calls()}, 't', 'leased calls run, and others are due');
 # Each time: who waits is asked for again and again while there is no process for it, which is no turn.
 for my $round (1 .. 5) {
