@@ -11,7 +11,7 @@ use MqTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = mq_node('marks', 'mq.databases' => 'postgres');
+my $node = mq_node('marks', 'mq.databases' => 'postgres', autovacuum => 'off');
 my $db = 'postgres';
 $node->safe_psql($db, 'CREATE EXTENSION mq');
 handled_table($node, $db);
