@@ -99,9 +99,9 @@ SELECT count(*) FROM mq_msgs;
 TRUNCATE handled, mq_dead, mq_failures;
 
 -- What runs when it expires is not interrupted: it is handled. If it fails that was its last attempt.
-SELECT mq_send('work', '{"sleep": 0.3}', 'long', expires => '0.25 s') IS NOT NULL AS sent;
+SELECT mq_send('work', '{"sleep": 1.6}', 'long', expires => '1.5 s') IS NOT NULL AS sent;
 CALL mq_run();
-SELECT mq_send('work', '{"sleep": 0.3, "fail": 1}', 'long and fails', expires => '0.25 s') IS NOT NULL AS sent;
+SELECT mq_send('work', '{"sleep": 1.6, "fail": 1}', 'long and fails', expires => '1.5 s') IS NOT NULL AS sent;
 CALL mq_run();
 SELECT pg_temp.handled();
 SELECT * FROM letters;

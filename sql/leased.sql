@@ -25,7 +25,7 @@ BEGIN
     ELSE NULL;
   END CASE;
 END $$;
-SELECT mq_register_handler('work', 'take(mq_message)', mode => 'leased', timeout => '0.2 s');
+SELECT mq_register_handler('work', 'take(mq_message)', mode => 'leased', timeout => '0.9 s');
 CREATE FUNCTION pg_temp.state() RETURNS TABLE (messages text, took text) LANGUAGE sql AS $$
   SELECT (SELECT string_agg(concat_ws(' ', p.payload_json ->> 'do', m.attempts, m.attempt, m.lease, CASE WHEN m.attempt_at > now() + '50 minutes' THEN 'later' END), ', ' ORDER BY m.seq) FROM mq_msgs m JOIN mq_payloads p USING (id)),
          (SELECT string_agg(concat_ws(' ', what, attempt), ', ' ORDER BY n) FROM handled) $$;

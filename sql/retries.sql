@@ -238,7 +238,7 @@ EXCEPTION WHEN query_canceled THEN
 END $$;
 SELECT mq_register_handler('slow', 'handle_slowly(jsonb)', timeout => '200 ms');
 SELECT mq_register_handler('slow by setting', 'handle_slowly(jsonb)');
-SET mq.handler_timeout = '100 ms';
+SET mq.handler_timeout = '900 ms';
 SELECT mq_send('slow', retries => 0) IS NOT NULL AND mq_send('slow', '"catch"', retries => 0) IS NOT NULL
    AND mq_send('slow', '"again"', retries => 0) IS NOT NULL
    AND mq_send('slow by setting', retries => 0) IS NOT NULL AND mq_send('work', '{}', 'fast') IS NOT NULL AS sent;

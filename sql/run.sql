@@ -163,7 +163,7 @@ SELECT pg_temp.handled();
 CREATE FUNCTION handle_slowly(payload jsonb) RETURNS void LANGUAGE sql AS $$ SELECT pg_sleep(60) $$;
 SELECT mq_register_handler('slow', 'handle_slowly(jsonb)');
 SELECT mq_send('slow', retry_backoff => '1 hour') IS NOT NULL AND mq_send('slow', retry_backoff => '1 hour') IS NOT NULL AS sent;
-SET statement_timeout = '300 ms';
+SET statement_timeout = '2 s';
 \set VERBOSITY sqlstate
 CALL mq_run();
 \set VERBOSITY default

@@ -39,11 +39,11 @@ SELECT mq_register_handler('leased', 'sleep(jsonb)', mode => 'leased');
 SELECT mq_clear_all();
 TRUNCATE mq_failures;
 SELECT mq_send('canceled', retry_backoff => '1 hour') IS NOT NULL AND mq_send('canceled', retry_backoff => '1 hour') IS NOT NULL AS sent;
-SET statement_timeout = '300 ms';
+SET statement_timeout = '2 s';
 CALL mq_run('{canceled}');
 RESET statement_timeout;
 SELECT mq_send('leased', retry_backoff => '1 hour') IS NOT NULL AND mq_send('leased', retry_backoff => '1 hour') IS NOT NULL AS sent;
-SET statement_timeout = '300 ms';
+SET statement_timeout = '2 s';
 CALL mq_run('{leased}');
 RESET statement_timeout;
 SELECT channel_name, sqlstate, error FROM mq_failures ORDER BY 1;
@@ -57,7 +57,7 @@ END $$;
 SELECT mq_clear_all();
 SELECT mq_register_handler('canceled', 'catch(jsonb)');
 SELECT mq_send('canceled', retry_backoff => '1 hour') IS NOT NULL AS sent;
-SET statement_timeout = '300 ms';
+SET statement_timeout = '2 s';
 \set VERBOSITY terse
 CALL mq_run('{canceled}');
 \set VERBOSITY default
