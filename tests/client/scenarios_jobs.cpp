@@ -95,7 +95,7 @@ void commit_wakes(Test& t) {
 }
 
 void delays(Test& t) {
-  constexpr Micros kDelay = milliseconds(400);
+  constexpr Micros kDelay = milliseconds(1000);
   Journal journal;
   std::atomic<bool> early = false;
   const Clock::time_point sent_at = Clock::now();
@@ -209,7 +209,7 @@ void completion_with_writes(Test& t) {
                          job.session.execute(run == 1 ? "ROLLBACK" : "COMMIT");
                          ++done;
                        }});
-  const Id id = insert(t.client(), {.retry_backoff = milliseconds(200), .channel_name = "c"});
+  const Id id = insert(t.client(), {.retry_backoff = milliseconds(1000), .channel_name = "c"});
   t.within_limit([&] { return done >= 1; }, "a job whose transaction rolls back");
   t.check(exists(t.client(), id) || done > 1, "is there still");
   t.within_limit([&] { return done >= 2; }, "and comes again");

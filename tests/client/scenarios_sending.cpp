@@ -84,7 +84,7 @@ void two_phases(Test& t) {
 }
 
 void two_phases_kept_alive(Test& t) {
-  constexpr Micros kInterval = milliseconds(300);
+  constexpr Micros kInterval = milliseconds(1000);
   const Id id = insert(t.client(), {.channel_name = "c", .commit_interval = kInterval, .name = "a"});
   keep_alive(t.client(), id, hours(1));
   const Clock::time_point end = Clock::now() + kInterval;
