@@ -85,7 +85,7 @@ set_and_reload($node, log_min_messages => 'debug1');
 my $before = -s $node->logfile;
 sql('SELECT pg_sleep(10)');
 my $starts = () = slurp_file($node->logfile, $before) =~ /starting background worker process "mq worker"/g;
-cmp_ok($starts, '<', 7, 'which is not looked for again and again while nothing is sent');
+cmp_ok($starts, '<', 7, "which is not looked for again and again while nothing is sent: $starts");
 set_and_reload($node, log_min_messages => 'warning');
 $holder->query_safe('SELECT pg_advisory_unlock_all()');
 within(20, $node, $db, 'SELECT count(*) FROM mq_msgs', 0, 'all are handled');

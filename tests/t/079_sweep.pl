@@ -70,8 +70,8 @@ for my $call ('CALL mq_run()', 'BEGIN; SET CONSTRAINTS ALL IMMEDIATE; CALL mq_ru
 	holds($node, $db, "SELECT count(*) FROM handled WHERE name = '$channel/2'", 1, 'a channel without a head is repaired by it');
 	holds($node, $db, $rows, '4|3', 'and what is old has gone');
 }
-my ($rc, $out, $err) = $node->psql($db, q{SET statement_timeout = '300ms'; CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(10); RETURN OLD; END $$;
-	CREATE TRIGGER slow BEFORE DELETE ON mq_dead FOR EACH ROW EXECUTE FUNCTION slow(); CALL mq_run()});
+my ($rc, $out, $err) = $node->psql($db, q{CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(10); RETURN OLD; END $$;
+	CREATE TRIGGER slow BEFORE DELETE ON mq_dead FOR EACH ROW EXECUTE FUNCTION slow(); SET statement_timeout = '300ms'; CALL mq_run()});
 like($err, qr/ERROR:  canceling statement due to statement timeout/, 'a cancel in a step of the sweep ends mq_run');
 sql('DROP TRIGGER slow ON mq_dead; DROP TABLE tickets');
 set_and_reload($node, 'mq.max_workers' => 1);
