@@ -16,9 +16,8 @@ namespace mq::channel_counts {
 
 namespace {
 
-constexpr std::int64_t kRoom = 20'000;             // rows of large channels that a look counts to divide them
-constexpr Micros kRefresh = kSecond / 10;          // refresh() begins no further count after that
-constexpr Micros kRefreshByLooker = kSecond / 50;  // a look drops no stale sum after that
+constexpr std::int64_t kRoom = 20'000;     // rows of large channels that a look counts to divide them
+constexpr Micros kRefresh = kSecond / 50;  // a look drops no stale sum after that
 
 // Numbers of messages of some kind, by channel name.
 using ByName = std::map<std::string, std::int64_t, std::less<>>;
@@ -224,13 +223,12 @@ class Split {
 
 ByChannel count(Micros now, bool cached) {
   std::vector<Look> looks = find_names();
-  if (cached) find_known(looks, true);
+  if (cached) find_known(looks);
   for (Look& look : looks) {
     if (!look.known) continue;
-    // A small channel needs no sum. If no worker refreshes the sums, looks do: a look that began
-    // less than 20 ms ago drops sums twice as old as workers let them get, and counts again below.
-    if (look.known->rows <= kSmall ||
-        (row_counts::is_stale(*look.known, 2) && GetCurrentTimestamp() - now < kRefreshByLooker))
+    // A small channel needs no sum. A look that began less than 20 ms ago drops a stale one, and counts
+    // again below. Workers do not: a count may take long, where many rows are or were.
+    if (look.known->rows <= kSmall || (row_counts::is_stale(*look.known) && GetCurrentTimestamp() - now < kRefresh))
       look.known.reset();
   }
   count_heads(looks, now, false);
@@ -290,7 +288,7 @@ std::map<std::string, std::int64_t, std::less<>> count_dead(bool cached) {
     if (dead <= kSmall) continue;
     const std::int64_t key = channel_key(text_view(rows.get(i, 1)), {});
     std::optional<row_counts::Known> known;
-    if (cached) known = row_counts::find(Extension::dead(), {key}, true).front();
+    if (cached) known = row_counts::find(Extension::dead(), {key}).front();
     if (known && !row_counts::is_stale(*known)) {
       dead = known->rows;
       continue;
@@ -302,18 +300,6 @@ std::map<std::string, std::int64_t, std::less<>> count_dead(bool cached) {
     recount.finish(counted);
   }
   return result;
-}
-
-void refresh(Micros now, bool cached) {
-  if (!row_counts::any_stale(Extension::msgs())) return;
-  std::vector<Look> looks = find_names();
-  find_known(looks, false);
-  const bool ordered = any_behind_others();
-  for (const Look& look : looks) {
-    if (!look.known || !row_counts::is_stale(*look.known)) continue;
-    count_all(look.name, now, ordered, cached);
-    if (GetCurrentTimestamp() - now > kRefresh) return;
-  }
 }
 
 }  // namespace mq::channel_counts

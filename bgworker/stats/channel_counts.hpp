@@ -15,9 +15,8 @@
 //    the rows are divided as at the last count, which is about a minute old, or a thousand times
 //    what it took.
 //
-// mq_stats (api/stats.cpp) calls count() and count_dead(), a worker's sweep refresh(). The file
-// owns no state. All functions need a transaction, an SPI connection and an OwnerScope. Times are
-// µs.
+// mq_stats (api/stats.cpp) calls count() and count_dead(). The file owns no state. All functions need a
+// transaction, an SPI connection and an OwnerScope. Times are µs.
 #pragma once
 
 #include <cstdint>
@@ -44,9 +43,5 @@ ByChannel count(Micros now, bool cached);
 
 // The number of dead letters of each channel name that has some.
 std::map<std::string, std::int64_t, std::less<>> count_dead(bool cached);
-
-// Counts messages again whose row counts are stale, if mq_stats has looked at them in the last 10
-// minutes. Begins no further count after 100 ms.
-void refresh(Micros now, bool cached);
 
 }  // namespace mq::channel_counts

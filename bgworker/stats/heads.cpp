@@ -29,11 +29,11 @@ std::vector<Look> find_names() {
   return looks;
 }
 
-void find_known(std::vector<Look>& looks, bool wanted) {
+void find_known(std::vector<Look>& looks) {
   std::vector<std::int64_t> keys;
   keys.reserve(looks.size());
   for (const Look& look : looks) keys.push_back(look.key);
-  const std::vector<std::optional<row_counts::Known>> known = row_counts::find(Extension::msgs(), keys, wanted);
+  const std::vector<std::optional<row_counts::Known>> known = row_counts::find(Extension::msgs(), keys);
   for (std::size_t i = 0; i < looks.size(); ++i) looks[i].known = known[i];
 }
 

@@ -32,8 +32,8 @@ struct Look {
 
 // All channel names that have a head, in ascending order, with `oldest`.
 std::vector<Look> find_names();
-// Fills in `known`. `wanted`: a user looks, so workers keep the counts fresh.
-void find_known(std::vector<Look>& looks, bool wanted);
+// Fills in `known`.
+void find_known(std::vector<Look>& looks);
 // Fills in `due`, or `later`. Call it for `later` first: where that suffices to divide the rows, a
 // call for `due` tells only whether there is a due head (1) or not (0).
 void count_heads(std::vector<Look>& looks, Micros now, bool due);

@@ -25,11 +25,10 @@ namespace {
 
 constexpr std::size_t kWays = 8;
 constexpr std::size_t kSets = 1024;
-constexpr std::size_t kXids = 1024;              // running transactions that a published snapshot can name
-constexpr Micros kLookedLately = 600 * kSecond;  // workers count sums again that were looked at since
-constexpr Micros kYoung = 60 * kSecond;          // a younger sum is not stale
-constexpr Micros kAgeToCost = 1000;              // nor is one younger than this many times its count took
-constexpr Micros kAbandoned = 600 * kSecond;     // another session may take over a longer count
+constexpr std::size_t kXids = 1024;           // running transactions that a published snapshot can name
+constexpr Micros kYoung = 60 * kSecond;       // a younger sum is not stale
+constexpr Micros kAgeToCost = 1000;           // nor is one younger than this many times its count took
+constexpr Micros kAbandoned = 600 * kSecond;  // another session may take over a longer count
 
 struct Entry {
   Oid database;  // InvalidOid: free
@@ -115,14 +114,14 @@ bool available() {
   return state != nullptr && !RecoveryInProgress();
 }
 
-std::vector<std::optional<Known>> find(Oid relation, const std::vector<std::int64_t>& name_keys, bool looks) {
+std::vector<std::optional<Known>> find(Oid relation, const std::vector<std::int64_t>& name_keys) {
   std::vector<std::optional<Known>> result(name_keys.size());
   if (!available()) return result;
   const TimestampTz now = GetCurrentTimestamp();
   Guard guard(LW_SHARED);
   for (std::size_t i = 0; i < name_keys.size(); ++i)
     if (Entry* entry = find_entry(relation, name_keys[i])) {
-      if (looks) entry->looked_at = now;
+      entry->looked_at = now;
       result[i] = entry->known;
     }
   return result;
@@ -162,8 +161,14 @@ Recount::~Recount() {
   // After an error, the end of the transaction unregisters it.
   if (std::uncaught_exceptions() == 0) UnregisterSnapshot(snapshot_);
   if (!published_) return;
+  const TimestampTz now = GetCurrentTimestamp();
   Guard guard(LW_EXCLUSIVE);
-  if (state->running.pid == MyProcPid) state->running.pid = 0;
+  if (state->running.pid != MyProcPid) return;
+  state->running.pid = 0;
+  if (Entry* entry = find_entry(relation_, name_key_)) {
+    entry->known.counted_at = now;
+    entry->known.took = now - started_;
+  }
 }
 
 void Recount::finish(const Counted& counted) {
@@ -189,20 +194,8 @@ void Recount::finish(const Counted& counted) {
   running.pid = 0;
 }
 
-bool is_stale(const Known& known, int times) {
-  return GetCurrentTimestamp() - known.counted_at > times * std::max(kYoung, known.took * kAgeToCost);
-}
-
-bool any_stale(Oid relation) {
-  if (!available()) return false;
-  const TimestampTz now = GetCurrentTimestamp();
-  Guard guard(LW_SHARED);
-  for (const auto& set : state->entries)
-    for (const Entry& entry : set)
-      if (entry.database == MyDatabaseId && entry.relation == relation && now - entry.looked_at < kLookedLately &&
-          is_stale(entry.known))
-        return true;
-  return false;
+bool is_stale(const Known& known) {
+  return GetCurrentTimestamp() - known.counted_at > std::max(kYoung, known.took * kAgeToCost);
 }
 
 void apply(const Change& change) {

@@ -15,9 +15,9 @@
 //            counter       finish(): adds such changes to the sum
 //
 // Changes past mq's functions (DELETE by hand, TRUNCATE) drop the sums of the table, COMMIT
-// PREPARED those of the database. Workers count old sums of mq_msgs again. Sums are in sets of
-// kWays entries by a hash of database, table and name; a new sum replaces the one of its set that
-// was looked at longest ago.
+// PREPARED those of the database. A look counts a stale sum again (channel_counts.cpp). Sums are in
+// sets of kWays entries by a hash of database, table and name; a new sum replaces the one of its set
+// that was looked at longest ago.
 #pragma once
 
 #include <cstdint>
@@ -51,12 +51,13 @@ struct Known : Counted {
 // Whether sums are kept: with the library preloaded, and not on a standby.
 bool available();
 
-// The sum of each channel name, if known. `looks`: a user looks, so workers keep the sums fresh.
-std::vector<std::optional<Known>> find(Oid relation, const std::vector<std::int64_t>& name_keys, bool looks);
+// The sum of each channel name, if known.
+std::vector<std::optional<Known>> find(Oid relation, const std::vector<std::int64_t>& name_keys);
 
 // Lives while one channel name is counted. `publish`: the sum may be kept, as this transaction has
 // changed no counted table. It is not kept if another session counts, or over 1,024 transactions
-// run.
+// run. A count that an error ends (statement_timeout, say) leaves the sum that there is, which is
+// not stale then for as long as if it had been counted.
 class Recount {
  public:
   Recount(Oid relation, std::int64_t name_key, bool publish);
@@ -75,11 +76,8 @@ class Recount {
   Micros started_ = 0;
 };
 
-// Whether a sum of the table is stale that a user looked at in the last 10 minutes.
-bool any_stale(Oid relation);
-// Whether the sum's age is over 1,000 times what counting it took, and over a minute. `times`: the
-// factor for both limits.
-bool is_stale(const Known& known, int times = 1);
+// Whether the sum's age is over 1,000 times what counting it took, and over a minute.
+bool is_stale(const Known& known);
 
 // The changes of a transaction to one channel name in one table.
 struct Change {

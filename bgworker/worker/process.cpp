@@ -37,7 +37,6 @@
 #include "pg/session.hpp"
 #include "pg/settings.h"
 #include "pg/trouble.hpp"
-#include "queue/commit_actions.hpp"
 #include "queue/enabled.hpp"
 #include "queue/settle.hpp"
 #include "shmem/aborted_calls.hpp"
@@ -48,7 +47,6 @@
 #include "shmem/pool_state.hpp"
 #include "shmem/requests.hpp"
 #include "shmem/worker_slots.hpp"
-#include "stats/channel_counts.hpp"
 #include "worker/loop.hpp"
 #include "worker/server_host.hpp"
 
@@ -159,17 +157,6 @@ class WorkerHost : public ServerHost {
     wait_for_events(most);
     after_wait();
     return !shared::must_leave();
-  }
-
-  Swept sweep() override {
-    Swept swept = ServerHost::sweep();
-    transaction_.begin();
-    if (works()) {
-      const OwnerScope scope;
-      channel_counts::refresh(clock_.now(), !commit_actions::has_changed());
-    }
-    transaction_.commit();
-    return swept;
   }
 
   void watch(std::vector<Socket> sockets) override { sockets_ = std::move(sockets); }
