@@ -186,4 +186,27 @@ RowState row_state(Relation relation, const AttrNumber* numbers, const Claimed& 
   return TransactionIdIsCurrentTransactionId(xid) ? RowState::kOurs : RowState::kNotFound;
 }
 
+std::vector<char> update_claimed(const std::vector<const Claimed*>& messages,
+                                 const std::function<void(std::size_t i, NewVersion& version)>& change) {
+  const Oid table = Extension::msgs();
+  const AttrNumber* numbers = attribute_numbers(table);
+  std::vector<char> written(messages.size(), 0);
+  if (has_new_file(table)) return written;
+  guard::call([&] {
+    RowUpdater updater;
+    if (!updater.open(table, msgs_columns(numbers))) return;
+    for (std::size_t i = 0; i < messages.size(); ++i) {
+      CHECK_FOR_INTERRUPTS();
+      const Claimed& message = *messages[i];
+      if (row_state(updater.relation(), numbers, message, updater.old()) != RowState::kThere) continue;
+      written[i] = updater.update(item_of(message), message.locked, [&](Datum* values, bool* nulls) {
+        NewVersion version(values, nulls, numbers);
+        change(i, version);
+      });
+    }
+    updater.close();
+  });
+  return written;
+}
+
 }  // namespace mq

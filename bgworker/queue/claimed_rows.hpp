@@ -1,6 +1,10 @@
 // Claimed rows: makes messages (Claimed) of rows of mq_msgs. The files that lock messages use it:
-// claim.cpp and find.cpp by queries, due_scan.cpp without. No state.
+// claim.cpp and find.cpp by queries, due_scan.cpp without. retries.cpp and lease.cpp write new versions
+// of the rows with it. No state.
 #pragma once
+
+#include <functional>
+#include <vector>
 
 #include "pg/plain_table.hpp"
 #include "pg/postgres.hpp"
@@ -76,6 +80,33 @@ enum class RowState {
 // For bodies of guard::call(), with the latest snapshot active.
 // `numbers` are those of attribute_numbers().
 RowState row_state(Relation relation, const AttrNumber* numbers, const Claimed& message, TupleTableSlot* slot);
+
+// The new version of a row of mq_msgs, before it is written.
+class NewVersion {
+ public:
+  NewVersion(Datum* values, bool* nulls, const AttrNumber* numbers)
+      : values_(values), nulls_(nulls), numbers_(numbers) {}
+  void set(ClaimColumn column, Datum value) {
+    values_[numbers_[column] - 1] = value;
+    nulls_[numbers_[column] - 1] = false;
+  }
+  void set_null(ClaimColumn column) { nulls_[numbers_[column] - 1] = true; }
+  // To an integer column.
+  void add(ClaimColumn column, int number) {
+    set(column, Int32GetDatum(DatumGetInt32(values_[numbers_[column] - 1]) + number));
+  }
+
+ private:
+  Datum* const values_;
+  bool* const nulls_;
+  const AttrNumber* const numbers_;
+};
+
+// Writes new versions of the messages' rows straight into the table, where the claim found them. `change` must
+// not throw. Returns for each whether it was written; none is where the table is not as mq made it. A
+// row that the claim did not lock is not waited for. Needs an OwnerScope.
+std::vector<char> update_claimed(const std::vector<const Claimed*>& messages,
+                                 const std::function<void(std::size_t i, NewVersion& version)>& change);
 
 // The columns for a query, in the order of ClaimColumn, and the ctid.
 #define CLAIMED_COLUMNS                                                                        \

@@ -1,8 +1,5 @@
 #include "queue/lease.hpp"
 
-#include "pg/extension.hpp"
-#include "pg/guard.hpp"
-#include "pg/plain_table.hpp"
 #include "pg/refused_rows.hpp"
 #include "pg/statement.hpp"
 #include "queue/claimed_rows.hpp"
@@ -13,33 +10,19 @@ namespace {
 
 // Writes the leases straight into the table. Returns for each whether it did.
 std::vector<char> write_leases(const std::vector<NewLease>& leases, std::int64_t token) {
-  const Oid table = Extension::msgs();
-  const AttrNumber* numbers = attribute_numbers(table);
-  std::vector<char> written(leases.size(), 0);
-  if (has_new_file(table)) return written;
+  std::vector<const Claimed*> messages;
   std::vector<Datum> backoffs;
-  backoffs.reserve(leases.size());
-  for (const NewLease& lease : leases)
+  for (const NewLease& lease : leases) {
+    messages.push_back(lease.message);
     backoffs.push_back(lease.retry_backoff ? interval_datum(*lease.retry_backoff) : Datum{0});
-  guard::call([&] {
-    RowUpdater updater;
-    if (!updater.open(table, msgs_columns(numbers))) return;
-    for (std::size_t i = 0; i < leases.size(); ++i) {
-      const NewLease& lease = leases[i];
-      if (row_state(updater.relation(), numbers, *lease.message, updater.old()) != RowState::kThere) continue;
-      written[i] = updater.update(item_of(*lease.message), true, [&](Datum* values, bool* nulls) {
-        const auto value = [&](ClaimColumn column) -> Datum& { return values[numbers[column] - 1]; };
-        value(kAttemptAt) = TimestampTzGetDatum(lease.until);
-        if (lease.retry_backoff) value(kRetryBackoff) = backoffs[i];
-        value(kAttemptsLeft) = Int32GetDatum(DatumGetInt32(value(kAttemptsLeft)) - 1);
-        value(kAttempts) = Int32GetDatum(DatumGetInt32(value(kAttempts)) + 1);
-        value(kLeaseToken) = Int64GetDatum(token);
-        nulls[numbers[kLeaseToken] - 1] = false;
-      });
-    }
-    updater.close();
+  }
+  return update_claimed(messages, [&](std::size_t i, NewVersion& version) {
+    version.set(kAttemptAt, TimestampTzGetDatum(leases[i].until));
+    if (leases[i].retry_backoff) version.set(kRetryBackoff, backoffs[i]);
+    version.add(kAttemptsLeft, -1);
+    version.add(kAttempts, 1);
+    version.set(kLeaseToken, Int64GetDatum(token));
   });
-  return written;
 }
 
 }  // namespace

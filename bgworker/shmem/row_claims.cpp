@@ -87,26 +87,30 @@ bool others_claim() {
   return available() && pg_atomic_read_u32(&state->row_claims_used) != static_cast<std::uint32_t>(mine_count);
 }
 
-bool seems_claimed_by_other(std::uint64_t row) {
-  if (!others_claim()) return false;
+namespace {
+
+// The entry of another worker for the row; nullptr: there is none.
+const RowClaimEntry* find_of_other(std::uint64_t row) {
   const std::size_t bucket = bucket_of(row);
   for (std::size_t i = bucket; i < bucket + kRowClaimBucket; ++i) {
     const RowClaimEntry& entry = state->row_claims[i];
-    if (entry.row == row && entry.database == MyDatabaseId && !is_mine(entry)) return true;
+    if (entry.row == row && entry.database == MyDatabaseId && !is_mine(entry)) return &entry;
   }
-  return false;
+  return nullptr;
+}
+
+}  // namespace
+
+bool seems_claimed_by_other(std::uint64_t row) {
+  return others_claim() && find_of_other(row) != nullptr;
 }
 
 VirtualTransactionId claimed_by_other(std::uint64_t row) {
   VirtualTransactionId holder;
   SetInvalidVirtualTransactionId(holder);
   if (!others_claim()) return holder;
-  const std::size_t bucket = bucket_of(row);
   const LightweightLock lock(state->row_claims_lock, LW_SHARED);
-  for (std::size_t i = bucket; i < bucket + kRowClaimBucket; ++i) {
-    const RowClaimEntry& entry = state->row_claims[i];
-    if (entry.database == MyDatabaseId && entry.row == row && !is_mine(entry)) holder = entry.holder;
-  }
+  if (const RowClaimEntry* entry = find_of_other(row)) holder = entry->holder;
   return holder;
 }
 

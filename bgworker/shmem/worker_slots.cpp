@@ -128,13 +128,13 @@ void publish_pools(bool installed, const std::vector<Oid>& roles) {
   wake_launcher();
 }
 
-void publish_handled(const NameFilter* names, std::uint64_t forgotten) {
+void publish_handled(const std::optional<NameFilter>& names, std::uint64_t forgotten) {
   if (!available()) return;
   Guard guard(LW_EXCLUSIVE);
   Database* d = find_database(MyDatabaseId);
   if (d == nullptr || d->handled_forgotten != forgotten) return;
-  d->handled_known = names != nullptr;
-  if (names != nullptr) d->handled = *names;
+  d->handled_known = names.has_value();
+  if (names) d->handled = *names;
 }
 
 void set_backlog(bool backlog) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "pg/postgres.hpp"
@@ -36,9 +37,9 @@ void leave_slot();      // the worker registers it to run at exit
 // Publishes what this worker found in its database: whether the extension is installed, and which roles need
 // a pool. Pools of other roles go.
 void publish_pools(bool installed, const std::vector<Oid>& roles);
-// Publishes which channel names have handlers, for wake_handlers(); nullptr: that is not known. Does nothing if
+// Publishes which channel names have handlers, for wake_handlers(); none: that is not known. Does nothing if
 // they were forgotten (forget_handled()) more than so often.
-void publish_handled(const NameFilter* names, std::uint64_t forgotten);
+void publish_handled(const std::optional<NameFilter>& names, std::uint64_t forgotten);
 // Sets the backlog of this worker's pool. A new one wakes the launcher and idle workers.
 void set_backlog(bool backlog);
 // How many wake-ups and announcements this worker's database has had. After an announcement

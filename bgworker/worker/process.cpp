@@ -95,8 +95,7 @@ class WorkerHost : public ServerHost {
     working_ = enabled::confirm();
     const std::vector<Oid> roles = working_ ? handler_roles() : std::vector<Oid>{kProbe};
     shared::publish_pools(true, roles);
-    const NameFilter handled = handled_names();
-    shared::publish_handled(working_ ? &handled : nullptr, news.handled_forgotten);
+    shared::publish_handled(working_ ? std::optional(handled_names()) : std::nullopt, news.handled_forgotten);
     if (std::find(roles.begin(), roles.end(), role_) == roles.end()) return false;
     if (!working_) say_why_not();
     if (role_ != kProbe) read_registry(registry);
