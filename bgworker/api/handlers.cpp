@@ -39,7 +39,6 @@ namespace {
 
 constexpr int kMostBatch = 100000;
 constexpr int kMostWorkers = 1000;
-constexpr int kMostPriority = 1000;  // the least is -kMostPriority
 
 std::string role_name(Oid role) {
   const char* name = guard::call([&] { return GetUserNameFromId(role, true); });
@@ -106,7 +105,8 @@ void register_handler(FunctionCallInfo fcinfo) {
   const std::string_view on_dead = text_of(argument(fcinfo, 9), "on_dead");
   check::one_of("on_dead", on_dead, "skip", "block");
   const int priority = int_of(argument(fcinfo, 10), "priority");
-  check::count("priority", priority, -kMostPriority, kMostPriority);
+  check::priority("priority", priority);
+  const Param keep = optional_interval(argument(fcinfo, 11), "keep");
 
   const Shape shape = shape_of(function, leased);
   if (leased && shape != Shape::kBatch && !batch_size.null && DatumGetInt32(batch_size.value) != 1)
@@ -149,25 +149,25 @@ void register_handler(FunctionCallInfo fcinfo) {
 
 #define COLUMNS                                                                                                 \
   "(channel_name, message_name, handler, mode, batch_size, timeout, max_workers, run_as, max_backoff, on_dead," \
-  " priority, enabled_id, run_as_oid)"
-#define UPSERT                                                           \
-  "INSERT INTO $S.mq_handlers " COLUMNS                                  \
-  " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON " \
+  " priority, enabled_id, run_as_oid, keep)"
+#define UPSERT                                                                \
+  "INSERT INTO $S.mq_handlers " COLUMNS                                       \
+  " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) ON " \
   "CONFLICT "
 #define REPLACE                                                                                           \
   " DO UPDATE SET handler = $3, mode = $4, batch_size = $5, timeout = $6, max_workers = $7, run_as = $8," \
-  " max_backoff = $9, on_dead = $10, priority = $11, enabled_id = $12, run_as_oid = $13"
+  " max_backoff = $9, on_dead = $10, priority = $11, enabled_id = $12, run_as_oid = $13, keep = $14"
 #define TYPES                                                                                                  \
   {                                                                                                            \
     TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, INTERVALOID, INT4OID, TEXTOID, INTERVALOID, TEXTOID, INT4OID, \
-        UUIDOID, OIDOID                                                                                        \
+        UUIDOID, OIDOID, INTERVALOID                                                                           \
   }
   static Statement for_name(UPSERT "(channel_name, message_name) WHERE message_name IS NOT NULL" REPLACE, TYPES);
   static Statement for_any(UPSERT "(channel_name) WHERE message_name IS NULL" REPLACE, TYPES);
   (message_name.null ? for_any : for_name)
       .run({name, message_name, text_datum(signature), text_datum(mode), batch_size, timeout, max_workers,
             text_datum(run_as_name), max_backoff, text_datum(on_dead), Int32GetDatum(priority),
-            enabled_id ? Param(uuid_datum(*enabled_id)) : Param(), ObjectIdGetDatum(run_as)});
+            enabled_id ? Param(uuid_datum(*enabled_id)) : Param(), ObjectIdGetDatum(run_as), keep});
   Extension::registry_changed();
   note_changed(channel);
   commit_actions::announce();

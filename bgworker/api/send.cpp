@@ -96,6 +96,17 @@ NewMessage common_arguments(FunctionCallInfo fcinfo, int name = 2) {
   return message;
 }
 
+// The last arguments of the same three, from `priority` on.
+void set_options(FunctionCallInfo fcinfo, int priority, NewMessage& message) {
+  if (PG_NARGS() < priority + 4) throw Extension::get().needs_update();
+  const std::int32_t given = int_of(argument(fcinfo, priority), "priority");
+  check::priority("priority", given);
+  message.priority = {Int16GetDatum(static_cast<std::int16_t>(given)), false};
+  message.headers = argument(fcinfo, priority + 1);
+  if (!PG_ARGISNULL(priority + 2)) throw Error("0A000", "after is not supported yet");
+  message.keep = argument(fcinfo, priority + 3);
+}
+
 }  // namespace
 
 }  // namespace mq
@@ -125,6 +136,7 @@ extern "C" Datum mq_send_entry(FunctionCallInfo fcinfo) {
     Datum id = PG_ARGISNULL(10) ? mq::uuid_datum(mq::new_id()) : PG_GETARG_DATUM(10);
     message.id = {id, false};
     message.dedup_key = mq::argument(fcinfo, 11);
+    mq::set_options(fcinfo, 13, message);
     mq::Sender sender(mq::Sender::Json::kJsonb, false);
     if (!PG_ARGISNULL(12)) sender.expire_after(PG_GETARG_DATUM(12));
     sender.add(message);
@@ -150,6 +162,7 @@ extern "C" Datum mq_send_once_entry(FunctionCallInfo fcinfo) {
     message.dedup_key = mq::argument(fcinfo, 1);
     message.payload_json = mq::argument(fcinfo, 2);
     message.id = {mq::uuid_datum(mq::new_id()), false};
+    mq::set_options(fcinfo, 12, message);
     mq::Sender sender(mq::Sender::Json::kJsonb, false);
     if (!PG_ARGISNULL(11)) sender.expire_after(PG_GETARG_DATUM(11));
     sender.add(message);
@@ -179,6 +192,7 @@ extern "C" Datum mq_send_many_entry(FunctionCallInfo fcinfo) {
     mq::ResultSet result(fcinfo);
     const mq::Elements elements = mq::elements_of(PG_GETARG_DATUM(1));
     mq::NewMessage message = mq::common_arguments(fcinfo);
+    mq::set_options(fcinfo, 11, message);
     mq::Sender sender(mq::Sender::Json::kJsonb, false);
     if (!PG_ARGISNULL(10)) sender.expire_after(PG_GETARG_DATUM(10));
     for (int i = 0; i < elements.count; ++i) {

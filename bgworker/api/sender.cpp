@@ -21,6 +21,8 @@
 extern "C" {
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
+#include "utils/fmgrprotos.h"
+#include "utils/jsonb.h"
 #include "utils/uuid.h"
 }
 
@@ -32,6 +34,15 @@ constexpr int kTries = 1000;  // of send_once()
 
 std::int64_t next_seq(Oid sequence) {
   return guard::call([&] { return nextval_internal(sequence, false); });
+}
+
+bool is_object(Datum json) {
+  return guard::call([&] { return JB_ROOT_IS_OBJECT(DatumGetJsonbP(json)); });
+}
+
+std::string json_text(Datum json) {
+  const char* text = guard::call([&] { return DatumGetCString(DirectFunctionCall1(jsonb_out, json)); });
+  return text;
 }
 
 Param param_of(const Value& value) {
@@ -80,8 +91,17 @@ void Sender::add(const NewMessage& given) {
     m.payload_json.datum = json_of(text_view(m.payload_json.datum), field("payload_json"));
   m.payload_bytes = given.payload_bytes;
   m.headers = given.headers;
+  if (!m.headers.null && !is_object(m.headers.datum))
+    check::fail(field("headers"), json_text(m.headers.datum), "must be a JSON object");
   m.priority = given.priority.null ? std::int16_t{0} : DatumGetInt16(given.priority.datum);
+  check::priority(field("priority"), m.priority);
+  if (m.ordered && m.priority != 0)
+    check::fail(field("priority"), std::to_string(m.priority), "must be 0 in an ordered message");
   m.keep = given.keep;
+  if (!m.keep.null) {
+    const Micros keep = interval_of(m.keep, field("keep"), now);
+    check::positive(field("keep"), interval_text(m.keep.datum), keep);
+  }
   if (!given.dedup_key.null) {
     m.dedup_key = text_view(given.dedup_key.datum);
     check::dedup_key(field("dedup_key"), m.dedup_key, m.channel_name.size() + m.channel_args.size());

@@ -18,8 +18,7 @@ struct NewMessage {
   Value id, delay, retries, retry_backoff, channel_name, channel_args, commit_interval, ordered, name, payload_json,
       payload_bytes;  // payload_json is text or jsonb, see Sender::Json
   Value dedup_key = {};
-  // Not validated: only mq_redrive gives them, as mq_dead has them. A priority of NULL is 0.
-  Value headers = {}, priority = {}, keep = {};
+  Value headers = {}, priority = {}, keep = {};  // jsonb, smallint, interval; a priority of NULL is 0
 };
 
 struct NewRow;

@@ -335,6 +335,8 @@ Datum FmgrCaller::argument(const Handler& handler, std::span<const Claimed* cons
                           false,
                           false,
                           !message.created_at,
+                          false,
+                          message.headers == nullptr,
                           false};
     const Micros created_at = message.created_at.value_or(0);
     elements[i] = guard::call([&] {
@@ -350,7 +352,9 @@ Datum FmgrCaller::argument(const Handler& handler, std::span<const Claimed* cons
                         Int32GetDatum(message.attempts + 1),
                         Int32GetDatum(message.attempts_left - 1),
                         TimestampTzGetDatum(created_at),
-                        BoolGetDatum(message.ordered)};
+                        BoolGetDatum(message.ordered),
+                        PointerGetDatum(message.headers),
+                        Int32GetDatum(message.priority)};
       return HeapTupleGetDatum(heap_form_tuple(message_descriptor_, values, const_cast<bool*>(nulls)));
     });
   }

@@ -45,6 +45,10 @@ void retries(std::string_view field, std::int64_t value) {
   count(field, value, 0, kMostRetries);
 }
 
+void priority(std::string_view field, std::int64_t value) {
+  count(field, value, -kMostPriority, kMostPriority);
+}
+
 void duration(std::string_view field, std::string_view shown, Micros value, Micros most) {
   if (value < 0) fail(field, shown, "must not be negative");
   if (value > most) fail(field, shown, mq::format("must not be longer than {} days", most / (24LL * 3600 * kSecond)));

@@ -16,6 +16,7 @@ inline constexpr std::size_t kNameBytes = 1024;                    // a channel'
 inline constexpr std::size_t kArgsBytes = 2048;                    // a channel's arguments
 inline constexpr std::size_t kDedupBytes = 2600;                   // a dedup_key with its channel: fits an index
 inline constexpr int kMostRetries = 2'147'483'646;                 // attempts is retries + 1
+inline constexpr int kMostPriority = 1000;                         // the least is -kMostPriority
 inline constexpr Micros kLongest = 36500LL * 24 * 3600 * kSecond;  // 100 years
 
 // "channel_name", or "channel_name of message 3" in an array (counted from 1).
@@ -31,6 +32,7 @@ void name(std::string_view field, std::string_view value, std::size_t most_bytes
 // The names of the dedup_key's channel have `channel_bytes` bytes.
 void dedup_key(std::string_view field, std::string_view value, std::size_t channel_bytes);
 void retries(std::string_view field, std::int64_t value);
+void priority(std::string_view field, std::int64_t value);
 // `shown` is the value as the caller wrote it.
 void duration(std::string_view field, std::string_view shown, Micros value, Micros most = kLongest);
 void positive(std::string_view field, std::string_view shown, Micros value, Micros most = kLongest);

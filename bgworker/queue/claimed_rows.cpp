@@ -36,11 +36,11 @@ const TableColumn kMsgsColumns[kAllColumns] = {{"id", UUIDOID},
                                                {"expires_at", TIMESTAMPTZOID, true},
                                                {"created_at", TIMESTAMPTZOID, true},
                                                {"lease", INT8OID, true},
-                                               {"dedup_key", TEXTOID, true},
-                                               {"fair", BOOLOID},
                                                {"headers", JSONBOID, true},
                                                {"priority", INT2OID},
                                                {"keep", INTERVALOID, true},
+                                               {"dedup_key", TEXTOID, true},
+                                               {"fair", BOOLOID},
                                                {"due_at", TIMESTAMPTZOID, true}};
 
 namespace {
@@ -113,6 +113,9 @@ Claimed claimed(const LockedRow& row) {
   message.uncommitted = !row.nulls[kCommitInterval];
   message.payload_json = stored(kPayloadJson);
   message.payload_bytes = stored(kPayloadBytes);
+  message.headers = stored(kHeaders);
+  message.priority = DatumGetInt16(row.values[kPriority]);
+  if (!row.nulls[kKeep]) message.keep = micros_of_interval(row.values[kKeep]);
   message.expires_at = time(kExpiresAt).value_or(kNever);
   message.created_at = time(kCreatedAt);
   message.location = location_of(row.location);

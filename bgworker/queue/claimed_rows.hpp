@@ -37,13 +37,13 @@ enum ClaimColumn {
   kExpiresAt,
   kCreatedAt,
   kLeaseToken,
+  kHeaders,
+  kPriority,
+  kKeep,
   kColumns,  // the number of those above
   // The others of the table.
   kDedupKey = kColumns,
   kFair,
-  kHeaders,
-  kPriority,
-  kKeep,
   kDueAt,
   kAllColumns
 };
@@ -112,7 +112,8 @@ std::vector<char> update_claimed(const std::vector<const Claimed*>& messages,
 #define CLAIMED_COLUMNS                                                                        \
   "m.id, m.channel_key, m.seq, m.attempt_at, m.retry_backoff, m.channel_name, m.channel_args," \
   " m.message_name, m.attempt, m.attempts, m.after_message_id, m.commit_interval,"             \
-  " m.message_json, m.message_bytes, m.expires_at, m.created_at, m.lease, m.ctid"
+  " m.message_json, m.message_bytes, m.expires_at, m.created_at, m.lease,"                     \
+  " m.headers, m.priority, m.keep, m.ctid"
 
 inline constexpr int kFurther = kColumns + 2;  // the first column of Rows behind CLAIMED_COLUMNS
 

@@ -36,9 +36,12 @@ struct Claimed {
   std::optional<Micros> created_at;
   // If ordered: the message that it was appended after; nil: it is the head.
   Uuid after;
-  // As they are stored, perhaps compressed or out of line (varlena); nullptr: NULL.
+  // As they are stored, perhaps compressed or out of line (varlena; jsonb, bytea, jsonb); nullptr: NULL.
   const void* payload_json = nullptr;
   const void* payload_bytes = nullptr;
+  const void* headers = nullptr;
+  std::optional<Micros> keep;  // how long it is kept once it is handled; none: as its handler's registration says
+  std::int16_t priority = 0;
   std::uint64_t location = 0;  // ctid in mq_msgs: block << 16 | offset
   bool locked = true;          // the row is; false: only claimed among workers (shmem/row_claims.hpp)
 };

@@ -26,7 +26,9 @@ CREATE TYPE mq_message AS (
   attempt integer,
   attempts_left integer,
   created_at timestamptz,
-  ordered boolean
+  ordered boolean,
+  headers jsonb,
+  priority integer
 );
 COMMENT ON TYPE mq_message IS
-  'A message as its handler gets it. attempt is 1 on the first attempt; attempts_left counts those that remain after this one.';
+  'A message as its handler gets it. attempt is 1 on the first attempt; attempts_left counts those that remain after this one; headers and priority are as they were sent.';

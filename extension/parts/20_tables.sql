@@ -46,11 +46,11 @@ COMMENT ON COLUMN mq_msgs.lease IS 'Token of the lease until attempt_at, if ther
 COMMENT ON COLUMN mq_msgs.dedup_key IS 'Not NULL: no second message of the channel has this key while this one is pending.';
 COMMENT ON COLUMN mq_msgs.expires_at IS 'Not NULL: dead by then if nobody has handled it. attempt_at is not beyond it, but for a lease, while commit_interval is not NULL, and while it waits for a handler.';
 COMMENT ON COLUMN mq_msgs.due_at IS 'Not NULL: it waits until other messages have been handled, and is due at this time then. NULL: it waits for none. Reserved: no function of this version sets it.';
-COMMENT ON COLUMN mq_msgs.keep IS 'How long it is kept once it is handled; above 0, at most 36,500 days. NULL: it is not kept. Reserved: no function of this version sets it.';
-COMMENT ON COLUMN mq_msgs.priority IS 'From -1000 to 1000: of the due messages of a channel name those with the greatest come first. 0 in an ordered message. Reserved: no function of this version sets it, and no claim reads it.';
+COMMENT ON COLUMN mq_msgs.keep IS 'How long it is kept once it is handled; above 0, at most 36,500 days. NULL: as mq_handlers.keep says.';
+COMMENT ON COLUMN mq_msgs.priority IS 'From -1000 to 1000: of the due messages of a channel name those with the greatest come first. 0 in an ordered message.';
 COMMENT ON COLUMN mq_msgs.fair IS 'Has an entry in mq_msgs_fair. false: it has no channel_args, was due at once, and no other channel of its name had messages when it was sent.';
 COMMENT ON COLUMN mq_msgs.message_name IS 'The name. This and the payload have other names here than in mq_payloads, so that a join of the two needs no prefixes.';
-COMMENT ON COLUMN mq_msgs.headers IS 'A JSON object that goes with the payload and is handed on as it is: trace context, tenant, content type. NULL: none. Reserved: no function of this version sets it.';
+COMMENT ON COLUMN mq_msgs.headers IS 'A JSON object that goes with the payload and is handed on as it is: trace context, tenant, content type. NULL: none.';
 COMMENT ON COLUMN mq_msgs.message_json IS 'The payload as jsonb: key order and duplicate keys are not kept, \u0000 is refused. NULL in a dead message that blocks its ordered channel, as message_bytes is.';
 COMMENT ON COLUMN mq_msgs.message_bytes IS 'The payload as bytea.';
 
@@ -100,7 +100,7 @@ CREATE TABLE mq_dead (
   payload_bytes bytea,
   ordered boolean NOT NULL,
   attempts_made integer NOT NULL,
-  reason text NOT NULL CHECK (reason IN ('exhausted', 'discarded', 'crashed', 'expired')),
+  reason text NOT NULL CHECK (reason IN ('exhausted', 'discarded', 'crashed', 'expired', 'cancelled', 'prerequisite')),
   sqlstate text,
   error text,
   detail text,
@@ -115,7 +115,7 @@ CREATE TABLE mq_dead (
 );
 COMMENT ON TABLE mq_dead IS 'Dead letters: messages that will not be tried again, with their payload and the last error. mq_redrive sends them again.';
 COMMENT ON COLUMN mq_dead.attempts_made IS 'How many attempts were made; attempts of mq_msgs is how many are left.';
-COMMENT ON COLUMN mq_dead.reason IS 'exhausted: no attempt left; discarded: by its handler; crashed: it brought the server down twice; expired: not handled in time.';
+COMMENT ON COLUMN mq_dead.reason IS 'exhausted: no attempt left; discarded: by its handler; crashed: it brought the server down twice; expired: not handled in time; cancelled: by mq_cancel; prerequisite: one of those that it waited for is dead.';
 COMMENT ON COLUMN mq_dead.retry_backoff IS 'Wait that the next retry would have had; mq_redrive goes on with it.';
 COMMENT ON COLUMN mq_dead.dedup_key IS 'As in mq_msgs; mq_redrive sends the message with it again.';
 COMMENT ON COLUMN mq_dead.keep IS 'As in mq_msgs; mq_redrive sends the message with it again.';
@@ -166,6 +166,7 @@ CREATE TABLE mq_handlers (
   priority integer NOT NULL,
   enabled_id uuid,
   run_as_oid oid,
+  keep interval,
   -- As mq_register_handler has them.
   CONSTRAINT mq_handlers_mode CHECK (mode IN ('transactional', 'leased')),
   CONSTRAINT mq_handlers_batch_size CHECK (batch_size BETWEEN 1 AND 100000),
@@ -173,7 +174,8 @@ CREATE TABLE mq_handlers (
   CONSTRAINT mq_handlers_max_workers CHECK (max_workers BETWEEN 1 AND 1000),
   CONSTRAINT mq_handlers_max_backoff CHECK (max_backoff > '0' AND max_backoff <= '36500 days'),
   CONSTRAINT mq_handlers_on_dead CHECK (on_dead IN ('skip', 'block')),
-  CONSTRAINT mq_handlers_priority CHECK (priority BETWEEN -1000 AND 1000)
+  CONSTRAINT mq_handlers_priority CHECK (priority BETWEEN -1000 AND 1000),
+  CONSTRAINT mq_handlers_keep CHECK (keep > '0' AND keep <= '36500 days')
 );
 COMMENT ON TABLE mq_handlers IS 'The registered handlers. Written by mq_register_handler and mq_unregister_handler.';
 COMMENT ON COLUMN mq_handlers.message_name IS 'NULL: every name on the channel that has no handler of its own.';
@@ -181,6 +183,7 @@ COMMENT ON COLUMN mq_handlers.handler IS 'The function, schema-qualified, with i
 COMMENT ON COLUMN mq_handlers.run_as IS 'Name of the role that the worker is connected as. If it is renamed, so it is here by the next worker that looks; if it is dropped, the registration is left alone.';
 COMMENT ON COLUMN mq_handlers.enabled_id IS 'Id of the row in mq_enabled under which it was registered. Of another one: it comes from another database, and is not called.';
 COMMENT ON COLUMN mq_handlers.run_as_oid IS 'The role run_as, in the database that enabled_id tells; elsewhere mq_enable() looks for its name. 0: it was dropped.';
+COMMENT ON COLUMN mq_handlers.keep IS 'How long a message is kept once it is handled, unless it says so itself. NULL: it is not kept.';
 CREATE UNIQUE INDEX mq_handlers_name ON mq_handlers (channel_name, message_name) WHERE message_name IS NOT NULL;
 CREATE UNIQUE INDEX mq_handlers_any ON mq_handlers (channel_name) WHERE message_name IS NULL;
 

@@ -4,9 +4,9 @@ CREATE FUNCTION mq_register_handler(
   channel_name text, handler regprocedure, message_name text DEFAULT NULL, mode text DEFAULT 'transactional',
   batch_size integer DEFAULT NULL, timeout interval DEFAULT NULL, max_workers integer DEFAULT NULL,
   run_as regrole DEFAULT NULL, max_backoff interval DEFAULT '1 hour', on_dead text DEFAULT 'skip',
-  priority integer DEFAULT 0) RETURNS void
+  priority integer DEFAULT 0, keep interval DEFAULT NULL) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_register_handler';
-COMMENT ON FUNCTION mq_register_handler(text, regprocedure, text, text, integer, interval, integer, regrole, interval, text, integer) IS
+COMMENT ON FUNCTION mq_register_handler(text, regprocedure, text, text, integer, interval, integer, regrole, interval, text, integer, interval) IS
   'Registers a function of the shape f(jsonb), f(mq_message) or f(mq_message[]) for a channel, or for one message name on it; replaces what was registered for them. Workers take channels with a greater priority (-1000 to 1000) first. In mode leased it runs in a session of its own and may be a procedure of the first two shapes. 22023 or 22004 for a bad value, 42883 for a function of another shape or kind, 42501 without EXECUTE on the function for run_as (leased: and USAGE on its schema), or where the caller is not a member of run_as, or the function''s owner no member of it; 55000 before ALTER EXTENSION mq UPDATE.';
 
 CREATE FUNCTION mq_handler_function(handler text) RETURNS oid

@@ -11,14 +11,14 @@ COMMENT ON FUNCTION mq_revoke(regrole, text) IS
 -- Nothing for PUBLIC.
 REVOKE ALL ON FUNCTION
   mq_insert(mq_new_t[]),
-  mq_send(text, jsonb, text, text, boolean, interval, integer, interval, interval, bytea, uuid, text, interval),
-  mq_send_many(text, jsonb[], text, text, boolean, interval, integer, interval, interval, bytea, interval),
-  mq_send_once(text, text, jsonb, text, text, boolean, interval, integer, interval, interval, bytea, interval),
+  mq_send(text, jsonb, text, text, boolean, interval, integer, interval, interval, bytea, uuid, text, interval, integer, jsonb, uuid[], interval),
+  mq_send_many(text, jsonb[], text, text, boolean, interval, integer, interval, interval, bytea, interval, integer, jsonb, uuid[], interval),
+  mq_send_once(text, text, jsonb, text, text, boolean, interval, integer, interval, interval, bytea, interval, integer, jsonb, uuid[], interval),
   mq_commit(uuid[]), mq_channel_key(text, text), mq_poll(text[], integer), mq_delete(uuid[]),
   mq_keep_alive(uuid[], interval), mq_checkpoint(uuid, interval, text, bytea, integer),
   mq_clear(text[]), mq_clear_all(), mq_uuid_exists(uuid), mq_latest_message(text, text),
   mq_active_channels(text[], integer),
-  mq_register_handler(text, regprocedure, text, text, integer, interval, integer, regrole, interval, text, integer),
+  mq_register_handler(text, regprocedure, text, text, integer, interval, integer, regrole, interval, text, integer, interval),
   mq_handler_function(text), mq_handler_trouble(text, regrole, text),
   mq_unregister_handler(text, text), mq_pause(text), mq_resume(text), mq_redrive(uuid[], text, integer, timestamptz, timestamptz),
   mq_snooze(interval, uuid), mq_discard(text, uuid), mq_announce(), mq_enable(), mq_enabled_state(), mq_enabled_stays(),

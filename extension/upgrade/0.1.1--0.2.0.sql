@@ -35,11 +35,11 @@ UPDATE mq_msgs m SET message_name = COALESCE((SELECT d.name FROM mq_dead d WHERE
 ALTER TABLE mq_msgs ALTER message_name SET NOT NULL;
 COMMENT ON TABLE mq_msgs IS 'Messages that are pending, with their payload. A large payload is out of line, and an update of the row does not write it again.';
 COMMENT ON COLUMN mq_msgs.due_at IS 'Not NULL: it waits until other messages have been handled, and is due at this time then. NULL: it waits for none. Reserved: no function of this version sets it.';
-COMMENT ON COLUMN mq_msgs.keep IS 'How long it is kept once it is handled; above 0, at most 36,500 days. NULL: it is not kept. Reserved: no function of this version sets it.';
-COMMENT ON COLUMN mq_msgs.priority IS 'From -1000 to 1000: of the due messages of a channel name those with the greatest come first. 0 in an ordered message. Reserved: no function of this version sets it, and no claim reads it.';
+COMMENT ON COLUMN mq_msgs.keep IS 'How long it is kept once it is handled; above 0, at most 36,500 days. NULL: as mq_handlers.keep says.';
+COMMENT ON COLUMN mq_msgs.priority IS 'From -1000 to 1000: of the due messages of a channel name those with the greatest come first. 0 in an ordered message.';
 COMMENT ON COLUMN mq_msgs.fair IS 'Has an entry in mq_msgs_fair. false: it has no channel_args, was due at once, and no other channel of its name had messages when it was sent.';
 COMMENT ON COLUMN mq_msgs.message_name IS 'The name. This and the payload have other names here than in mq_payloads, so that a join of the two needs no prefixes.';
-COMMENT ON COLUMN mq_msgs.headers IS 'A JSON object that goes with the payload and is handed on as it is: trace context, tenant, content type. NULL: none. Reserved: no function of this version sets it.';
+COMMENT ON COLUMN mq_msgs.headers IS 'A JSON object that goes with the payload and is handed on as it is: trace context, tenant, content type. NULL: none.';
 COMMENT ON COLUMN mq_msgs.message_json IS 'The payload as jsonb: key order and duplicate keys are not kept, \u0000 is refused. NULL in a dead message that blocks its ordered channel, as message_bytes is.';
 COMMENT ON COLUMN mq_msgs.message_bytes IS 'The payload as bytea.';
 CREATE INDEX mq_msgs_due ON mq_msgs (channel_name, attempt_at, seq)
@@ -53,15 +53,37 @@ CREATE INDEX mq_msgs_leased ON mq_msgs (channel_name, attempt_at) WHERE lease IS
 CREATE INDEX mq_msgs_expiry ON mq_msgs (expires_at) WHERE expires_at IS NOT NULL AND commit_interval IS NULL;
 CREATE UNIQUE INDEX mq_msgs_dedup ON mq_msgs (channel_key, dedup_key, channel_name, channel_args)
   WHERE dedup_key IS NOT NULL;
-COMMENT ON COLUMN mq_dead.reason IS 'exhausted: no attempt left; discarded: by its handler; crashed: it brought the server down twice; expired: not handled in time.';
+COMMENT ON COLUMN mq_dead.reason IS 'exhausted: no attempt left; discarded: by its handler; crashed: it brought the server down twice; expired: not handled in time; cancelled: by mq_cancel; prerequisite: one of those that it waited for is dead.';
 
 ALTER TABLE mq_dead ADD keep interval, ADD priority smallint NOT NULL DEFAULT 0, ADD headers jsonb;
+ALTER TABLE mq_dead DROP CONSTRAINT mq_dead_reason_check,
+  ADD CONSTRAINT mq_dead_reason_check CHECK (reason IN ('exhausted', 'discarded', 'crashed', 'expired', 'cancelled', 'prerequisite'));
 COMMENT ON COLUMN mq_dead.keep IS 'As in mq_msgs; mq_redrive sends the message with it again.';
 COMMENT ON COLUMN mq_dead.priority IS 'As in mq_msgs; mq_redrive sends the message with it again.';
 COMMENT ON COLUMN mq_dead.headers IS 'As in mq_msgs; mq_redrive sends the message with them again.';
 
+ALTER TABLE mq_handlers ADD keep interval,
+  ADD CONSTRAINT mq_handlers_keep CHECK (keep > '0' AND keep <= '36500 days');
+COMMENT ON COLUMN mq_handlers.keep IS 'How long a message is kept once it is handled, unless it says so itself. NULL: it is not kept.';
+
+-- Fails where a table of a user's own has a column of the type; docs/guide/operations.md says what to do.
+ALTER TYPE mq_message ADD ATTRIBUTE headers jsonb, ADD ATTRIBUTE priority integer;
+COMMENT ON TYPE mq_message IS
+  'A message as its handler gets it. attempt is 1 on the first attempt; attempts_left counts those that remain after this one; headers and priority are as they were sent.';
+
 -- --- functions -----------------------------------------------------------------------------------
 ALTER FUNCTION mq_worker_seats() RENAME TO mq_worker_slots;
+-- Those that take more arguments now; what users were granted on them goes to the new ones below.
+DO $$
+DECLARE
+  old regprocedure;
+BEGIN
+  FOR old IN SELECT p.oid FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_depend d ON d.objid = p.oid AND d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+                JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid AND d.deptype = 'e' AND e.extname = 'mq'
+               WHERE p.proname IN ('mq_send', 'mq_send_many', 'mq_send_once', 'mq_register_handler') LOOP
+    EXECUTE pg_catalog.format('ALTER FUNCTION %s RENAME TO %I', old, (SELECT p.proname FROM pg_catalog.pg_proc p WHERE p.oid = old) || '_before');
+  END LOOP;
+END $$;
 -- replace 30_send.sql
 -- replace 40_consume.sql
 -- replace 50_handlers.sql
@@ -79,6 +101,25 @@ CREATE VIEW mq_payloads AS
 DO $$ BEGIN EXECUTE pg_catalog.format('ALTER VIEW mq_payloads OWNER TO %s', (SELECT c.relowner::pg_catalog.regrole FROM pg_catalog.pg_class c WHERE c.oid = 'mq_msgs'::pg_catalog.regclass)); END $$;
 COMMENT ON COLUMN mq_payloads.channel_key IS 'As in mq_msgs.';
 COMMENT ON VIEW mq_payloads IS 'Names and payloads of pending messages. An UPDATE changes them in mq_msgs; DELETE and TRUNCATE remove the messages.';
+
+-- Fails where a view or a function with a SQL body of a user's own calls one of them.
+DO $$
+DECLARE
+  old regprocedure;
+  new regprocedure;
+  given record;
+BEGIN
+  FOR old, new IN SELECT o.oid, n.oid FROM pg_catalog.pg_proc o JOIN pg_catalog.pg_proc n ON n.pronamespace = o.pronamespace AND n.proname = pg_catalog.regexp_replace(o.proname, '_before$', '')
+                   WHERE o.proname IN ('mq_send_before', 'mq_send_many_before', 'mq_send_once_before', 'mq_register_handler_before')
+                     AND o.pronamespace = (SELECT e.extnamespace FROM pg_catalog.pg_extension e WHERE e.extname = 'mq') LOOP
+    FOR given IN SELECT a.grantee, a.is_grantable FROM pg_catalog.pg_proc p, pg_catalog.aclexplode(p.proacl) a WHERE p.oid = old AND a.grantee <> p.proowner LOOP
+      EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION %s TO %s %s', new,
+                                CASE WHEN given.grantee = 0 THEN 'PUBLIC' ELSE given.grantee::pg_catalog.regrole::pg_catalog.text END,
+                                CASE WHEN given.is_grantable THEN 'WITH GRANT OPTION' END);
+    END LOOP;
+    EXECUTE pg_catalog.format('DROP FUNCTION %s', old);
+  END LOOP;
+END $$;
 
 -- A database in use.
 SELECT mq_enable();
