@@ -30,6 +30,8 @@ MQ_ENTRY(mq_keep_alive);
 MQ_ENTRY(mq_checkpoint);
 MQ_ENTRY(mq_snooze);
 MQ_ENTRY(mq_discard);
+MQ_ENTRY(mq_progress);
+MQ_ENTRY(mq_telling_calls);
 MQ_ENTRY(mq_clear);
 MQ_ENTRY(mq_clear_all);
 MQ_ENTRY(mq_register_handler);

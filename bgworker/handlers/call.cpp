@@ -14,6 +14,7 @@
 #include "pg/settings.h"
 #include "pg/statement.hpp"
 #include "shmem/activity.hpp"
+#include "shmem/callers.hpp"
 #include "shmem/in_flight.hpp"
 #include "shmem/leased_calls.hpp"
 #include "shmem/limits.hpp"
@@ -77,10 +78,12 @@ class CallScope {
       : call_(messages, is_shared), memory_(memory), nest_level_(NewGUCNestLevel()) {
     SessionState::note_call();
     shared::note_call(messages.front()->channel_name, messages.front()->id);
+    shared::begin_call(messages.front()->channel_name, messages.front()->id, static_cast<int>(messages.size()));
     in_flight::set(messages.front()->id, messages.size(), shared::my_role());
   }
   ~CallScope() {
     in_flight::clear();
+    shared::end_call();
     shared::note_returned();
     AtEOXact_GUC(false, nest_level_);  // undoes the settings that the handler made
   }

@@ -226,8 +226,9 @@ int SqlLeaseStore::due(std::string_view channel_name, Micros now, int limit) {
 
 int SqlLeaseStore::enter(const Entry& entry) {
   const std::int64_t name_key = channel_key(entry.first.channel_name, {});
-  const int number = shared::enter_lease(
-      {entry.token, entry.backend, name_key, entry.handler.max_workers, entry.handler.block_on_dead});
+  const int number =
+      shared::enter_lease({entry.token, entry.backend, name_key, entry.handler.max_workers, entry.handler.block_on_dead,
+                           entry.first.id, entry.first.channel_name, !entry.handler.procedure});
   if (number < 0) return -1;
   shared::note_call(entry.first.channel_name, entry.first.id);
   in_flight::set_leased(number, {MyDatabaseId, entry.concurrency + 1, entry.first.id, entry.token, shared::my_role()});

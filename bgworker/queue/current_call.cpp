@@ -35,6 +35,10 @@ Error not_of_the_call(Disposition::Kind kind) {
   return {"22023", mq::format("{}: the handler was not called with a message of that id", name_of(kind))};
 }
 
+bool in_call() {
+  return current_call != nullptr;
+}
+
 bool note_disposition(const Disposition& disposition, bool any) {
   if (current_call == nullptr) return false;
   static bool registered = false;

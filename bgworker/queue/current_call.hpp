@@ -49,6 +49,9 @@ void refuse_in_handler(const char* function);
 // Whether the current call was given the message with this id and sequence number.
 bool is_of_the_call(const Uuid& id, std::int64_t seq);
 
+// Whether a transactional handler runs in this process.
+bool in_call();
+
 // Notes the disposition of the message disposition.id, or (`any`) of all messages of the current
 // call. False: there is no current call. Throws 22023 if the call was not given the message.
 bool note_disposition(const Disposition& disposition, bool any);

@@ -9,7 +9,9 @@
 //      connecting, channel_name, message, since, handled, held, names_held), and it takes no lock
 //      for that. Readers may see a mixture of old and new for a moment.
 //   4. launcher_pauses and launcher_asked: see wake_launcher_soon().
-//   5. Functions that are called for each batch read one field without the lock, as a hint.
+//   5. Only the process itself writes what its Caller tells of its call and its settling, and it takes no
+//      lock for that; callers.hpp says in which order.
+//   6. Functions that are called for each batch read one field without the lock, as a hint.
 #pragma once
 
 #include <algorithm>
@@ -19,6 +21,7 @@
 #include "pg/lwlock.hpp"
 #include "shmem/aborted_calls.hpp"
 #include "shmem/activity.hpp"
+#include "shmem/callers.hpp"
 #include "shmem/databases.hpp"
 #include "shmem/failing.hpp"
 #include "shmem/in_flight.hpp"
@@ -55,6 +58,10 @@ constexpr Micros kConsumersGone = 60 * kSecond;
 constexpr Micros kClosedFor = 20 * kSecond;      // the hook waits 5 s, then DROP DATABASE 5 s
 constexpr Micros kAbortedKept = 3600 * kSecond;  // after that no process will charge the call
 constexpr Micros kLongCall = kSecond / 10;       // its worker is not there for other messages
+constexpr int kRuns = 128;                       // sessions in CALL mq_run
+constexpr int kCallers = kWorkerSlots + kRuns;
+constexpr int kOpenCancels = 4096;
+constexpr std::uint64_t kCancelled = 8192;
 constexpr int kThrottles = 256;
 constexpr int kUnsettled = 64;
 constexpr int kFailures = 128;
@@ -141,6 +148,48 @@ struct WorkerSlot {
   Held held[kNamesHeld];  // the current batch; names beyond that are not shown
 };
 
+// What a handler has said of its call (progress.hpp).
+struct Told {
+  bool any;
+  bool has_fraction;
+  bool has_note;
+  float fraction;
+  char note[kNoteBytes + 1];
+};
+
+// A process that calls transactional handlers: the worker in the worker slot of the same number, or a
+// session in CALL mq_run. See callers.hpp.
+struct Caller {
+  Oid database;  // InvalidOid: free
+  Oid role;
+  int pid;
+  bool atomic;             // an mq_run in a transaction that its user ends
+  TransactionId settling;  // the last transaction in which it settled messages
+  std::uint32_t sent;      // how many signals cancels have sent to it
+  bool in_call;
+  int messages;       // of the current call
+  Uuid message;       // the first of them
+  TimestampTz since;  // when the call began, like channel_name only for an mq_run
+  char channel_name[kChannelBytes];
+  Told told;
+};
+
+// A running message that a transaction wants to cancel when it commits. See cancels.hpp.
+struct OpenCancel {
+  Oid database;  // InvalidOid: free
+  Uuid message;
+  std::int64_t seq;
+  std::int64_t token;  // of its leased call; 0: none
+  VirtualTransactionId canceller;
+};
+
+// A message that was cancelled while it was handled.
+struct CancelledMessage {
+  Oid database;
+  Uuid message;
+  std::int64_t seq;
+};
+
 // A leased call that runs.
 struct Lease {
   std::int64_t token;  // 0: free
@@ -151,6 +200,13 @@ struct Lease {
   std::int64_t name_key;
   bool block_on_dead;
   TimestampTz since;
+  Uuid message;                      // the first of its messages
+  bool function;                     // the handler is a function: its transaction ends the call
+  bool ended;                        // that transaction commits, or has committed
+  bool cancelled;                    // mq_cancel has cancelled a message of it, and has committed
+  TransactionId settling;            // the last transaction of the session that began to commit
+  char channel_name[kChannelBytes];  // cut to fit
+  Told told;
 };
 
 // A channel name whose handlers have conflicted.
@@ -235,6 +291,11 @@ struct State {
   LowWaterMarks name_marks[kMarkSets];
   LowWaterMarks channel_marks[kMarkSets];
   Lease leases[kLeases];
+  Caller callers[kCallers];
+  OpenCancel open_cancels[kOpenCancels];
+  pg_atomic_uint32 open_cancels_used;      // so many entries are in use
+  pg_atomic_uint64 cancelled_count;        // how many messages were ever written to `cancelled`
+  CancelledMessage cancelled[kCancelled];  // the last ones, by their number modulo kCancelled
   Throttled throttled[kThrottles];
   int throttles;  // entries of `throttled` in use
   Unsettled unsettled[kUnsettled];
@@ -248,10 +309,14 @@ extern int my_slot;   // index of this worker's slot, set by take_slot(); -1: no
 // Copies `text` into `size` bytes, with a 0 at the end; cuts it between characters.
 void copy_cut(char* to, std::size_t size, std::string_view text);
 
+Told* told_of_my_call();  // in the Caller of this process; nullptr: it has none
+
 // The functions up to last_end() are called under the lock.
 
 // This worker ends: gives its leases up.
 void abandon_leases();
+// Whether the session of the leased call exists, and is one.
+bool lease_session_exists(const Lease& lease);
 void add_aborted_call(const in_flight::Record& record, AbortReason reason);
 // Forgets aborted calls of other databases than these, and those older than kAbortedKept.
 void forget_aborted_calls(const std::vector<Oid>& existing);

@@ -6,11 +6,13 @@
 #include <algorithm>
 
 #include "entries.h"
+#include "pg/guard.hpp"
 #include "shmem/aborted_calls.hpp"
 #include "shmem/layout.hpp"
 
 extern "C" {
 #include "access/parallel.h"
+#include "access/xact.h"
 #include "mb/pg_wchar.h"
 #include "storage/procarray.h"
 #include "tcop/tcopprot.h"
@@ -41,6 +43,10 @@ bool is_alive(const Lease& lease) {
 }
 
 }  // namespace
+
+bool lease_session_exists(const Lease& lease) {
+  return is_session(lease.backend, lease.database, lease.role);
+}
 
 bool is_session_of_mine(int backend) {
   return my_slot >= 0 && is_session(backend, state->worker_slots[my_slot].database, state->worker_slots[my_slot].role);
@@ -85,8 +91,18 @@ int enter_lease(const NewLease& lease) {
   if ((lease.most > 0 && on_channel >= lease.most) || would_run_beside_exclusive()) return -1;
   Lease* free = take_free(std::span<Lease>(state->leases), state->leases_used);
   if (free == nullptr) return -1;
-  *free = {lease.token,   MyDatabaseId,   MyProc->roleId,      my_slot,
-           lease.backend, lease.name_key, lease.block_on_dead, GetCurrentTimestamp()};
+  *free = Lease{};
+  free->token = lease.token;
+  free->database = MyDatabaseId;
+  free->role = MyProc->roleId;
+  free->slot = my_slot;
+  free->backend = lease.backend;
+  free->name_key = lease.name_key;
+  free->block_on_dead = lease.block_on_dead;
+  free->since = GetCurrentTimestamp();
+  free->message = lease.message;
+  free->function = lease.function;
+  copy_cut(free->channel_name, kChannelBytes, lease.channel_name);
   return static_cast<int>(free - state->leases);
 }
 
@@ -149,6 +165,75 @@ std::optional<HandledHere> handled_here() {
     if (l.token != 0 && l.slot >= 0 && l.backend == MyProcPid && l.database == MyDatabaseId)
       return HandledHere{l.token, l.block_on_dead};
   return std::nullopt;
+}
+
+bool lease_is_cancelled(int number) {
+  return available() && *const_cast<volatile bool*>(&state->leases[number].cancelled);
+}
+
+bool is_handled_here(std::int64_t token) {
+  const auto handled = handled_here();
+  return handled && handled->token == token;
+}
+
+namespace {
+
+// The leased call of this session. Under the lock.
+Lease* lease_here() {
+  for (Lease& l : used_leases())
+    if (l.token != 0 && l.backend == MyProcPid && l.database == MyDatabaseId &&
+        (l.slot >= 0 || l.token == handled_in_process.token))
+      return &l;
+  return nullptr;
+}
+
+// Another transaction that wants to cancel a message with the lease. Under the lock.
+VirtualTransactionId canceller_of(std::int64_t token) {
+  VirtualTransactionId mine, other;
+  GET_VXID_FROM_PGPROC(mine, *MyProc);
+  SetInvalidVirtualTransactionId(other);
+  for (const OpenCancel& cancel : state->open_cancels)
+    if (cancel.database == MyDatabaseId && cancel.token == token && !VirtualTransactionIdEquals(cancel.canceller, mine))
+      other = cancel.canceller;
+  return other;
+}
+
+}  // namespace
+
+void leased_call_commits() {
+  if (!available()) return;
+  for (;;) {
+    VirtualTransactionId canceller;
+    bool cancelled = false;
+    {
+      Guard guard(LW_EXCLUSIVE);
+      Lease* lease = lease_here();
+      if (lease == nullptr || lease->ended) return;
+      cancelled = lease->cancelled;
+      canceller = canceller_of(lease->token);
+      if (!cancelled && !VirtualTransactionIdIsValid(canceller)) {
+        lease->ended = lease->function;
+        lease->settling = GetTopTransactionIdIfAny();
+        return;
+      }
+    }
+    if (cancelled) throw Error("57014", "message was cancelled while its handler ran");
+    guard::call([&] { (void)VirtualXactLock(canceller, true); });
+  }
+}
+
+void leased_call_aborts() {
+  if (!available()) return;
+  Guard guard(LW_EXCLUSIVE);
+  if (Lease* lease = lease_here()) lease->ended = false;
+}
+
+LeasedCommit leased_commit(std::int64_t token) {
+  if (!available()) return {};
+  Guard guard(LW_SHARED);
+  for (const Lease& l : used_leases())
+    if (l.token == token && l.database == MyDatabaseId) return {l.backend, l.ended, l.settling};
+  return {};
 }
 
 // Ends the sessions of this worker's calls, since no process would hear of their end. A lease stays

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "pg/postgres.hpp"
@@ -23,6 +24,9 @@ struct NewLease {
   std::int64_t name_key;  // channel_key() of the channel name and no arguments
   int most;               // calls on the channel name in this database at once; 0: no limit
   bool block_on_dead;
+  Uuid message;  // its first message
+  std::string_view channel_name;
+  bool function;  // the handler is no procedure
 };
 int enter_lease(const NewLease& lease);  // the call's number; -1: it may not begin now
 void leave_lease(int number);
@@ -50,6 +54,23 @@ struct HandledHere {
 };
 std::optional<HandledHere> handled_here();
 void set_handled_here(const std::optional<HandledHere>& call);  // for a call in this very process
+// Whether mq_cancel has cancelled a message of the call, and has committed.
+bool lease_is_cancelled(int number);
+// Whether the lease is of the call that this session runs.
+bool is_handled_here(std::int64_t token);
+// The transaction of a leased call's session is about to commit. Waits while a transaction that has cancelled
+// a message of the call is open, and throws 57014 if that has committed. From then on mq_cancel takes the
+// messages of a function's call for handled. Does nothing in other sessions.
+void leased_call_commits();
+// That transaction was rolled back after all.
+void leased_call_aborts();
+// How far the leased call with the token is, as leased_call_commits() has noted it.
+struct LeasedCommit {
+  int backend = 0;     // 0: there is no such call
+  bool ended = false;  // its function's transaction commits, or has committed
+  TransactionId settling = InvalidTransactionId;
+};
+LeasedCommit leased_commit(std::int64_t token);
 // Why a session of this worker's pool was refused; empty: it was accepted.
 void note_connection(const std::string& refusal);
 void note_connecting(int sessions);  // how many sessions this worker is opening

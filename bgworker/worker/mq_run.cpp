@@ -22,6 +22,7 @@
 #include "pg/validate.hpp"
 #include "queue/enabled.hpp"
 #include "queue/settle.hpp"
+#include "shmem/callers.hpp"
 #include "worker/loop.hpp"
 #include "worker/server_host.hpp"
 
@@ -95,6 +96,15 @@ class CallHost : public ServerHost {
   const bool atomic_;
 };
 
+// While it lives other sessions see what this mq_run calls.
+class CallerScope {
+ public:
+  explicit CallerScope(bool atomic) { shared::join_callers(atomic); }
+  ~CallerScope() { shared::leave_callers(); }
+  CallerScope(const CallerScope&) = delete;
+  CallerScope& operator=(const CallerScope&) = delete;
+};
+
 // Whether the caller's context forbids COMMIT.
 bool is_atomic(FunctionCallInfo fcinfo) {
   return fcinfo->context == nullptr || !IsA(fcinfo->context, CallContext) ||
@@ -148,6 +158,7 @@ Datum run(FunctionCallInfo fcinfo) {
 
   const bool atomic = is_atomic(fcinfo);
   if (atomic) refuse_old_snapshot();
+  const CallerScope caller_scope(atomic);
   ServerClock clock;
   CallSession transaction(atomic);
   FmgrCaller caller;

@@ -41,6 +41,7 @@
 #include "queue/settle.hpp"
 #include "shmem/aborted_calls.hpp"
 #include "shmem/activity.hpp"
+#include "shmem/callers.hpp"
 #include "shmem/channel_key.hpp"
 #include "shmem/failing.hpp"
 #include "shmem/in_flight.hpp"
@@ -355,6 +356,7 @@ void note_end(ErrorData* data) {
 // At exit, after the rollback: messages of an aborted batch are due again, so others are woken.
 void leave_slot(int code, Datum) {
   if (code != 0) shared::wake_workers(MyDatabaseId);
+  shared::leave_callers();
   shared::leave_slot();
 }
 
@@ -387,6 +389,7 @@ void run(int slot) {
     BackgroundWorkerInitializeConnectionByOid(mine.database, mine.role, flags);
     pgstat_report_appname("mq worker");
   });
+  shared::join_callers(false);
   guard::call([] { before_shmem_exit(note_aborted, 0); });
   pin_worker_settings();
 

@@ -58,6 +58,11 @@ CREATE FUNCTION mq_discard(reason text, message_id uuid DEFAULT NULL) RETURNS vo
 COMMENT ON FUNCTION mq_discard(text, uuid) IS
   'From a handler: keeps what it wrote and moves the message to the dead letters, with the reason as its error. In a batch handler message_id says which message (NULL: all). 55000 outside of a handler, or when the message is settled or its lease lost, 22023 or 22004 for a bad value.';
 
+CREATE FUNCTION mq_progress(fraction real DEFAULT NULL, note text DEFAULT NULL) RETURNS void
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_progress';
+COMMENT ON FUNCTION mq_progress(real, text) IS
+  'From a handler: shows in mq_workers at once, before any commit, how far its call is: fraction from 0 to 1, note at most 500 bytes. NULL leaves what was said before. Both end with the call. 55000 outside of a handler, 22023 for a bad value.';
+
 -- Tells the launcher, when this transaction commits, to look at this database.
 CREATE FUNCTION mq_announce() RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_announce';

@@ -34,11 +34,21 @@ CREATE FUNCTION mq_worker_slots(OUT pid integer, OUT database text, OUT role oid
   RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_worker_slots';
 COMMENT ON FUNCTION mq_worker_slots() IS 'The workers of all databases, out of shared memory; for mq_workers.';
 
+CREATE FUNCTION mq_telling_calls(OUT pid integer, OUT kind text, OUT database text, OUT channel_name text, OUT message_id uuid,
+                                 OUT since timestamptz, OUT progress real, OUT note text)
+  RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_telling_calls';
+COMMENT ON FUNCTION mq_telling_calls() IS 'The calls of all databases whose handlers have called mq_progress: of a worker, leased, or of mq_run; for mq_workers. note is for those who may read mq_msgs of this database, and for members of the role that the handler runs as.';
+
 CREATE VIEW mq_workers AS
-  SELECT w.pid, w.database, w.state, w.channel_name, w.message_id, w.since, w.handled
-    FROM mq_worker_slots() AS w;
+  SELECT w.pid, w.database, w.state, w.channel_name, w.message_id, w.since, w.handled, t.progress, t.note
+    FROM mq_worker_slots() AS w LEFT JOIN mq_telling_calls() AS t ON t.pid = w.pid AND t.kind = 'worker'
+   UNION ALL
+  SELECT t.pid, t.database, t.kind, t.channel_name, t.message_id, t.since, NULL, t.progress, t.note
+    FROM mq_telling_calls() AS t WHERE t.kind <> 'worker';
+COMMENT ON COLUMN mq_workers.progress IS 'What the handler that runs has said with mq_progress, from 0 to 1; NULL: nothing.';
+COMMENT ON COLUMN mq_workers.note IS 'The same in words. Only for those who may read mq_msgs of this database, and for members of the role that the handler runs as.';
 COMMENT ON VIEW mq_workers IS
-  'A row for each worker. state is waiting (for work), active (between messages), handling, settling (writing what has become of them), committing (which runs deferred triggers), or leaving: it only looks after leased calls that it began, and does not count towards mq.max_workers. channel_name and message_id say what a worker handles, the first message if it is a batch. since: when it began to wait, its last handler began, it began to settle, or it started. handled: how many messages since it started.';
+  'A row for each worker. state is waiting (for work), active (between messages), handling, settling (writing what has become of them), committing (which runs deferred triggers), or leaving: it only looks after leased calls that it began, and does not count towards mq.max_workers. A call outside of a worker''s process whose handler has called mq_progress has a row as well: leased, with the process of its session, or mq_run, with that of its caller. channel_name and message_id say what a worker handles, the first message if it is a batch. since: when it began to wait, its last handler began, it began to settle, or it started. handled: how many messages since it started.';
 
 CREATE FUNCTION mq_service_state(OUT preloaded boolean, OUT launcher boolean, OUT served boolean, OUT out_of_slots boolean,
                                  OUT failing_role oid, OUT failed_starts integer)

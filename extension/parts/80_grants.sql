@@ -21,7 +21,7 @@ REVOKE ALL ON FUNCTION
   mq_register_handler(text, regprocedure, text, text, integer, interval, integer, regrole, interval, text, integer, interval),
   mq_handler_function(text), mq_handler_trouble(text, regrole, text),
   mq_unregister_handler(text, text), mq_pause(text), mq_resume(text), mq_redrive(uuid[], text, integer, timestamptz, timestamptz),
-  mq_snooze(interval, uuid), mq_discard(text, uuid), mq_announce(), mq_enable(), mq_enabled_state(), mq_enabled_stays(),
+  mq_snooze(interval, uuid), mq_discard(text, uuid), mq_progress(real, text), mq_telling_calls(), mq_announce(), mq_enable(), mq_enabled_state(), mq_enabled_stays(),
   mq_channel_stats(), mq_reset_stats(), mq_worker_slots(), mq_service_state(),
   mq_connection_refusals(), mq_unsettled(), mq_horizon_holders(), mq_health(), mq_health_rows(), mq_health_of_server(), mq_lock_waits(),
   mq_process(integer, text, text, text), mq_since(timestamptz), mq_blockers(integer), mq_waiting_commits(), mq_preferred(text[]),
