@@ -42,11 +42,12 @@ constexpr Right kRights[] = {
       " $S.mq_horizon_holders"}},
     {"admin",
      {"USAGE ON TYPE $S.mq_new_t, $S.mq_message",
-      "SELECT ON $S.mq_msgs, $S.mq_payloads, $S.mq_dead, $S.mq_failures, $S.mq_handlers, $S.mq_paused,"
+      "SELECT ON $S.mq_msgs, $S.mq_payloads, $S.mq_dead, $S.mq_failures, $S.mq_done, $S.mq_handlers, $S.mq_paused,"
       " $S.mq_headless, $S.mq_stats_totals, $S.mq_stats_deltas, $S.mq_enabled, $S.mq_stats, $S.mq_workers, "
       "$S.mq_horizon",
       // pg_dump reads the sequences.
-      "SELECT ON SEQUENCE $S.mq_msgs_seq, $S.mq_dead_dead_no_seq, $S.mq_failures_failure_no_seq",
+      "SELECT ON SEQUENCE $S.mq_msgs_seq, $S.mq_dead_dead_no_seq, $S.mq_failures_failure_no_seq, "
+      "$S.mq_done_done_no_seq",
       "EXECUTE ON FUNCTION $S.mq_insert, $S.mq_send, $S.mq_send_many, $S.mq_send_once, $S.mq_commit, $S.mq_channel_key,"
       " $S.mq_uuid_exists, $S.mq_latest_message, $S.mq_active_channels, $S.mq_poll, $S.mq_delete, $S.mq_keep_alive,"
       " $S.mq_checkpoint, $S.mq_snooze, $S.mq_discard, $S.mq_progress, $S.mq_clear, $S.mq_clear_all, "

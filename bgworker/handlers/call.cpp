@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "handlers/long_call.hpp"
+#include "handlers/results.hpp"
 #include "handlers/shape.hpp"
 #include "handlers/signature.hpp"
 #include "handlers/time_limit.hpp"
@@ -51,6 +52,7 @@ enum {
   kOnDead,
   kMode,
   kPriority,
+  kKeep,
   kDisagree,
   kRegisteredHere
 };
@@ -107,7 +109,7 @@ FmgrCaller::~FmgrCaller() {
 void FmgrCaller::load(Oid role, Registry& registry) {
   static Statement select(
       "SELECT channel_name, message_name, handler, batch_size, timeout, max_workers, max_backoff, on_dead, mode,"
-      "       priority, EXISTS (SELECT 1 FROM $S.mq_handlers o WHERE o.channel_name = h.channel_name"
+      "       priority, keep, EXISTS (SELECT 1 FROM $S.mq_handlers o WHERE o.channel_name = h.channel_name"
       "                    AND (o.mode <> h.mode OR CASE WHEN o.enabled_id = h.enabled_id THEN o.run_as_oid <> "
       "h.run_as_oid"
       "                                                  ELSE o.run_as <> h.run_as END)),"
@@ -158,6 +160,8 @@ void FmgrCaller::load(Oid role, Registry& registry) {
       handler.max_backoff = micros_of_interval(rows.get(i, kMaxBackoff));
       handler.block_on_dead = text_view(rows.get(i, kOnDead)) == "block";
       handler.priority = DatumGetInt32(rows.get(i, kPriority));
+      const Datum keep = rows.get(i, kKeep, null);
+      if (!null) handler.keep = micros_of_interval(keep);
       handler.leased = text_view(rows.get(i, kMode)) == "leased";
       // It would be unclear which handler decides the mode and the role of the channel.
       if (DatumGetBool(rows.get(i, kDisagree)))
@@ -191,16 +195,22 @@ void FmgrCaller::load(Oid role, Registry& registry) {
 
 namespace {
 
-// The names come from the catalog, quoted. The result of a function is not sent back: not every
-// type has a binary format, and it may be large.
-std::string statement_of(Oid function, bool procedure) {
+// The names come from the catalog, quoted. The result of a function is sent back only if it is wanted: it may be
+// large.
+struct Statements {
+  std::string call;
+  std::string call_for_result;  // gives the result (jsonb) as text; empty: the function has none
+};
+Statements statements_of(const Handler& handler, Oid function) {
   const char* name = guard::call([&] {
     const char* schema = get_namespace_name(get_func_namespace(function));
     const char* plain = get_func_name(function);
     if (schema == nullptr || plain == nullptr) elog(ERROR, "cache lookup failed for function %u", function);
     return quote_qualified_identifier(schema, plain);
   });
-  return procedure ? mq::format("CALL {}($1)", name) : mq::format("SELECT pg_catalog.num_nulls({}($1))", name);
+  if (handler.procedure) return {mq::format("CALL {}($1)", name), {}};
+  return {mq::format("SELECT pg_catalog.num_nulls({}($1))", name),
+          handler.returns_json ? mq::format("SELECT {}($1)::pg_catalog.text", name) : std::string()};
 }
 
 }  // namespace
@@ -211,11 +221,13 @@ void FmgrCaller::resolve(Handler& handler, Oid role) {
   check_schema_rights(function, role);
   const HandlerOwner owner = check_handler_rights(function, role, handler.leased);
   handler.shape = shape_of(function, handler.leased);
+  handler.returns_json = returns_json(function);
   handler.slot = functions_.size();
   if (handler.leased) {
     if (handler.shape != Shape::kBatch) handler.batch_size = 1;
     handler.procedure = guard::call([&] { return get_func_prokind(function) == PROKIND_PROCEDURE; });
-    functions_.push_back({nullptr, owner, statement_of(function, handler.procedure)});
+    const Statements statements = statements_of(handler, function);
+    functions_.push_back({nullptr, owner, statements.call, statements.call_for_result});
     return;
   }
   FmgrInfo* info = guard::call([&] {
@@ -223,7 +235,7 @@ void FmgrCaller::resolve(Handler& handler, Oid role) {
     fmgr_info_cxt(function, call_info, functions_context_);
     return call_info;
   });
-  functions_.push_back({info, owner, {}});
+  functions_.push_back({info, owner, {}, {}});
 }
 
 namespace {
@@ -237,8 +249,14 @@ Error called_in_the_wrong_mode(const Handler& handler) {
 LeasedCall FmgrCaller::leased_call(const Handler& handler, std::span<const Claimed* const> messages) {
   if (functions_.at(handler.slot).statement.empty()) throw called_in_the_wrong_mode(handler);
   const CallMemory memory(call_context_);
-  LeasedCall call{functions_[handler.slot].statement, argument_type(handler.shape), std::nullopt, handler.procedure,
-                  handler.timeout};
+  const Function& function = functions_[handler.slot];
+  const bool result = wants_result(handler, messages);
+  LeasedCall call{result ? function.statement_for_result : function.statement,
+                  argument_type(handler.shape),
+                  std::nullopt,
+                  handler.procedure,
+                  handler.timeout,
+                  result};
   guard::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
   bool null = false;
   const Datum argument = this->argument(handler, messages, null);
@@ -259,6 +277,8 @@ void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> me
   FmgrInfo* function = functions_.at(handler.slot).info;
   if (function == nullptr) throw called_in_the_wrong_mode(handler);
   CallScope running(messages, call_context_, yields);
+  results_.clear();
+  const bool wants = wants_result(handler, messages);
   const long_call::Call long_call(yields);
   try {
     // The argument needs the snapshot: a payload may have to be fetched from a TOAST table.
@@ -270,20 +290,26 @@ void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> me
     // Another session may have made it SECURITY INVOKER since load().
     if (owner == HandlerOwner::kOther) owner = check_handler_rights(function->fn_oid, GetUserId(), false);
     const HandlerScope scope(owner);
-    guard::call(
+    const Datum result = guard::call(
         [&] {
+          Datum kept = 0;
           LOCAL_FCINFO(fcinfo, 1);
           InitFunctionCallInfoData(*fcinfo, function, 1, InvalidOid, nullptr, nullptr);
           fcinfo->args[0].value = argument;
           fcinfo->args[0].isnull = null;
-          if (!(function->fn_strict && null)) (void)FunctionCallInvoke(fcinfo);
+          if (!(function->fn_strict && null)) {
+            const Datum returned = FunctionCallInvoke(fcinfo);
+            if (wants && !fcinfo->isnull) kept = result_to_keep(returned);
+          }
           if (!HandlerTimeout::is_over()) long_call::Call::returned();
           PopActiveSnapshot();
           CommandCounterIncrement();
           CHECK_FOR_INTERRUPTS();
+          return kept;
         },
         guard::Texts::kKept);
     timeout.check();
+    if (result != 0) results_ = results_of(result, handler.shape, messages.size());
     // The handler has caught the timer's cancel, and may not have done all its work.
     if (long_call::Call::was_stopped()) throw Error("57014", "handler was stopped");
     if (running.call().felt) throw Yielded{false, true};

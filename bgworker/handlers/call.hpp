@@ -32,6 +32,7 @@ class FmgrCaller : public HandlerCaller {
 
   void call(const Handler& handler, std::span<const Claimed* const> messages, bool yields) override;
   std::vector<Disposition> dispositions() override;
+  std::span<const void* const> results() override { return results_; }
   bool has_changed(std::span<const Claimed> messages) override;
   // The statement by which a session calls a leased handler. The messages must be of the current
   // claim. Throws 55000 if the handler is not a leased one.
@@ -51,7 +52,8 @@ class FmgrCaller : public HandlerCaller {
   struct Function {
     FmgrInfo* info;  // nullptr: a leased handler
     HandlerOwner owner;
-    std::string statement;  // calls a leased handler; empty: a transactional one
+    std::string statement;             // calls a leased handler; empty: a transactional one
+    std::string statement_for_result;  // the same, and returns its result; empty: it has none
   };
   std::vector<Function> functions_;            // by Handler::slot
   MemoryContext functions_context_ = nullptr;  // owned; reset by load()
@@ -63,6 +65,7 @@ class FmgrCaller : public HandlerCaller {
   Micros asked_at_ = 0;                    // when should_yield() last asked shared memory
   std::vector<Disposition> dispositions_;  // the last call's
   Changes changes_;                        // the last call's
+  std::vector<const void*> results_;       // the last call's; they live to the end of the transaction
   bool stop_when_cancelled_ = false;
   std::optional<Error> cancelled_;  // the error of the user's cancel
 };

@@ -29,6 +29,9 @@ class HandlerCaller {
   virtual void call(const Handler& handler, std::span<const Claimed* const> messages, bool yields) = 0;
   // The dispositions that the handler asked for in the last call. May be called once after each call.
   virtual std::vector<Disposition> dispositions() { return {}; }
+  // What the last call returned for each of its messages (jsonb; nullptr: nothing), where it is wanted; else
+  // empty. The values live to the end of the transaction.
+  virtual std::span<const void* const> results() { return {}; }
   // Whether the last call may have changed or removed any of these messages, or their handlers.
   virtual bool has_changed(std::span<const Claimed> /* messages */) { return false; }
   // Whether the batch should end soon: this process is told to end, the user has cancelled mq_run,

@@ -14,6 +14,7 @@ struct LeasedCall {
   std::optional<std::string> parameter;  // in the binary format of its type; none: NULL
   bool procedure = false;                // a procedure, which may COMMIT
   std::int64_t timeout = 0;              // microseconds; 0: none
+  bool result = false;                   // the statement returns the handler's result, jsonb as text
 };
 
 }  // namespace mq

@@ -35,4 +35,9 @@ void settle_aborted_call(const Claimed& message, const AbortedCall& aborted_call
 void settle_disposition(const Claimed& message, const Disposition& disposition, bool block_on_dead, Micros now,
                         Settlement& settlement);
 
+// How long a message is kept once the handler has handled it; none: not at all.
+inline std::optional<Micros> keep_of(const Claimed& message, const Handler& handler) {
+  return message.keep ? message.keep : handler.keep;
+}
+
 }  // namespace mq

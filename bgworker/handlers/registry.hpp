@@ -28,10 +28,12 @@ struct Handler {
   int priority = 0;     // a greater one goes first
   Micros timeout = 0;   // 0: none
   Micros max_backoff = 0;
+  std::optional<Micros> keep;  // how long a handled message is kept that does not say so itself
   bool block_on_dead = false;
   bool leased = false;
   bool procedure = false;
-  std::size_t slot = 0;  // index of FmgrCaller's data for it
+  bool returns_json = false;  // its result is the message's result
+  std::size_t slot = 0;       // index of FmgrCaller's data for it
 };
 
 // The handlers of one channel name.

@@ -137,6 +137,10 @@ bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& t
   for (std::size_t i = 0; i < begun.size(); ++i) {
     auto& [run, call] = begun[i];
     run->messages = call.messages.size();
+    run->ids.clear();
+    for (const Claimed* message : call.messages) run->ids.push_back(message->id);
+    run->started = now;
+    run->result.reset();
     run->handler = *call.handler;
     run->waited = std::max<Micros>(0, now - call.messages.front()->attempt_at);
     run->renew_at = started + kLease / 2;

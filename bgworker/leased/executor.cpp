@@ -148,6 +148,7 @@ void LeasedHandlers::renew(Micros now) {
 void LeasedHandlers::end(Run& run, bool broken, Micros now) {
   run.error = run.session->error();
   run.duration = now - run.since;
+  if (!run.error) run.result = run.session->result();
   const bool terminated = run.stop == Run::kTerminated && broken;
   // After a cancel, an error other than 57014 is the handler's own, and is kept.
   if (run.error && (terminated || (run.stop != Run::kNot && run.error->sqlstate == "57014"))) {
@@ -224,6 +225,17 @@ bool LeasedHandlers::settle(Run& run, Micros now) {
     run.settle_at = now + kSettleAgain;  // another session has locked a message of the call
     return false;
   }
+  std::vector<const void*> results;
+  if (!run.error && run.result) try {
+      results = ports_.store.results_of(*run.result, run.handler.shape, run.messages);
+    } catch (const Error& error) {
+      run.error = error;
+    }
+  const auto result_of = [&](const Claimed& message) -> const void* {
+    const auto found = std::find(run.ids.begin(), run.ids.end(), message.id);
+    return results.empty() || found == run.ids.end() ? nullptr
+                                                     : results[static_cast<std::size_t>(found - run.ids.begin())];
+  };
   Settlement settlement;
   if (run.give_back) {
     for (const Claimed& message : batch) settlement.snoozes.push_back({&message, ports_.clock.now()});
@@ -232,7 +244,9 @@ bool LeasedHandlers::settle(Run& run, Micros now) {
   } else {
     for (const Claimed& message : batch) {
       settlement.removed.push_back(&message);
-      settlement.handled.push_back({&message, run.waited, run.duration / static_cast<Micros>(run.messages)});
+      settlement.handled.push_back({&message, run.waited, run.duration / static_cast<Micros>(run.messages),
+                                    keep_of(message, run.handler), run.started, run.started + run.duration,
+                                    result_of(message)});
     }
     if (!conflicts_.empty())
       for (const Claimed& message : batch) conflicts_.erase(message.id);

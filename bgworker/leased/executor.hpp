@@ -118,6 +118,12 @@ class LeaseStore {
   virtual bool reclaim(std::int64_t token, Batch& batch) = 0;
   // The tokens, among `limit` leases, of those that are neither alive nor of aborted calls.
   virtual std::vector<std::int64_t> orphans(std::size_t limit) = 0;
+  // What a call returned (jsonb as text) for each of its messages. The values live to the end of the current
+  // transaction. Throws 22023 where it is not what the shape asks for.
+  virtual std::vector<const void*> results_of(const std::string& /* result */, Shape /* shape */,
+                                              std::size_t /* messages */) {
+    return {};
+  }
   // The statement that calls the handler with these messages. Throws if they cannot be sent.
   virtual LeasedCall call_of(const Handler& handler, const std::vector<const Claimed*>& messages) = 0;
 };
@@ -173,13 +179,16 @@ class LeasedHandlers {
     int number = -1;  // from LeaseStore::enter(); -1: no call
     std::int64_t token = 0;
     std::size_t messages = 0;
+    std::vector<Uuid> ids;  // of its messages, in the order of the call
     Handler handler;
     Micros renew_at = 0;
     Micros stop_at = 0;  // when to cancel it, then to terminate its session; 0: never
     enum Stop { kNot, kCancelled, kTerminated } stop = kNot;
     std::optional<Error> error;
     bool give_back = false;  // no message is charged for the error
+    Micros started = 0;      // wall clock
     Micros duration = 0;
+    std::optional<std::string> result;
     Micros waited = 0;     // how long its first message was due before the claim
     Micros settle_at = 0;  // not before
     Backoff trouble;       // counts failed attempts to settle it

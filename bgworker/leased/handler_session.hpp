@@ -34,6 +34,8 @@ class HandlerSession {
 
   // If idle: the error of the last statement, if it failed. If broken: the reason.
   virtual const std::optional<Error>& error() const = 0;
+  // If idle, and the last statement was to return a result (LeasedCall::result) and has: that.
+  virtual std::optional<std::string> result() { return std::nullopt; }
   // Process id of the server process, once connected.
   virtual int backend() const = 0;
   // The socket to wait for before the next poll(). Descriptor -1: there is none.

@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "handlers/results.hpp"
 #include "leased/pq_session.hpp"
 #include "pg/clock.hpp"
 #include "pg/extension.hpp"
@@ -35,6 +36,7 @@ extern "C" {
 #include "postmaster/postmaster.h"
 #include "storage/fd.h"
 #include "storage/proc.h"
+#include "utils/fmgrprotos.h"
 #include "utils/pidfile.h"
 }
 
@@ -293,6 +295,12 @@ std::vector<std::int64_t> SqlLeaseStore::orphans(std::size_t limit) {
     if (!shared::lease_has_call(token)) tokens.push_back(token);
   }
   return tokens;
+}
+
+std::vector<const void*> SqlLeaseStore::results_of(const std::string& result, Shape shape, std::size_t messages) {
+  const char* text = result.c_str();
+  const Datum json = guard::call([&] { return result_to_keep(DirectFunctionCall1(jsonb_in, CStringGetDatum(text))); });
+  return mq::results_of(json, shape, messages);
 }
 
 LeasedCall SqlLeaseStore::call_of(const Handler& handler, const std::vector<const Claimed*>& messages) {

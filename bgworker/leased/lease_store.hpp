@@ -42,6 +42,7 @@ class SqlLeaseStore : public LeaseStore {
   void renew(const std::vector<std::int64_t>& tokens, Micros until) override;
   bool reclaim(std::int64_t token, Batch& batch) override;
   std::vector<std::int64_t> orphans(std::size_t limit) override;
+  std::vector<const void*> results_of(const std::string& result, Shape shape, std::size_t messages) override;
   LeasedCall call_of(const Handler& handler, const std::vector<const Claimed*>& messages) override;
 
  private:

@@ -25,13 +25,14 @@ namespace {
 constexpr Micros kUnlimited = 24 * 3600 * kSecond;  // in the lease of a handler without a limit
 
 // Runs in the memory context of the SPI connection, which a COMMIT of the handler does not end.
-void execute(const LeasedCall& call, guard::Texts texts) {
+// Returns the result if the call is to return one.
+std::optional<std::string> execute(const LeasedCall& call, guard::Texts texts) {
   const char* statement = call.statement.c_str();
   const Oid type = call.parameter_type;
   const char* bytes = call.parameter ? call.parameter->data() : nullptr;
   const int size = call.parameter ? static_cast<int>(call.parameter->size()) : 0;
-  guard::call(
-      [&] {
+  const char* result = guard::call(
+      [&]() -> const char* {
         ParamListInfo parameters = makeParamList(1);
         parameters->params[0] = {0, bytes == nullptr, PARAM_FLAG_CONST, type};
         if (bytes != nullptr) {
@@ -50,8 +51,11 @@ void execute(const LeasedCall& call, guard::Texts texts) {
         const int code = SPI_execute_extended(statement, &options);
         if (code < 0) elog(ERROR, "SPI_execute_extended failed: %s", SPI_result_code_string(code));
         CHECK_FOR_INTERRUPTS();
+        if (!call.result || SPI_processed != 1) return nullptr;
+        return SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
       },
       texts);
+  return result == nullptr ? std::nullopt : std::optional<std::string>(result);
 }
 
 // Undoes the settings that the handler made.
@@ -70,6 +74,7 @@ class SettingsScope {
 
 void LocalSession::run(const LeasedCall& call) {
   error_.reset();
+  result_.reset();
   transaction_.begin();
   transaction_.release_snapshot();
   call.procedure ? run_procedure(call) : run_function(call);
@@ -86,7 +91,7 @@ void LocalSession::run(const LeasedCall& call) {
 void LocalSession::run_procedure(const LeasedCall& call) {
   try {
     const HandlerTimeout timeout(call.timeout);
-    execute(call, guard::Texts::kWhole);
+    (void)execute(call, guard::Texts::kWhole);
     timeout.check();
   } catch (Error& error) {
     (void)HandlerTimeout::explain(error, call.timeout);
@@ -99,7 +104,7 @@ void LocalSession::run_function(const LeasedCall& call) {
   try {
     const SettingsScope settings;
     const HandlerTimeout timeout(call.timeout);
-    execute(call, guard::Texts::kKept);
+    result_ = execute(call, guard::Texts::kKept);
     timeout.check();
   } catch (Error& error) {
     if (!HandlerTimeout::explain(error, call.timeout)) caller_.note_cancel(error);

@@ -26,6 +26,7 @@ class LocalSession : public HandlerSession {
   // function raised.
   void run(const LeasedCall& call) override;
   void clean() override {}
+  std::optional<std::string> result() override { return result_; }
 
  private:
   void run_procedure(const LeasedCall& call);
@@ -34,6 +35,7 @@ class LocalSession : public HandlerSession {
   Session& transaction_;
   FmgrCaller& caller_;
   std::optional<Error> error_;
+  std::optional<std::string> result_;
 };
 
 class LocalLeaseStore : public SqlLeaseStore {

@@ -166,6 +166,9 @@ HandlerSession::State PqSession::read() {
     }
     if (is_failure(result.get())) {
       error_ = error_of(result.get(), PQclientEncoding(connection_.get()));
+    } else if (wants_result_ && PQresultStatus(result.get()) == PGRES_TUPLES_OK) {
+      if (PQntuples(result.get()) == 1 && PQgetisnull(result.get(), 0, 0) == 0)
+        result_.emplace(PQgetvalue(result.get(), 0, 0), static_cast<std::size_t>(PQgetlength(result.get(), 0, 0)));
     } else if (PQresultStatus(result.get()) == PGRES_COPY_IN || PQresultStatus(result.get()) == PGRES_COPY_OUT) {
       return broken();  // a call of a function never starts a COPY
     }
@@ -189,6 +192,8 @@ Socket PqSession::socket() const {
 
 void PqSession::run(const LeasedCall& call) {
   error_.reset();
+  result_.reset();
+  wants_result_ = call.result;
   const std::array<Oid, 1> types{call.parameter_type};
   const std::array<const char*, 1> values{call.parameter ? call.parameter->data() : nullptr};
   const std::array<int, 1> lengths{call.parameter ? static_cast<int>(call.parameter->size()) : 0};
@@ -199,6 +204,8 @@ void PqSession::run(const LeasedCall& call) {
 
 void PqSession::clean() {
   error_.reset();
+  result_.reset();
+  wants_result_ = false;
   sent(PQsendQuery(connection_.get(), "DISCARD ALL") == 1);
 }
 

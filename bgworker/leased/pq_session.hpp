@@ -39,6 +39,7 @@ class PqSession : public HandlerSession {
   Socket socket() const override;
   void run(const LeasedCall& call) override;
   void clean() override;
+  std::optional<std::string> result() override { return result_; }
 
  private:
   struct Finish {
@@ -54,6 +55,8 @@ class PqSession : public HandlerSession {
   State state_ = State::kConnecting;
   bool to_write_ = true;
   std::optional<Error> error_;
+  bool wants_result_ = false;
+  std::optional<std::string> result_;
 };
 
 // Why libpq cannot parse this value of mq.leased_conninfo; empty: it can.

@@ -49,8 +49,9 @@ void catalog_changed(Datum, int cache, uint32) {
   ++registry_changes;  // a schema, a function, a role, a membership, or a table of a subscription
 }
 
-// How many OwnerScopes are open.
+// How many OwnerScopes are open, and the current user before the first of them.
 int scopes = 0;
+Oid caller_of_scopes = InvalidOid;
 
 void register_callbacks() {
   static bool registered = false;
@@ -193,7 +194,7 @@ Oid Extension::relation(const char* name) const {
 OwnerScope::OwnerScope() {
   const Oid owner = Extension::get().owner();
   GetUserIdAndSecContext(&saved_user_, &saved_context_);
-  ++scopes;
+  if (scopes++ == 0) caller_of_scopes = saved_user_;
   nest_level_ = NewGUCNestLevel();
   SetUserIdAndSecContext(owner, saved_context_ | SECURITY_LOCAL_USERID_CHANGE);
   try {
@@ -206,6 +207,10 @@ OwnerScope::OwnerScope() {
 
 bool OwnerScope::is_open() {
   return scopes > 0;
+}
+
+Oid OwnerScope::caller() {
+  return scopes > 0 ? caller_of_scopes : GetUserId();
 }
 
 OwnerScope::~OwnerScope() {

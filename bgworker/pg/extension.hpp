@@ -80,6 +80,7 @@ class OwnerScope {
   OwnerScope& operator=(const OwnerScope&) = delete;
 
   static bool is_open();  // whether one is open in this process
+  static Oid caller();    // the current user, or, while one is open, the one of before the first
 
  private:
   Oid saved_user_ = InvalidOid;

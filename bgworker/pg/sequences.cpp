@@ -32,15 +32,25 @@ void set_sequence(Oid sequence, std::int64_t to) {
   set.run({ObjectIdGetDatum(sequence), Int64GetDatum(to)});
 }
 
-void mend_numbers(Numbered table) {
-  static Statement dead("SELECT max(d.dead_no) FROM $S.mq_dead d", {});
-  static Statement failures("SELECT max(f.failure_no) FROM $S.mq_failures f", {});
-  const bool is_dead = table == Numbered::kDead;
+struct NumberedTable {
+  Statement greatest;
+  const char* sequence;
+  std::string_view key;
+};
+
+NumberedTable& numbered(Numbered table) {
+  static NumberedTable tables[] = {
+      {{"SELECT max(d.dead_no) FROM $S.mq_dead d", {}}, "mq_dead_dead_no_seq", "mq_dead_pkey"},
+      {{"SELECT max(f.failure_no) FROM $S.mq_failures f", {}}, kFailureNumbers, "mq_failures_pkey"},
+      {{"SELECT max(d.done_no) FROM $S.mq_done d", {}}, "mq_done_done_no_seq", "mq_done_pkey"}};
+  return tables[static_cast<int>(table)];
+}
+
+void mend_numbers(NumberedTable& table) {
   const locks::SequenceLock lock;
-  const Rows rows = (is_dead ? dead : failures).run({});
+  const Rows rows = table.greatest.run({});
   if (rows.is_null(0, 1)) return;
-  set_sequence(Extension::get().relation(is_dead ? "mq_dead_dead_no_seq" : kFailureNumbers),
-               DatumGetInt64(rows.get(0, 1)) + kMargin);
+  set_sequence(Extension::get().relation(table.sequence), DatumGetInt64(rows.get(0, 1)) + kMargin);
 }
 
 }  // namespace
@@ -65,7 +75,7 @@ void mend_numbers(std::int64_t seen) {
 }
 
 Rows insert(Numbered table, const std::function<Rows()>& insert) {
-  const std::string_view key = table == Numbered::kDead ? "mq_dead_pkey" : "mq_failures_pkey";
+  NumberedTable& mended = numbered(table);
   SavepointOnly session;
   for (int tries = 0;; ++tries) {
     session.set_savepoint();
@@ -75,9 +85,9 @@ Rows insert(Numbered table, const std::function<Rows()>& insert) {
       return rows;
     } catch (const Error& error) {
       session.rollback_to_savepoint();
-      if (tries > 0 || error.sqlstate != "23505" || error.constraint != key) throw;
+      if (tries > 0 || error.sqlstate != "23505" || error.constraint != mended.key) throw;
     }
-    mend_numbers(table);
+    mend_numbers(mended);
   }
 }
 

@@ -23,7 +23,7 @@ void mend_numbers(std::int64_t seen);
 // Runs `insert`, which adds rows that the table numbers itself. If a number is in use (23505),
 // moves its sequence beyond all that are, and runs `insert` once more. Runs in a subtransaction,
 // since only the error tells.
-enum class Numbered { kDead, kFailures };
+enum class Numbered { kDead, kFailures, kDone };
 Rows insert(Numbered table, const std::function<Rows()>& insert);
 
 }  // namespace mq::sequences

@@ -153,6 +153,11 @@ Retention& failures() {
   return retention;
 }
 
+Retention& history() {
+  static Retention retention = RETENTION("mq_done", "keep_until", "done_no", "");
+  return retention;
+}
+
 void count_forgotten(const Retention& retention, const Rows& rows) {
   if (&retention != &dead_letters()) return;
   commit_actions::RowChanges changes(Extension::dead());
@@ -327,6 +332,7 @@ Swept sweep(Transaction& transaction, Micros now) {
   });
   step([&] { return forget_old(transaction, dead_letters(), mq_dead_retention); });
   step([&] { return forget_old(transaction, failures(), mq_failure_retention); });
+  step([&] { return forget_old(transaction, history(), 0); });
   step([&] {
     const OwnerScope scope;
     stats::roll_up();

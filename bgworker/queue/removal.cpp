@@ -10,6 +10,7 @@
 #include "pg/row_locks.hpp"
 #include "queue/claimed_rows.hpp"
 #include "queue/commit_actions.hpp"
+#include "queue/done.hpp"
 #include "queue/head_links.hpp"
 #include "queue/undeliverable.hpp"
 #include "stats/totals.hpp"
@@ -76,16 +77,24 @@ Rows remove_rows(const ClaimedRows& rows) {
   });
 }
 
-// Removes the messages by id; `blocking`: only those that block their channels.
-Rows remove_rows(const std::vector<Uuid>& ids, bool blocking) {
+// Which messages remove_rows() removes, of those with the ids.
+enum class Which {
+  kAny,
+  kBlocking,  // those that block their channels
+  kConsumed,  // any; the rows have KEPT_IF_CONSUMED at their end
+};
+
+Rows remove_rows(const std::vector<Uuid>& ids, Which which) {
 #define NAMED "DELETE FROM $S.mq_msgs m WHERE m.id = ANY ($1)"
   static Statement any(NAMED REMOVED, {UUIDARRAYOID});
   static Statement blocked(NAMED " AND m.attempt_at IS NULL" REMOVED, {UUIDARRAYOID});
+  static Statement consumed(NAMED REMOVED ", " KEPT_IF_CONSUMED, {UUIDARRAYOID});
   static Statement left("SELECT 1 FROM $S.mq_msgs m WHERE m.id = ANY ($1) AND (m.attempt_at IS NULL OR NOT $2)",
                         {UUIDARRAYOID, BOOLOID});
   const Datum array = uuid_array(ids);
+  const bool blocking = which == Which::kBlocking;
   return row_locks::Removal::run([&] {
-    const Rows removed = (blocking ? blocked : any).run({array});
+    const Rows removed = (blocking ? blocked : which == Which::kConsumed ? consumed : any).run({array});
     if (removed.size() < ids.size() && may_refuse(Extension::msgs()) &&
         !left.run({array, BoolGetDatum(blocking)}).empty())
       throw refused("mq_msgs", "being removed");
@@ -248,17 +257,18 @@ void remove_dead_lettered(const std::vector<const Claimed*>& messages) {
 
 void remove_messages(const std::vector<Uuid>& ids, bool consumed) {
   if (ids.empty()) return;
-  const Rows removed = remove_rows(ids, false);
+  const Rows removed = remove_rows(ids, consumed ? Which::kConsumed : Which::kAny);
   link_behind(removed);
   count_removed(removed);
   if (!consumed) return;
+  keep_consumed(removed, 8, [](const Uuid&) { return Param(); });
   count_consumed(removed);
   remove_dead_letters(ids, removed);
 }
 
 void remove_blocking(const std::vector<Uuid>& ids) {
   if (ids.empty()) return;
-  const Rows removed = remove_rows(ids, true);
+  const Rows removed = remove_rows(ids, Which::kBlocking);
   link_behind(removed);
   count_removed(removed);
 }

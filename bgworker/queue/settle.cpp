@@ -15,6 +15,7 @@
 #include "pg/sequences.hpp"
 #include "pg/statement.hpp"
 #include "queue/commit_actions.hpp"
+#include "queue/done.hpp"
 #include "queue/removal.hpp"
 #include "queue/retries.hpp"
 #include "shmem/channel_key.hpp"
@@ -68,14 +69,6 @@ void remove_superseded(const std::vector<Failure>& failures) {
     any = true;
   }
   if (any) remove.run({ids.datum(), attempts.datum()});
-}
-
-// Before rows are added to a table that others may lock for long (CREATE INDEX, say): a worker does
-// not wait for that. It throws 55P03; the messages that need it are put off, and others go on.
-void lock_to_write(const char* table) {
-  if (!row_locks::never_waits()) return;
-  if (locks::try_table(Extension::get().relation(table), RowExclusiveLock)) return;
-  throw Error("55P03", mq::format("the table {} is locked by another session, so no row can be added to it", table));
 }
 
 // Writes the failures straight into mq_failures; false: a statement has to.
@@ -318,6 +311,7 @@ void settle(const Settlement& settlement) {
   if (!settlement.snoozes.empty()) snooze(settlement.snoozes);
   if (!settlement.dead_letters.empty()) dead_letter(settlement.dead_letters, dead_lettered);
   remove_dead_lettered(dead_lettered);
+  keep_handled(settlement.handled);
   remove_claimed(settlement.removed);
   stats::append(totals_of(settlement));
 }

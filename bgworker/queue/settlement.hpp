@@ -44,11 +44,17 @@ struct Snooze {
   Micros attempt_at;
 };
 
-// A message that was handled, for the statistics.
+// A message that was handled, for the statistics and for mq_done.
 struct Handling {
   const Claimed* message;
   Micros waited;  // how long it was due before the call
   Micros took;    // the message's share of the call's duration
+  // If it is kept (mq_done): for how long, when the call began and ended, and what it returned for the
+  // message (jsonb; nullptr: nothing).
+  std::optional<Micros> keep = std::nullopt;
+  Micros started = 0;
+  Micros ended = 0;
+  const void* result = nullptr;
 };
 
 struct Settlement {

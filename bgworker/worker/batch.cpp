@@ -134,8 +134,9 @@ Settlement Worker::settlement_of(const Claim& claim, const Batch& unhandled,
     if (outcome != Outcome::kHandled) continue;
     const Dispatcher::Span& span = dispatcher.spans()[i];
     settlement.removed.push_back(&message);
-    settlement.handled.push_back(
-        {&message, std::max<Micros>(0, span.started - message.attempt_at), std::max<Micros>(0, span.took)});
+    settlement.handled.push_back({&message, std::max<Micros>(0, span.started - message.attempt_at),
+                                  std::max<Micros>(0, span.took), keep_of(message, *handlers[i]), span.started,
+                                  span.ended, dispatcher.result(i)});
   }
   for (const Failure& failure : dispatcher.failures()) {
     const auto i = static_cast<std::size_t>(failure.message - claim.messages.data());

@@ -111,7 +111,8 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
     began_ = true;
     now_ = clock_.now();
     const Micros share = (now_ - started) / static_cast<Micros>(end - i);
-    for (std::size_t k = i; k < end; ++k) spans_[k] = {started, share};
+    for (std::size_t k = i; k < end; ++k) spans_[k] = {started, share, now_};
+    note_results(i, caller_.results());
     if (const std::size_t cut = cut_of(i, end); cut != 0) {
       transaction_.rollback_to_savepoint();
       dispositions_.erase(dispositions_.lower_bound(first), dispositions_.lower_bound(end));
@@ -138,6 +139,12 @@ std::size_t Dispatcher::call_end(std::size_t first, std::size_t last, std::size_
   while (end < last && end - first < most && handlers_[end] == handlers_[first] && !skipped(end) && !expired(end))
     ++end;
   return end;
+}
+
+void Dispatcher::note_results(std::size_t first, std::span<const void* const> results) {
+  if (results.empty()) return;
+  results_.resize(messages_.size());
+  std::copy(results.begin(), results.end(), results_.begin() + static_cast<std::ptrdiff_t>(first));
 }
 
 void Dispatcher::note_dispositions(std::size_t first, std::size_t last) {

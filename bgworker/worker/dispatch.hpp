@@ -71,12 +71,15 @@ class Dispatcher {
   // The errors of the messages that are kFailed or kConflict, in the order in which they came.
   const std::vector<Failure>& failures() const { return failures_; }
   // For each message, by its index: when the last call that succeeded for it began, and its share
-  // of that call's time. Both are 0 if there was none.
+  // of that call's time, and when it ended. All are 0 if there was none.
   struct Span {
     Micros started = 0;
     Micros took = 0;
+    Micros ended = 0;
   };
   const std::vector<Span>& spans() const { return spans_; }
+  // What that call returned for the message, if it is wanted (HandlerCaller::results()).
+  const void* result(std::size_t i) const { return results_.empty() ? nullptr : results_[i]; }
   // Whether the call of the kYielded messages waited for a lock, and another worker did too; and
   // how many µs it had run.
   bool yielded_in_conflict() const { return yielded_in_conflict_; }
@@ -108,6 +111,7 @@ class Dispatcher {
   // Whether the disposition of message `i` holds up its ordered channel.
   bool stops_channel(std::size_t i) const;
   void note_dispositions(std::size_t first, std::size_t last);
+  void note_results(std::size_t first, std::span<const void* const> results);
   // Where the array of the call [first, last) should have ended, since a message in it holds up
   // later ones in it; 0: nowhere.
   std::size_t cut_of(std::size_t first, std::size_t last) const;
@@ -127,6 +131,7 @@ class Dispatcher {
   std::vector<Failure> failures_;
   std::map<std::size_t, Disposition> dispositions_;
   std::vector<Span> spans_;
+  std::vector<const void*> results_;  // empty: there was none yet
   std::vector<std::size_t> expired_;  // indexes of messages
   Micros now_ = 0;                    // read at each savepoint and after each call
   Error error_{"", ""};               // of the call that failed last

@@ -149,6 +149,39 @@ COMMENT ON SEQUENCE mq_failures_failure_no_seq IS 'Numbers of failed attempts.';
 CREATE INDEX mq_failures_message_id ON mq_failures (message_id);
 CREATE INDEX mq_failures_failed_at ON mq_failures (failed_at);
 
+CREATE TABLE mq_done (
+  id uuid NOT NULL,
+  channel_name text COLLATE "C" NOT NULL,
+  channel_args text COLLATE "C" NOT NULL,
+  name text COLLATE "C" NOT NULL,
+  ordered boolean NOT NULL,
+  priority smallint NOT NULL,
+  headers jsonb,
+  payload_json jsonb,
+  payload_bytes bytea,
+  result jsonb,
+  attempts integer NOT NULL,
+  created_at timestamptz,
+  due_at timestamptz,
+  started_at timestamptz,
+  finished_at timestamptz NOT NULL,
+  run_by text NOT NULL,
+  keep_until timestamptz NOT NULL,
+  channel_key bigint NOT NULL,
+  done_no bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY
+);
+COMMENT ON TABLE mq_done IS 'Handled messages that are kept (keep of the send or of the registration), with their results. They come in the transaction that handled them; the sweep removes them after keep_until.';
+COMMENT ON COLUMN mq_done.result IS 'What its handler returned, if that is jsonb: of a batch handler the element for this message; or what mq_ack was given.';
+COMMENT ON COLUMN mq_done.attempts IS 'How many attempts were made, with the one that succeeded.';
+COMMENT ON COLUMN mq_done.due_at IS 'When it was due, before the attempt that succeeded. NULL: a consumer outside the server handled it.';
+COMMENT ON COLUMN mq_done.started_at IS 'When the call that succeeded began. NULL: a consumer outside the server handled it.';
+COMMENT ON COLUMN mq_done.finished_at IS 'When that call ended, or the consumer removed the message.';
+COMMENT ON COLUMN mq_done.run_by IS 'The role that the handler ran as, or that removed the message.';
+COMMENT ON COLUMN mq_done.done_no IS 'Its number; for the sweep.';
+COMMENT ON SEQUENCE mq_done_done_no_seq IS 'Numbers of the rows of mq_done.';
+CREATE INDEX mq_done_id ON mq_done (id);
+CREATE INDEX mq_done_keep_until ON mq_done (keep_until);
+
 -- Functions by their signature, not by oid, which would not survive pg_upgrade. Roles by their oid in the database where
 -- they were registered, and by their name in any other that the row is restored into; neither column is of a reg* type,
 -- which fails to load where the role is missing.
@@ -240,6 +273,8 @@ SELECT pg_catalog.pg_extension_config_dump('mq_msgs', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_headless', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_dead', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_dead_dead_no_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('mq_done', '');
+SELECT pg_catalog.pg_extension_config_dump('mq_done_done_no_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_failures', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_failures_failure_no_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_handlers', '');

@@ -62,6 +62,44 @@ COMMENT ON COLUMN mq_dead.keep IS 'As in mq_msgs; mq_redrive sends the message w
 COMMENT ON COLUMN mq_dead.priority IS 'As in mq_msgs; mq_redrive sends the message with it again.';
 COMMENT ON COLUMN mq_dead.headers IS 'As in mq_msgs; mq_redrive sends the message with them again.';
 
+-- --- history --------------------------------------------------------------------------------------
+
+CREATE TABLE mq_done (
+  id uuid NOT NULL,
+  channel_name text COLLATE "C" NOT NULL,
+  channel_args text COLLATE "C" NOT NULL,
+  name text COLLATE "C" NOT NULL,
+  ordered boolean NOT NULL,
+  priority smallint NOT NULL,
+  headers jsonb,
+  payload_json jsonb,
+  payload_bytes bytea,
+  result jsonb,
+  attempts integer NOT NULL,
+  created_at timestamptz,
+  due_at timestamptz,
+  started_at timestamptz,
+  finished_at timestamptz NOT NULL,
+  run_by text NOT NULL,
+  keep_until timestamptz NOT NULL,
+  channel_key bigint NOT NULL,
+  done_no bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY
+);
+COMMENT ON TABLE mq_done IS 'Handled messages that are kept (keep of the send or of the registration), with their results. They come in the transaction that handled them; the sweep removes them after keep_until.';
+COMMENT ON COLUMN mq_done.result IS 'What its handler returned, if that is jsonb: of a batch handler the element for this message; or what mq_ack was given.';
+COMMENT ON COLUMN mq_done.attempts IS 'How many attempts were made, with the one that succeeded.';
+COMMENT ON COLUMN mq_done.due_at IS 'When it was due, before the attempt that succeeded. NULL: a consumer outside the server handled it.';
+COMMENT ON COLUMN mq_done.started_at IS 'When the call that succeeded began. NULL: a consumer outside the server handled it.';
+COMMENT ON COLUMN mq_done.finished_at IS 'When that call ended, or the consumer removed the message.';
+COMMENT ON COLUMN mq_done.run_by IS 'The role that the handler ran as, or that removed the message.';
+COMMENT ON COLUMN mq_done.done_no IS 'Its number; for the sweep.';
+COMMENT ON SEQUENCE mq_done_done_no_seq IS 'Numbers of the rows of mq_done.';
+CREATE INDEX mq_done_id ON mq_done (id);
+CREATE INDEX mq_done_keep_until ON mq_done (keep_until);
+
+SELECT pg_catalog.pg_extension_config_dump('mq_done', '');
+SELECT pg_catalog.pg_extension_config_dump('mq_done_done_no_seq', '');
+
 ALTER TABLE mq_handlers ADD keep interval,
   ADD CONSTRAINT mq_handlers_keep CHECK (keep > '0' AND keep <= '36500 days');
 COMMENT ON COLUMN mq_handlers.keep IS 'How long a message is kept once it is handled, unless it says so itself. NULL: it is not kept.';

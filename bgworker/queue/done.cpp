@@ -1,0 +1,129 @@
+#include "queue/done.hpp"
+
+#include "pg/extension.hpp"
+#include "pg/format.hpp"
+#include "pg/guard.hpp"
+#include "pg/locks.hpp"
+#include "pg/refused_rows.hpp"
+#include "pg/row_locks.hpp"
+#include "pg/sequences.hpp"
+#include "queue/claimed_rows.hpp"
+
+extern "C" {
+#include "catalog/pg_type.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+}
+
+namespace mq {
+
+namespace {
+
+// The rows to be written, by column.
+struct DoneRows {
+  ArrayParam ids{UUIDOID}, channels{TEXTOID}, args{TEXTOID}, names{TEXTOID}, ordered{BOOLOID}, priorities{INT2OID},
+      headers{JSONBOID}, json{JSONBOID}, bytes{BYTEAOID}, results{JSONBOID}, attempts{INT4OID}, created{TIMESTAMPTZOID},
+      due{TIMESTAMPTZOID}, started{TIMESTAMPTZOID}, finished{TIMESTAMPTZOID}, until{TIMESTAMPTZOID}, keys{INT8OID};
+  std::size_t size = 0;
+};
+
+Param stored(const void* varlena) {
+  return varlena == nullptr ? Param() : Param(PointerGetDatum(varlena));
+}
+
+void write(const DoneRows& rows) {
+  static Statement insert(
+      "INSERT INTO $S.mq_done (id, channel_name, channel_args, name, ordered, priority, headers, payload_json,"
+      "  payload_bytes, result, attempts, created_at, due_at, started_at, finished_at, keep_until, channel_key, run_by)"
+      " SELECT r.*, $18 FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) AS r",
+      {UUIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, BOOLARRAYOID, INT2ARRAYOID, JSONBARRAYOID, JSONBARRAYOID,
+       BYTEAARRAYOID, JSONBARRAYOID, INT4ARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID,
+       TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID, TEXTOID});
+  if (rows.size == 0) return;
+  lock_to_write("mq_done");
+  const char* role = guard::call([] { return GetUserNameFromId(OwnerScope::caller(), false); });
+  const Rows written = sequences::insert(sequences::Numbered::kDone, [&] {
+    return insert.run({rows.ids.datum(), rows.channels.datum(), rows.args.datum(), rows.names.datum(),
+                       rows.ordered.datum(), rows.priorities.datum(), rows.headers.datum(), rows.json.datum(),
+                       rows.bytes.datum(), rows.results.datum(), rows.attempts.datum(), rows.created.datum(),
+                       rows.due.datum(), rows.started.datum(), rows.finished.datum(), rows.until.datum(),
+                       rows.keys.datum(), text_datum(role)});
+  });
+  if (written.size() < rows.size) throw refused("mq_done", "being added");
+}
+
+}  // namespace
+
+void lock_to_write(const char* table) {
+  if (!row_locks::never_waits()) return;
+  if (locks::try_table(Extension::get().relation(table), RowExclusiveLock)) return;
+  throw Error("55P03", mq::format("the table {} is locked by another session, so no row can be added to it", table));
+}
+
+void keep_handled(const std::vector<Handling>& handled) {
+  DoneRows rows;
+  for (const Handling& h : handled) {
+    if (!h.keep) continue;
+    const Claimed& m = *h.message;
+    ++rows.size;
+    rows.ids.add(uuid_datum(m.id));
+    rows.channels.add(text_datum(m.channel_name));
+    rows.args.add(text_datum(m.channel_args));
+    rows.names.add(text_datum(m.name));
+    rows.ordered.add(BoolGetDatum(m.ordered));
+    rows.priorities.add(Int16GetDatum(m.priority));
+    rows.headers.add(stored(m.headers));
+    rows.json.add(stored(m.payload_json));
+    rows.bytes.add(stored(m.payload_bytes));
+    rows.results.add(stored(h.result));
+    rows.attempts.add(Int32GetDatum(m.attempts + 1));
+    rows.created.add(m.created_at ? Param(TimestampTzGetDatum(*m.created_at)) : Param());
+    rows.due.add(TimestampTzGetDatum(h.started - h.waited));
+    rows.started.add(TimestampTzGetDatum(h.started));
+    rows.finished.add(TimestampTzGetDatum(h.ended));
+    rows.until.add(TimestampTzGetDatum(h.ended + *h.keep));
+    rows.keys.add(Int64GetDatum(m.channel_key));
+  }
+  write(rows);
+}
+
+void keep_consumed(const Rows& removed, int column, const std::function<Param(const Uuid& id)>& result) {
+  DoneRows rows;
+  const AttrNumber* numbers = attribute_numbers(Extension::msgs());
+  const Micros now = GetCurrentTimestamp();
+  for (std::size_t i = 0; i < removed.size(); ++i) {
+    bool null = false;
+    const Datum keep = removed.get(i, column, null);
+    if (null) continue;
+    const Datum row = removed.get(i, column + 1);
+    const auto get = [&](ClaimColumn wanted) {
+      return guard::call([&] {
+        bool is_null = false;
+        const Datum value = GetAttributeByNum(DatumGetHeapTupleHeader(row), numbers[wanted], &is_null);
+        return is_null ? Param() : Param(value);
+      });
+    };
+    ++rows.size;
+    const Param id = get(kId);
+    rows.ids.add(id);
+    rows.channels.add(get(kChannelName));
+    rows.args.add(get(kChannelArgs));
+    rows.names.add(get(kName));
+    rows.ordered.add(BoolGetDatum(!get(kAfter).null));
+    rows.priorities.add(get(kPriority));
+    rows.headers.add(get(kHeaders));
+    rows.json.add(get(kPayloadJson));
+    rows.bytes.add(get(kPayloadBytes));
+    rows.results.add(result(uuid_of(id.value)));
+    rows.attempts.add(get(kAttempts));
+    rows.created.add(get(kCreatedAt));
+    rows.due.add(Param());
+    rows.started.add(Param());
+    rows.finished.add(TimestampTzGetDatum(now));
+    rows.until.add(TimestampTzGetDatum(now + micros_of_interval(keep)));
+    rows.keys.add(get(kChannelKey));
+  }
+  write(rows);
+}
+
+}  // namespace mq
