@@ -27,6 +27,7 @@
 #include "queue/find.hpp"
 #include "queue/lease.hpp"
 #include "queue/maintenance.hpp"
+#include "queue/prerequisites.hpp"
 #include "queue/removal.hpp"
 #include "queue/settle.hpp"
 #include "queue/undeliverable.hpp"
@@ -158,10 +159,12 @@ void poll(const Value& channel_names, int batch_size, ResultSet& result) {
     if (repaired) break;
     const bool overlooked = claimer.overlooked();
     const bool followed = follow_clock(names, clock.now());
-    if (!repair_heads(kRepaired) && !overlooked && !followed) break;
+    const bool swept = prerequisites::sweep(kRepaired);
+    if (!repair_heads(kRepaired) && !overlooked && !followed && !swept) break;
     repaired = true;
   }
-  result.add({Param(), Param(), Param(), Param(), Param(), Param(), wait_time(names, clock.now(), others_commit)});
+  result.add({Param(), Param(), Param(), Param(), Param(), Param(),
+              wait_time(names, clock.now(), others_commit || claimer.left_waiting())});
 }
 
 void keep_alive(const std::vector<Uuid>& ids, Micros duration) {

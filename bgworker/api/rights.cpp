@@ -43,7 +43,8 @@ constexpr Right kRights[] = {
     {"admin",
      {"USAGE ON TYPE $S.mq_new_t, $S.mq_message",
       "SELECT ON $S.mq_msgs, $S.mq_payloads, $S.mq_dead, $S.mq_failures, $S.mq_done, $S.mq_handlers, $S.mq_paused,"
-      " $S.mq_headless, $S.mq_stats_totals, $S.mq_stats_deltas, $S.mq_enabled, $S.mq_stats, $S.mq_workers, "
+      " $S.mq_headless, $S.mq_prerequisites, $S.mq_rechecks, $S.mq_stats_totals, $S.mq_stats_deltas, $S.mq_enabled, "
+      "$S.mq_stats, $S.mq_workers, "
       "$S.mq_horizon",
       // pg_dump reads the sequences.
       "SELECT ON SEQUENCE $S.mq_msgs_seq, $S.mq_dead_dead_no_seq, $S.mq_failures_failure_no_seq, "

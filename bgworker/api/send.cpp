@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <array>
 #include <optional>
+#include <vector>
 
 #include "api/sender.hpp"
 #include "entries.h"
 #include "pg/arguments.hpp"
 #include "pg/extension.hpp"
+#include "pg/format.hpp"
 #include "pg/guard.hpp"
 #include "pg/result_set.hpp"
 #include "pg/validate.hpp"
@@ -22,6 +24,8 @@ extern "C" {
 namespace mq {
 
 namespace {
+
+constexpr std::size_t kMostPrerequisites = 10'000'000;  // of all messages of a call together
 
 // Random bytes, which are cheaper by the hundred.
 template <std::size_t n>
@@ -97,13 +101,18 @@ NewMessage common_arguments(FunctionCallInfo fcinfo, int name = 2) {
 }
 
 // The last arguments of the same three, from `priority` on.
-void set_options(FunctionCallInfo fcinfo, int priority, NewMessage& message) {
+void set_options(FunctionCallInfo fcinfo, int priority, std::vector<Uuid>& after, NewMessage& message) {
   if (PG_NARGS() < priority + 4) throw Extension::get().needs_update();
   const std::int32_t given = int_of(argument(fcinfo, priority), "priority");
   check::priority("priority", given);
   message.priority = {Int16GetDatum(static_cast<std::int16_t>(given)), false};
   message.headers = argument(fcinfo, priority + 1);
-  if (!PG_ARGISNULL(priority + 2)) throw Error("0A000", "after is not supported yet");
+  if (!PG_ARGISNULL(priority + 2)) {
+    for (const Datum id : elements(argument(fcinfo, priority + 2), "after")) after.push_back(uuid_of(id));
+    std::sort(after.begin(), after.end());
+    after.erase(std::unique(after.begin(), after.end()), after.end());
+    message.after = &after;
+  }
   message.keep = argument(fcinfo, priority + 3);
 }
 
@@ -136,9 +145,11 @@ extern "C" Datum mq_send_entry(FunctionCallInfo fcinfo) {
     Datum id = PG_ARGISNULL(10) ? mq::uuid_datum(mq::new_id()) : PG_GETARG_DATUM(10);
     message.id = {id, false};
     message.dedup_key = mq::argument(fcinfo, 11);
-    mq::set_options(fcinfo, 13, message);
+    std::vector<mq::Uuid> after;
+    mq::set_options(fcinfo, 13, after, message);
     mq::Sender sender(mq::Sender::Json::kJsonb, false);
     if (!PG_ARGISNULL(12)) sender.expire_after(PG_GETARG_DATUM(12));
+    if (!PG_ARGISNULL(10)) sender.reuse_ids();
     sender.add(message);
     mq::Uuid sent = sender.ids().front();
     {
@@ -162,7 +173,8 @@ extern "C" Datum mq_send_once_entry(FunctionCallInfo fcinfo) {
     message.dedup_key = mq::argument(fcinfo, 1);
     message.payload_json = mq::argument(fcinfo, 2);
     message.id = {mq::uuid_datum(mq::new_id()), false};
-    mq::set_options(fcinfo, 12, message);
+    std::vector<mq::Uuid> after;
+    mq::set_options(fcinfo, 12, after, message);
     mq::Sender sender(mq::Sender::Json::kJsonb, false);
     if (!PG_ARGISNULL(11)) sender.expire_after(PG_GETARG_DATUM(11));
     sender.add(message);
@@ -192,9 +204,14 @@ extern "C" Datum mq_send_many_entry(FunctionCallInfo fcinfo) {
     mq::ResultSet result(fcinfo);
     const mq::Elements elements = mq::elements_of(PG_GETARG_DATUM(1));
     mq::NewMessage message = mq::common_arguments(fcinfo);
-    mq::set_options(fcinfo, 11, message);
+    std::vector<mq::Uuid> after;
+    mq::set_options(fcinfo, 11, after, message);
     mq::Sender sender(mq::Sender::Json::kJsonb, false);
     if (!PG_ARGISNULL(10)) sender.expire_after(PG_GETARG_DATUM(10));
+    if (after.size() * static_cast<std::size_t>(elements.count) > mq::kMostPrerequisites)
+      throw mq::Error("54000",
+                      mq::format("{} messages that each wait for {} others are too many", elements.count, after.size()),
+                      "", "Send one message that waits for the others, and let these wait for that one.");
     for (int i = 0; i < elements.count; ++i) {
       message.payload_json = {elements.values[i], elements.nulls[i]};
       message.id = {mq::uuid_datum(mq::new_id()), false};

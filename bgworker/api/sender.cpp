@@ -15,7 +15,9 @@
 #include "queue/fairness.hpp"
 #include "queue/insert.hpp"
 #include "queue/low_water.hpp"
+#include "queue/prerequisites.hpp"
 #include "queue/tails.hpp"
+#include "queue/uuid.hpp"
 #include "shmem/channel_key.hpp"
 
 extern "C" {
@@ -102,6 +104,14 @@ void Sender::add(const NewMessage& given) {
     const Micros keep = interval_of(m.keep, field("keep"), now);
     check::positive(field("keep"), interval_text(m.keep.datum), keep);
   }
+  if (given.after != nullptr && !given.after->empty()) {
+    m.after = given.after;
+    if (std::find(m.after->begin(), m.after->end(), m.id) != m.after->end())
+      check::fail(field("after"), uuid_text(m.id), "must not have the message's own id");
+    if (m.two_phase)
+      check::fail(field("commit_interval"), interval_text(given.commit_interval.datum),
+                  "must be NULL in a message that is sent after others");
+  }
   if (!given.dedup_key.null) {
     m.dedup_key = text_view(given.dedup_key.datum);
     check::dedup_key(field("dedup_key"), m.dedup_key, m.channel_name.size() + m.channel_args.size());
@@ -141,7 +151,7 @@ Sender::Links Sender::link() {
     messages_[i].seq = i == 0 ? seq : next_seq(sequence);
     if (!messages_[i].ordered) continue;
     Tail& tail = channels.tails[channel_of[i]];
-    messages_[i].after = tail.exists ? tail.id : Uuid();
+    messages_[i].follows = tail.exists ? tail.id : Uuid();
     if (!tail.exists) commit_actions::was_empty(channels.mark_keys[channel_of[i]], messages_[i].seq);
     tail = {messages_[i].id, true, messages_[i].seq};
   }
@@ -161,6 +171,45 @@ void Sender::enter(const Links& links) {
     commit_actions::set_own_tail(channels.keys[c], channels.tails[c].id);
 }
 
+// A message that waits is written as due at infinity, and its attempt_at becomes due_at.
+void Sender::find_prerequisites() {
+  std::vector<Uuid> ids;
+  const std::vector<Uuid>* last = nullptr;
+  for (const Checked& m : messages_) {
+    if (m.after != nullptr && m.after != last) ids.insert(ids.end(), m.after->begin(), m.after->end());
+    if (m.after != nullptr) last = m.after;
+  }
+  if (ids.empty()) return;
+  if (reuses_ids_) prerequisites::ended(ids_, prerequisites::End::kHandled, false);
+  states_ = prerequisites::states_of(ids);
+  for (Checked& m : messages_) {
+    if (m.after == nullptr) {
+      states_.pending.insert(m.id);
+      states_.dead.erase(m.id);
+      continue;
+    }
+    m.waits = std::any_of(m.after->begin(), m.after->end(),
+                          [&](const Uuid& id) { return states_.pending.contains(id) || states_.dead.contains(id); });
+    states_.pending.insert(m.id);
+    states_.dead.erase(m.id);
+    if (!m.waits) continue;
+    m.due_at = m.attempt_at;
+    m.attempt_at = kNever;
+  }
+}
+
+void Sender::write_prerequisites() const {
+  std::vector<Prerequisite> pending, dead;
+  for (const Checked& m : messages_) {
+    if (!m.waits) continue;
+    for (const Uuid& id : *m.after) {
+      if (states_.pending.contains(id)) pending.push_back({m.id, id});
+      if (states_.dead.contains(id)) dead.push_back({m.id, id});
+    }
+  }
+  if (!pending.empty() || !dead.empty()) prerequisites::wait_for(pending, dead);
+}
+
 void Sender::announce() const {
   const Micros now = GetCurrentTransactionStartTimestamp();
   commit_actions::RowChanges changes(Extension::msgs());
@@ -168,7 +217,7 @@ void Sender::announce() const {
     // A worker sees to it that messages expire, whether they have a handler or not.
     if (!m.two_phase)
       expires_at_ == kNever ? commit_actions::wake_handlers(m.channel_name) : commit_actions::wake(m.channel_name);
-    if (!m.ordered || m.after == Uuid()) commit_actions::due(m.channel_name, {m.attempt_at, m.seq});
+    if (!m.waits && (!m.ordered || m.follows == Uuid())) commit_actions::due(m.channel_name, {m.attempt_at, m.seq});
     changes.add(m.channel_name, 1, m.ordered, m.attempt_at > now);
   }
 }
@@ -176,20 +225,20 @@ void Sender::announce() const {
 #define MESSAGE_COLUMNS                                                                            \
   "(id, attempt_at, attempts, retry_backoff, channel_name, channel_args, commit_interval,"         \
   " after_message_id, channel_key, seq, message_name, message_json, message_bytes, fair, headers," \
-  " priority, keep, expires_at"
+  " priority, keep, due_at, expires_at"
 #define MESSAGES \
-  "SELECT m.*, $14 FROM unnest($1, $6, $7, $8, $9, $10, $11, $12, $5, $13, $2, $3, $4, $15, $16, $17, $18) AS m"
+  "SELECT m.*, $14 FROM unnest($1, $6, $7, $8, $9, $10, $11, $12, $5, $13, $2, $3, $4, $15, $16, $17, $18, $19) AS m"
 #define MESSAGE_TYPES                                                                                             \
   UUIDARRAYOID, TEXTARRAYOID, JSONBARRAYOID, BYTEAARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID, INT4ARRAYOID,      \
       INTERVALARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INTERVALARRAYOID, UUIDARRAYOID, INT8ARRAYOID, TIMESTAMPTZOID, \
-      BOOLARRAYOID, JSONBARRAYOID, INT2ARRAYOID, INTERVALARRAYOID
+      BOOLARRAYOID, JSONBARRAYOID, INT2ARRAYOID, INTERVALARRAYOID, TIMESTAMPTZARRAYOID
 
 std::vector<Param> Sender::parameters() const {
   const std::size_t n = messages_.size();
   ArrayParam ids(UUIDOID, n), names(TEXTOID, n), json(JSONBOID, n), bytes(BYTEAOID, n), keys(INT8OID, n),
       times(TIMESTAMPTZOID, n), attempts(INT4OID, n), backoffs(INTERVALOID, n), channels(TEXTOID, n), args(TEXTOID, n),
       intervals(INTERVALOID, n), after(UUIDOID, n), numbers(INT8OID, n), fair(BOOLOID, n), headers(JSONBOID, n),
-      priorities(INT2OID, n), keep(INTERVALOID, n);
+      priorities(INT2OID, n), keep(INTERVALOID, n), due(TIMESTAMPTZOID, n);
   for (const Checked& m : messages_) {
     ids.add(uuid_datum(m.id));
     names.add(text_datum(m.name));
@@ -202,12 +251,13 @@ std::vector<Param> Sender::parameters() const {
     channels.add(text_datum(m.channel_name));
     args.add(text_datum(m.channel_args));
     intervals.add(m.two_phase ? Param(interval_datum(m.commit_interval)) : Param());
-    after.add(m.ordered ? Param(uuid_datum(m.after)) : Param());
+    after.add(m.ordered ? Param(uuid_datum(m.follows)) : Param());
     numbers.add(Int64GetDatum(m.seq));
     fair.add(BoolGetDatum(m.fair));
     headers.add(param_of(m.headers));
     priorities.add(Int16GetDatum(m.priority));
     keep.add(param_of(m.keep));
+    due.add(m.waits ? Param(TimestampTzGetDatum(m.due_at)) : Param());
   }
   return {ids.datum(),        names.datum(),
           json.datum(),       bytes.datum(),
@@ -217,7 +267,8 @@ std::vector<Param> Sender::parameters() const {
           intervals.datum(),  after.datum(),
           numbers.datum(),    expires_at_ == kNever ? Param() : Param(TimestampTzGetDatum(expires_at_)),
           fair.datum(),       headers.datum(),
-          priorities.datum(), keep.datum()};
+          priorities.datum(), keep.datum(),
+          due.datum()};
 }
 
 void Sender::fill(const Checked& m, NewRow& row) const {
@@ -235,7 +286,7 @@ void Sender::fill(const Checked& m, NewRow& row) const {
   set(kName, text_datum(m.name));
   set(kAttempts, Int32GetDatum(0));
   set(kAttemptsLeft, Int32GetDatum(m.retries + 1));
-  set(kAfter, m.ordered ? Param(UUIDPGetDatum(reinterpret_cast<const pg_uuid_t*>(m.after.bytes.data()))) : Param());
+  set(kAfter, m.ordered ? Param(UUIDPGetDatum(reinterpret_cast<const pg_uuid_t*>(m.follows.bytes.data()))) : Param());
   set(kCommitInterval, m.two_phase ? Param(interval_datum(m.commit_interval)) : Param());
   set(kPayloadJson, param_of(m.payload_json));
   set(kPayloadBytes, param_of(m.payload_bytes));
@@ -247,7 +298,7 @@ void Sender::fill(const Checked& m, NewRow& row) const {
   set(kHeaders, param_of(m.headers));
   set(kPriority, Int16GetDatum(m.priority));
   set(kKeep, param_of(m.keep));
-  set(kDueAt, Param());
+  set(kDueAt, m.waits ? Param(TimestampTzGetDatum(m.due_at)) : Param());
 }
 
 void Sender::choose_fair() {
@@ -271,6 +322,7 @@ void Sender::note_channels() const {
 void Sender::send() {
   static Statement insert("INSERT INTO $S.mq_msgs " MESSAGE_COLUMNS ") " MESSAGES, {MESSAGE_TYPES});
   if (messages_.empty()) return;
+  find_prerequisites();
   const Links links = link();
   note_channels();
   choose_fair();
@@ -278,6 +330,7 @@ void Sender::send() {
     insert.run(parameters());
   note_channels();
   enter(links);
+  write_prerequisites();
   announce();
 }
 
@@ -288,11 +341,12 @@ Uuid Sender::send_once() {
   //   3  S: commits (A inserts nothing, and finds S's message) or rolls back (A inserts its own).
   // A waits for nothing else but earlier appends: a message that a handler is about to delete is
   // still visible to find_pending().
-  static Statement insert("INSERT INTO $S.mq_msgs " MESSAGE_COLUMNS ", dedup_key) SELECT m.*, $19 FROM (" MESSAGES
+  static Statement insert("INSERT INTO $S.mq_msgs " MESSAGE_COLUMNS ", dedup_key) SELECT m.*, $20 FROM (" MESSAGES
                           ") AS m"
                           " ON CONFLICT (channel_key, dedup_key, channel_name, channel_args)"
                           "   WHERE dedup_key IS NOT NULL DO NOTHING",
                           {MESSAGE_TYPES, TEXTOID});
+  find_prerequisites();
   const Checked& message = messages_.front();
   const DedupKey wanted{message.channel_key, message.channel_name, message.channel_args, message.dedup_key};
   bool locked = !message.ordered;
@@ -314,6 +368,7 @@ Uuid Sender::send_once() {
     if (insert.run(params).empty()) continue;
     note_channels();
     enter(links);
+    write_prerequisites();
     announce();
     return message.id;
   }

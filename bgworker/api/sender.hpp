@@ -10,6 +10,7 @@
 #include "pg/arguments.hpp"
 #include "pg/statement.hpp"
 #include "queue/message.hpp"
+#include "queue/prerequisites.hpp"
 
 namespace mq {
 
@@ -19,6 +20,8 @@ struct NewMessage {
       payload_bytes;  // payload_json is text or jsonb, see Sender::Json
   Value dedup_key = {};
   Value headers = {}, priority = {}, keep = {};  // jsonb, smallint, interval; a priority of NULL is 0
+  // The messages that it waits for (prerequisites.hpp), each once; must outlive the Sender. nullptr: none.
+  const std::vector<Uuid>* after = nullptr;
 };
 
 struct NewRow;
@@ -33,6 +36,8 @@ class Sender {
   void expire_after(Datum interval);
   // Validates the message and keeps it. Throws 22004, 22023, 22P02 or 22P05, naming the field.
   void add(const NewMessage& message);
+  // The messages may have ids that messages had before.
+  void reuse_ids() { reuses_ids_ = true; }
   // Writes all messages in the order in which they were added. None may have a dedup_key. Needs an
   // OwnerScope and an SPI connection. Throws 40001 if the snapshot of a REPEATABLE READ or
   // SERIALIZABLE transaction does not show the tail of an ordered channel.
@@ -47,7 +52,10 @@ class Sender {
  private:
   struct Checked {
     Uuid id;
-    Uuid after;
+    Uuid follows;  // if ordered
+    const std::vector<Uuid>* after;
+    bool waits;  // for some of those; its attempt_at is infinity
+    Micros due_at;
     Micros attempt_at, retry_backoff, commit_interval;
     std::int64_t channel_key, seq;
     std::string_view channel_name, channel_args, name, dedup_key;
@@ -66,10 +74,15 @@ class Sender {
   // Decides which messages get an entry in mq_msgs_fair (queue/fairness.hpp).
   void choose_fair();
   void note_channels() const;
+  // Finds out which messages have to wait, and writes what they wait for once they are written.
+  void find_prerequisites();
+  void write_prerequisites() const;
   void announce() const;
 
   const Json json_;
   const bool numbered_;
+  bool reuses_ids_ = false;
+  prerequisites::States states_;  // of what the messages wait for
   Micros expires_at_ = kNever;
   std::vector<Checked> messages_;
   std::vector<Uuid> ids_;

@@ -12,6 +12,7 @@
 #include "queue/fairness.hpp"
 #include "queue/head_links.hpp"
 #include "queue/low_water.hpp"
+#include "queue/prerequisites.hpp"
 #include "queue/skip_scan.hpp"
 #include "queue/undeliverable.hpp"
 
@@ -219,7 +220,9 @@ void Claimer::begin(std::span<const std::string_view> channel_names) {
   names_.assign(channel_names.begin(), channel_names.end());
   const OwnerScope scope;
   low_water::begin_claim(channel_names);
-  if (enabled::here()) link_headless();
+  if (!enabled::here()) return;
+  link_headless();
+  left_waiting_ = prerequisites::recheck();
 }
 
 namespace {

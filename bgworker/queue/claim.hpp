@@ -63,6 +63,9 @@ class Claimer {
   // From here on messages that only wait for their removal may be claimed without a row lock. For a
   // worker that ends each transaction soon.
   void claim_unlocked() { unlocked_ = true; }
+  // Whether the last claim left messages that may wait for nothing any more: transactions in progress
+  // are at what they wait for.
+  bool left_waiting() const { return left_waiting_; }
   // For a claim that found nothing: whether a low-water mark was too high, so that it missed some.
   bool overlooked();
 
@@ -105,6 +108,7 @@ class Claimer {
   std::vector<std::string> names_;  // channel names of the current claim
   bool undeliverable_left_ = false;
   bool unlocked_ = false;
+  bool left_waiting_ = false;
   // Channel names whose last sample found nothing new.
   std::map<std::string, Unsampled, std::less<>> unsampled_;
   // Names whose last claim had followers behind its heads, or no room to look for them.

@@ -285,6 +285,10 @@ void wake(std::string_view channel_name) {
   if (!l.woken.contains(channel_name)) l.woken.emplace(channel_name);
 }
 
+void wake_workers() {
+  actions().wakes_all = true;
+}
+
 void wake_handlers(std::string_view channel_name) {
   CommitActions& l = actions();
   if (l.woken.contains(channel_name)) return;

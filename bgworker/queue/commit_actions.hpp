@@ -31,6 +31,8 @@ namespace mq::commit_actions {
 void wake(std::string_view channel_name);
 // The same for new messages that only a handler of that name could want: no worker is woken if it has none.
 void wake_handlers(std::string_view channel_name);
+// Workers have something to look at, though no message is due.
+void wake_workers();
 // A message was written or retried, or became head: claims have to find it at `position`.
 void due(std::string_view channel_name, Position position);
 // The lowest position that due() was given for a name, by its key (low_water::key_of).

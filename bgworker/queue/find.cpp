@@ -102,6 +102,15 @@ void find_expired(Micros now, int limit, Batch& batch) {
   drop_held(batch);
 }
 
+void find_waiting(std::span<const Uuid> ids, Batch& batch) {
+  static Statement select("SELECT " CLAIMED_COLUMNS
+                          " FROM $S.mq_msgs m WHERE m.id = ANY ($1) AND m.due_at IS NOT NULL"
+                          " ORDER BY m.id FOR UPDATE OF m SKIP LOCKED",
+                          {UUIDARRAYOID});
+  const OwnerScope scope;
+  append(select.run({uuid_array(ids)}), batch);
+}
+
 namespace {
 
 // `rows`: the ctids of rows.

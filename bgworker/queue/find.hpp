@@ -28,6 +28,10 @@ void find_exhausted(Micros now, int limit, Batch& batch);
 // Of all channels: expired messages, but for those that are being handled.
 void find_expired(Micros now, int limit, Batch& batch);
 
+// Those of the messages with these ids that wait for others (prerequisites.hpp). Locks them for their
+// removal.
+void find_waiting(std::span<const Uuid> ids, Batch& batch);
+
 // Waits until the workers that handle one of the messages without having locked its row
 // (shmem/row_claims.hpp) have committed or rolled back, as for a row lock: mq_delete, say, finds a
 // message that was handled meanwhile gone. Needs an OwnerScope and an SPI connection.

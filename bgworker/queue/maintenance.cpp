@@ -13,6 +13,7 @@
 #include "queue/enabled.hpp"
 #include "queue/find.hpp"
 #include "queue/head_links.hpp"
+#include "queue/prerequisites.hpp"
 #include "queue/removal.hpp"
 #include "queue/settle.hpp"
 #include "queue/skip_scan.hpp"
@@ -321,6 +322,10 @@ Swept sweep(Transaction& transaction, Micros now) {
   step([&] {
     const OwnerScope scope;
     return more(repair_heads(kStep));
+  });
+  step([&] {
+    const OwnerScope scope;
+    return more(prerequisites::sweep(kStep));
   });
   step([&] {
     const OwnerScope scope;

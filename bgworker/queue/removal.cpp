@@ -12,6 +12,7 @@
 #include "queue/commit_actions.hpp"
 #include "queue/done.hpp"
 #include "queue/head_links.hpp"
+#include "queue/prerequisites.hpp"
 #include "queue/undeliverable.hpp"
 #include "stats/totals.hpp"
 
@@ -62,6 +63,15 @@ void count_consumed(const Rows& removed) {
 #define REMOVED                                                      \
   " RETURNING m.channel_key, m.channel_name, m.channel_args, m.seq," \
   "   m.after_message_id = $N, m.lease IS NOT NULL, m.id"
+
+// The messages were handled, deleted or cleared. `column` has their ids, or NULL.
+void ended(const Rows& removed, int column) {
+  if (removed.empty() || !prerequisites::any()) return;
+  std::vector<Uuid> ids;
+  for (std::size_t i = 0; i < removed.size(); ++i)
+    if (!removed.is_null(i, column)) ids.push_back(uuid_of(removed.get(i, column)));
+  prerequisites::ended(ids, prerequisites::End::kHandled, true);
+}
 
 // Removes messages by id and sequence number. Their handlers have removed those that are gone.
 Rows remove_rows(const ClaimedRows& rows) {
@@ -240,10 +250,15 @@ void remove_claimed(const std::vector<const Claimed*>& messages) {
     }
   }
   link_or_note(headless);
-  if (missing.size == 0) return;
-  const Rows others = remove_rows(missing);
-  link_behind(others);
-  count_removed(others);
+  if (missing.size > 0) {
+    const Rows others = remove_rows(missing);
+    link_behind(others);
+    count_removed(others);
+  }
+  if (!prerequisites::any()) return;
+  std::vector<Uuid> ids;
+  for (const Claimed* message : messages) ids.push_back(message->id);
+  prerequisites::ended(ids, prerequisites::End::kHandled, false);
 }
 
 void remove_dead_lettered(const std::vector<const Claimed*>& messages) {
@@ -260,6 +275,7 @@ void remove_messages(const std::vector<Uuid>& ids, bool consumed) {
   const Rows removed = remove_rows(ids, consumed ? Which::kConsumed : Which::kAny);
   link_behind(removed);
   count_removed(removed);
+  ended(removed, 7);
   if (!consumed) return;
   keep_consumed(removed, 8, [](const Uuid&) { return Param(); });
   count_consumed(removed);
@@ -275,25 +291,28 @@ void remove_blocking(const std::vector<Uuid>& ids) {
 
 void clear_messages(const Param& channel_names) {
   // Locks rows in the order of their ids, lest it deadlock with others that do. Returns, by the
-  // last column, removed heads (true), the number of removed messages of each name (false, in the
-  // column of `seq`), and how many rows a trigger, rule or policy has kept (NULL, the last row).
+  // fifth column, removed heads (true), the number of removed messages of each name (false, in the
+  // column of `seq`), and how many rows a trigger, rule or policy has kept (NULL, the last row); and, if
+  // $2, all ids in the sixth column, of rows that count no message.
   static Statement clear(
       "WITH doomed AS MATERIALIZED (SELECT m.id FROM $S.mq_msgs m WHERE $1 IS NULL OR m.channel_name = ANY ($1)"
       "                               ORDER BY m.id FOR UPDATE),"
       " gone AS (DELETE FROM $S.mq_msgs m USING doomed d WHERE m.id = d.id"
-      "         RETURNING m.channel_key, m.channel_name, m.channel_args, m.seq, m.after_message_id)"
-      " SELECT m.channel_key, m.channel_name, m.channel_args, m.seq, true FROM gone m"
-      "  WHERE m.after_message_id = $N UNION ALL SELECT 0, m.channel_name, '', count(*), false FROM gone m"
+      "         RETURNING m.channel_key, m.channel_name, m.channel_args, m.seq, m.after_message_id, m.id)"
+      " SELECT m.channel_key, m.channel_name, m.channel_args, m.seq, true, NULL::uuid FROM gone m"
+      "  WHERE m.after_message_id = $N UNION ALL SELECT 0, m.channel_name, '', count(*), false, NULL FROM gone m"
       " GROUP BY m.channel_name"
-      " UNION ALL SELECT 0, '', '', k.kept, NULL"
+      " UNION ALL SELECT 0, m.channel_name, '', 0, false, m.id FROM gone m WHERE $2"
+      " UNION ALL SELECT 0, '', '', k.kept, NULL, NULL"
       "   FROM (SELECT (SELECT count(*) FROM doomed) - (SELECT count(*) FROM gone) AS kept) AS k WHERE k.kept > 0",
-      {TEXTARRAYOID});
-  const Rows rows = clear.run({channel_names});
+      {TEXTARRAYOID, BOOLOID});
+  const Rows rows = clear.run({channel_names, BoolGetDatum(prerequisites::any())});
   if (!rows.empty() && rows.is_null(rows.size() - 1, 5)) throw refused("mq_msgs", "being removed");
   link_behind(rows);
   commit_actions::RowChanges changes(Extension::msgs());
   for (std::size_t i = 0; i < rows.size(); ++i)
     if (!DatumGetBool(rows.get(i, 5))) changes.add(text_view(rows.get(i, 2)), -DatumGetInt64(rows.get(i, 4)));
+  ended(rows, 6);
 }
 
 }  // namespace mq

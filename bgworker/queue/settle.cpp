@@ -16,6 +16,7 @@
 #include "pg/statement.hpp"
 #include "queue/commit_actions.hpp"
 #include "queue/done.hpp"
+#include "queue/prerequisites.hpp"
 #include "queue/removal.hpp"
 #include "queue/retries.hpp"
 #include "shmem/channel_key.hpp"
@@ -214,12 +215,14 @@ void dead_letter(const std::vector<DeadLetter>& dead_letters, std::vector<const 
       "INSERT INTO $S.mq_dead (id, created_at, died_at, channel_name, channel_args, name, payload_json,"
       "  payload_bytes, ordered, attempts_made, reason, sqlstate, error, detail, hint, context, retry_backoff, "
       "channel_key,"
-      "  dedup_key, keep, priority, headers)"
+      "  dedup_key, keep, priority, headers, after)"
       " SELECT m.id, m.created_at, pg_catalog.clock_timestamp(), m.channel_name, m.channel_args, m.message_name,"
       "        m.message_json, m.message_bytes, m.after_message_id IS NOT NULL, m.attempt + r.charged, r.reason,"
       "        COALESCE(r.sqlstate, f.sqlstate), COALESCE(r.error, f.error), COALESCE(r.detail, f.detail),"
       "        COALESCE(r.hint, f.hint), COALESCE(r.context, f.context), m.retry_backoff, m.channel_key,"
-      "        m.dedup_key, m.keep, m.priority, m.headers"
+      "        m.dedup_key, m.keep, m.priority, m.headers,"
+      "        CASE WHEN m.due_at IS NOT NULL THEN ARRAY(SELECT q.prerequisite FROM $S.mq_prerequisites q"
+      "                                                   WHERE q.dependent = m.id ORDER BY q.prerequisite) END"
       "   FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9)"
       "          AS r (id, seq, charged, reason, sqlstate, error, detail, hint, context)"
       "   JOIN $S.mq_msgs m ON " IS_CLAIMED
@@ -277,6 +280,14 @@ std::vector<const Claimed*> kept_or_copied(const Settlement& settlement) {
   return messages;
 }
 
+// Those that wait for the dead messages die, too.
+void end_dependents(const std::vector<DeadLetter>& dead_letters) {
+  if (!prerequisites::any()) return;
+  std::vector<Uuid> ids;
+  for (const DeadLetter& dead_letter : dead_letters) ids.push_back(dead_letter.message->id);
+  prerequisites::ended(ids, prerequisites::End::kDead, true);
+}
+
 stats::ByChannel totals_of(const Settlement& settlement) {
   stats::ByChannel result;
   auto last = result.end();
@@ -311,6 +322,7 @@ void settle(const Settlement& settlement) {
   if (!settlement.snoozes.empty()) snooze(settlement.snoozes);
   if (!settlement.dead_letters.empty()) dead_letter(settlement.dead_letters, dead_lettered);
   remove_dead_lettered(dead_lettered);
+  if (!settlement.dead_letters.empty()) end_dependents(settlement.dead_letters);
   keep_handled(settlement.handled);
   remove_claimed(settlement.removed);
   stats::append(totals_of(settlement));

@@ -6,6 +6,7 @@
 #include "pg/extension.hpp"
 #include "pg/statement.hpp"
 #include "queue/commit_actions.hpp"
+#include "queue/prerequisites.hpp"
 #include "queue/skip_scan.hpp"
 
 namespace mq {
@@ -27,14 +28,17 @@ Looked look(std::string_view channel_name, std::int64_t& seq, std::int64_t most,
       "SELECT m.id, m.seq,"
       "       EXISTS (SELECT FROM $S.mq_handlers h WHERE h.channel_name = $1 AND h.message_name = m.message_name)"
       "         OR EXISTS (SELECT FROM $S.mq_handlers h WHERE h.channel_name = $1 AND h.message_name IS NULL)"
-      "         OR NOT EXISTS (SELECT FROM $S.mq_handlers h WHERE h.channel_name = $1)"
-      "  FROM (SELECT m.id, m.seq, m.message_name FROM $S.mq_msgs m"
+      "         OR NOT EXISTS (SELECT FROM $S.mq_handlers h WHERE h.channel_name = $1),"
+      "       m.due_at IS NOT NULL,"
+      "       m.due_at IS NOT NULL AND NOT EXISTS (SELECT FROM $S.mq_prerequisites q WHERE q.dependent = m.id)"
+      "  FROM (SELECT m.id, m.seq, m.message_name, m.due_at FROM $S.mq_msgs m"
       "         WHERE m.channel_name = $1 AND m.attempt_at = 'infinity' AND m.seq > $2 AND $H"
       " ORDER BY m.attempt_at, m.seq LIMIT $3) AS m",
       {TEXTOID, INT8OID, INT8OID});
   // attempt_at is never later than expires_at. The sweep comes back to messages that others hold.
   static Statement wake(
       "WITH aside AS MATERIALIZED (SELECT m.id FROM $S.mq_msgs m WHERE m.id = ANY ($1) AND m.attempt_at = 'infinity'"
+      "                                 AND m.due_at IS NULL"
       "                              ORDER BY m.id FOR NO KEY UPDATE SKIP LOCKED)"
       " UPDATE $S.mq_msgs m SET attempt_at = LEAST($2, m.expires_at), fair = true FROM aside WHERE m.id = aside.id"
       " RETURNING m.attempt_at, m.seq",
@@ -43,18 +47,21 @@ Looked look(std::string_view channel_name, std::int64_t& seq, std::int64_t most,
   Looked looked{static_cast<std::int64_t>(rows.size()), false};
   ArrayParam ids(UUIDOID);
   bool any = false;
+  std::vector<Uuid> free;  // they wait for others, but nothing says for which
   for (std::size_t i = 0; i < rows.size(); ++i) {
     seq = std::max(seq, DatumGetInt64(rows.get(i, 2)));
-    if (!DatumGetBool(rows.get(i, 3))) continue;
+    if (DatumGetBool(rows.get(i, 5))) free.push_back(uuid_of(rows.get(i, 1)));
+    if (DatumGetBool(rows.get(i, 4)) || !DatumGetBool(rows.get(i, 3))) continue;
     ids.add(rows.get(i, 1));
     any = true;
   }
+  looked.woken = prerequisites::release_without_rows(free);
   if (!any) return looked;
   const Rows woken = wake.run({ids.datum(), TimestampTzGetDatum(now)});
   for (std::size_t i = 0; i < woken.size(); ++i)
     commit_actions::due(channel_name, {DatumGetTimestampTz(woken.get(i, 1)), DatumGetInt64(woken.get(i, 2))});
   if (!woken.empty()) commit_actions::wake(channel_name);
-  looked.woken = !woken.empty();
+  looked.woken = looked.woken || !woken.empty();
   return looked;
 }
 

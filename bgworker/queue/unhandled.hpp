@@ -1,7 +1,8 @@
 // Unhandled messages: no handler of their channel takes their name. Settle sets their attempt_at to
 // infinity, which no delay reaches, without charging an attempt. So no claim reads them again. This
 // file makes them due when a handler takes their name, or their channel has no handler at all any
-// more. Each step looks at a bounded number of messages.
+// more. Messages that wait for others (prerequisites.hpp) are at infinity, too; those that have nothing
+// to wait for are released. Each step looks at a bounded number of messages.
 //
 // Each ServerHost (a worker or CALL mq_run) has an UnhandledScan for the channels of its registry.
 // The sweep calls wake_unhandled() for all channels. The state is only this process's.

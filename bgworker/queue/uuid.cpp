@@ -24,4 +24,15 @@ std::optional<Uuid> uuid_behind(const Uuid& id, std::uint32_t step) {
   return behind;
 }
 
+std::string uuid_text(const Uuid& id) {
+  constexpr char kDigits[] = "0123456789abcdef";
+  std::string text;
+  for (std::size_t i = 0; i < id.bytes.size(); ++i) {
+    if (i == 4 || i == 6 || i == 8 || i == 10) text += '-';
+    text += kDigits[id.bytes[i] >> 4];
+    text += kDigits[id.bytes[i] & 0x0f];
+  }
+  return text;
+}
+
 }  // namespace mq

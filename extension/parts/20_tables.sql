@@ -34,7 +34,7 @@ CREATE TABLE mq_msgs (
 ALTER TABLE mq_msgs ALTER channel_name SET STORAGE MAIN, ALTER channel_args SET STORAGE MAIN, ALTER dedup_key SET STORAGE MAIN,
   ALTER message_name SET STORAGE MAIN;
 COMMENT ON TABLE mq_msgs IS 'Messages that are pending, with their payload. A large payload is out of line, and an update of the row does not write it again.';
-COMMENT ON COLUMN mq_msgs.attempt_at IS 'When the message is due next; while an outside consumer works on it, when its lease runs out. infinity: no handler of its channel takes its name, and it waits for one. NULL: a dead message that blocks its ordered channel.';
+COMMENT ON COLUMN mq_msgs.attempt_at IS 'When the message is due next; while an outside consumer works on it, when its lease runs out. infinity: it waits for a handler of its name, or until other messages have been handled (due_at is not NULL then). NULL: a dead message that blocks its ordered channel.';
 COMMENT ON COLUMN mq_msgs.attempts IS 'How many attempts are left, as in the original schema; attempt says how many were made, as attempts_made of mq_dead does.';
 COMMENT ON COLUMN mq_msgs.retry_backoff IS 'Wait before the next retry; doubled with each attempt, within bounds.';
 COMMENT ON COLUMN mq_msgs.commit_interval IS 'Not NULL: a two-phase message that is hidden until mq_commit; it expires at attempt_at.';
@@ -44,8 +44,8 @@ COMMENT ON COLUMN mq_msgs.seq IS 'Sequence number: the order within the channel;
 COMMENT ON COLUMN mq_msgs.attempt IS 'How many attempts were made.';
 COMMENT ON COLUMN mq_msgs.lease IS 'Token of the lease until attempt_at, if there is one: no two leases of workers have the same; 0: of a consumer outside the server.';
 COMMENT ON COLUMN mq_msgs.dedup_key IS 'Not NULL: no second message of the channel has this key while this one is pending.';
-COMMENT ON COLUMN mq_msgs.expires_at IS 'Not NULL: dead by then if nobody has handled it. attempt_at is not beyond it, but for a lease, while commit_interval is not NULL, and while it waits for a handler.';
-COMMENT ON COLUMN mq_msgs.due_at IS 'Not NULL: it waits until other messages have been handled, and is due at this time then. NULL: it waits for none. Reserved: no function of this version sets it.';
+COMMENT ON COLUMN mq_msgs.expires_at IS 'Not NULL: dead by then if nobody has handled it. attempt_at is not beyond it, but for a lease, while commit_interval is not NULL, and while it waits for a handler or for other messages.';
+COMMENT ON COLUMN mq_msgs.due_at IS 'Not NULL: it waits until other messages have been handled (mq_prerequisites), and is due at this time then. NULL: it waits for none.';
 COMMENT ON COLUMN mq_msgs.keep IS 'How long it is kept once it is handled; above 0, at most 36,500 days. NULL: as mq_handlers.keep says.';
 COMMENT ON COLUMN mq_msgs.priority IS 'From -1000 to 1000: of the due messages of a channel name those with the greatest come first. 0 in an ordered message.';
 COMMENT ON COLUMN mq_msgs.fair IS 'Has an entry in mq_msgs_fair. false: it has no channel_args, was due at once, and no other channel of its name had messages when it was sent.';
@@ -82,6 +82,23 @@ CREATE TABLE mq_headless (
 );
 COMMENT ON TABLE mq_headless IS 'Ordered channels whose first message may not be head yet, since somebody was removing the one before it when it was written. Every claim looks here first; as a rule it is empty.';
 
+-- What messages wait for (`after` of mq_send): a row for each message, and each that it waits for.
+CREATE TABLE mq_prerequisites (
+  prerequisite uuid NOT NULL,
+  dependent uuid NOT NULL
+);
+COMMENT ON TABLE mq_prerequisites IS 'Messages that wait until others have been handled. Empty while nobody uses after.';
+COMMENT ON COLUMN mq_prerequisites.prerequisite IS 'The message that is to be handled first.';
+COMMENT ON COLUMN mq_prerequisites.dependent IS 'The message that waits for it; its due_at in mq_msgs is not NULL.';
+CREATE INDEX mq_prerequisites_prerequisite ON mq_prerequisites (prerequisite, dependent);
+CREATE INDEX mq_prerequisites_dependent ON mq_prerequisites (dependent, prerequisite);
+
+CREATE TABLE mq_rechecks (
+  dependent uuid NOT NULL,
+  prerequisite uuid NOT NULL
+);
+COMMENT ON TABLE mq_rechecks IS 'What dependents may not wait for any more: somebody was ending or sending the other message when it was looked at. Every claim looks here first; as a rule it is empty.';
+
 -- A table in the original schema. TRUNCATE of it is answered by the library where it is preloaded.
 CREATE VIEW mq_payloads AS
   SELECT id, message_name AS name, message_json AS payload_json, message_bytes AS payload_bytes, channel_key FROM mq_msgs WHERE attempt_at IS NOT NULL;
@@ -111,7 +128,8 @@ CREATE TABLE mq_dead (
   dedup_key text COLLATE "C",
   keep interval,
   priority smallint NOT NULL DEFAULT 0,
-  headers jsonb
+  headers jsonb,
+  after uuid[]
 );
 COMMENT ON TABLE mq_dead IS 'Dead letters: messages that will not be tried again, with their payload and the last error. mq_redrive sends them again.';
 COMMENT ON COLUMN mq_dead.attempts_made IS 'How many attempts were made; attempts of mq_msgs is how many are left.';
@@ -121,6 +139,7 @@ COMMENT ON COLUMN mq_dead.dedup_key IS 'As in mq_msgs; mq_redrive sends the mess
 COMMENT ON COLUMN mq_dead.keep IS 'As in mq_msgs; mq_redrive sends the message with it again.';
 COMMENT ON COLUMN mq_dead.priority IS 'As in mq_msgs; mq_redrive sends the message with it again.';
 COMMENT ON COLUMN mq_dead.headers IS 'As in mq_msgs; mq_redrive sends the message with them again.';
+COMMENT ON COLUMN mq_dead.after IS 'What it still waited for when it died; mq_redrive sends the message after those again. NULL: nothing.';
 COMMENT ON SEQUENCE mq_dead_dead_no_seq IS 'Numbers of dead letters.';
 CREATE INDEX mq_dead_id ON mq_dead (id);
 CREATE INDEX mq_dead_channel ON mq_dead (channel_name, died_at);
@@ -263,6 +282,8 @@ ALTER TABLE mq_enabled ENABLE REPLICA TRIGGER mq_enabled_stays;
 
 -- With a publication for all tables, rows without a replica identity can be neither updated nor deleted.
 ALTER TABLE mq_headless REPLICA IDENTITY FULL;
+ALTER TABLE mq_prerequisites REPLICA IDENTITY FULL;
+ALTER TABLE mq_rechecks REPLICA IDENTITY FULL;
 ALTER TABLE mq_handlers REPLICA IDENTITY FULL;
 ALTER TABLE mq_stats_totals REPLICA IDENTITY FULL;
 ALTER TABLE mq_stats_deltas REPLICA IDENTITY FULL;
@@ -271,6 +292,8 @@ ALTER TABLE mq_stats_deltas REPLICA IDENTITY FULL;
 SELECT pg_catalog.pg_extension_config_dump('mq_msgs_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_msgs', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_headless', '');
+SELECT pg_catalog.pg_extension_config_dump('mq_prerequisites', '');
+SELECT pg_catalog.pg_extension_config_dump('mq_rechecks', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_dead', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_dead_dead_no_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_done', '');

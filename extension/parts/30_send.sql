@@ -14,7 +14,7 @@ CREATE FUNCTION mq_send(
   priority integer DEFAULT 0, headers jsonb DEFAULT NULL, after uuid[] DEFAULT NULL, keep interval DEFAULT NULL) RETURNS uuid
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_send';
 COMMENT ON FUNCTION mq_send(text, jsonb, text, text, boolean, interval, integer, interval, interval, bytea, uuid, text, interval, integer, jsonb, uuid[], interval) IS
-  'Sends one message when the transaction commits and returns its id (by default a new uuid of version 7). name defaults to the channel''s name. While a message with the same dedup_key is pending in the channel (scheduled, waiting for a retry or being handled too), sends nothing and returns that one''s id; but the message that the calling handler handles does not count: its key goes to what it sends, when it commits. A message that is not handled when expires has passed since it was sent is dead. Errors as in mq_insert, and 40001 where the message that is pending under the dedup_key is newer than a REPEATABLE READ snapshot.';
+  'Sends one message when the transaction commits and returns its id (by default a new uuid of version 7). name defaults to the channel''s name. While a message with the same dedup_key is pending in the channel (scheduled, waiting for a retry or being handled too), sends nothing and returns that one''s id; but the message that the calling handler handles does not count: its key goes to what it sends, when it commits. A message that is not handled when expires has passed since it was sent is dead. One that is sent after others waits until they have been handled, and is dead if one of them is; ids that are neither pending nor dead count as handled. Errors as in mq_insert, and 40001 where the message that is pending under the dedup_key is newer than a REPEATABLE READ snapshot.';
 
 CREATE FUNCTION mq_send_once(
   channel_name text, dedup_key text, payload_json jsonb DEFAULT NULL, name text DEFAULT NULL, channel_args text DEFAULT '',
@@ -34,7 +34,7 @@ CREATE FUNCTION mq_send_many(
   priority integer DEFAULT 0, headers jsonb DEFAULT NULL, after uuid[] DEFAULT NULL, keep interval DEFAULT NULL) RETURNS SETOF uuid
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_send_many';
 COMMENT ON FUNCTION mq_send_many(text, jsonb[], text, text, boolean, interval, integer, interval, interval, bytea, interval, integer, jsonb, uuid[], interval) IS
-  'Sends a message for each payload, in array order (a NULL element is a message without JSON payload; payload_bytes goes to each), and returns their ids in that order. expires as in mq_send. Errors as in mq_insert.';
+  'Sends a message for each payload, in array order (a NULL element is a message without JSON payload; payload_bytes goes to each), and returns their ids in that order. expires and after as in mq_send. Errors as in mq_insert, and 54000 for more than 10,000,000 messages that are waited for.';
 
 CREATE FUNCTION mq_commit(msg_ids uuid[]) RETURNS uuid[]
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_commit';

@@ -15,7 +15,7 @@ CREATE VIEW mq_stats AS
 COMMENT ON VIEW mq_stats IS
   'A row for each channel name that has messages, dead letters, a handler, a pause or totals.';
 COMMENT ON COLUMN mq_stats.ready IS 'Messages that could be handled now.';
-COMMENT ON COLUMN mq_stats.scheduled IS 'Messages that could not: they are due later, wait for their retry, for mq_commit or for a handler of their name, or are behind such a one, or one that runs or blocks, in their ordered channel.';
+COMMENT ON COLUMN mq_stats.scheduled IS 'Messages that could not: they are due later, wait for their retry, for mq_commit, for a handler of their name or for other messages, or are behind such a one, or one that runs or blocks, in their ordered channel.';
 COMMENT ON COLUMN mq_stats.running IS 'Messages that a worker holds in its batch, or that are leased to a consumer outside the server.';
 COMMENT ON COLUMN mq_stats.dead IS 'Rows in mq_dead.';
 COMMENT ON COLUMN mq_stats.oldest_ready IS 'For how long the oldest due message has been due; NULL: none is ready.';

@@ -187,6 +187,12 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
         THEN pg_catalog.format('is two-phase and not committed: mq_commit delivers it; without that it is removed at %s', date_trunc('second', m.attempt_at))
       WHEN m.commit_interval IS NOT NULL THEN 'is two-phase, and was not committed in time: it will be removed'
       WHEN m.expires_at <= t.now THEN 'has expired: it will be moved to the dead letters'
+      WHEN m.due_at IS NOT NULL
+        THEN (SELECT CASE WHEN pg_catalog.count(*) > 0
+                          THEN pg_catalog.format('waits until %s been handled: %s', CASE WHEN pg_catalog.count(*) = 1 THEN 'a message has' ELSE pg_catalog.count(*)::text || ' messages have' END,
+                                                 mq_some(pg_catalog.array_agg(q.prerequisite::text ORDER BY q.prerequisite)))
+                          ELSE 'waits for messages of which mq_prerequisites says nothing: an idle worker or CALL mq_run() lets it go on' END
+                FROM mq_prerequisites q WHERE q.dependent = m.id)
       WHEN p.channel_name IS NOT NULL
         THEN pg_catalog.format('waits since its channel is paused: mq_resume(%L) lets it go on', m.channel_name)
       WHEN h.handlers > 0 AND NOT h.takes

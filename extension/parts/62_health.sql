@@ -217,11 +217,28 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
              FROM n
             CROSS JOIN LATERAL (
                     SELECT m.message_name FROM mq_msgs m
-                     WHERE m.channel_name = n.name AND m.attempt_at = 'infinity'
+                     WHERE m.channel_name = n.name AND m.attempt_at = 'infinity' AND m.due_at IS NULL
                        AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')
                      ORDER BY m.attempt_at, m.seq LIMIT 1000) AS a
             WHERE EXISTS (SELECT FROM mq_handlers h WHERE h.channel_name = n.name)
               AND NOT EXISTS (SELECT FROM mq_handlers h WHERE h.channel_name = n.name AND (h.message_name IS NULL OR h.message_name = a.message_name))),
+         -- Messages that wait for others which are not pending, or for none; of the first rows.
+         waits_for_none AS (
+           SELECT w.channel_name, pg_catalog.count(DISTINCT w.id) AS messages
+             FROM (SELECT m.channel_name, m.id
+                     FROM (SELECT r.dependent, r.prerequisite FROM mq_prerequisites r LIMIT 50000) AS q
+                     JOIN mq_msgs m ON m.id = q.dependent AND m.due_at IS NOT NULL
+                    WHERE NOT EXISTS (SELECT FROM mq_msgs o WHERE o.id = q.prerequisite AND o.attempt_at IS NOT NULL)
+                   UNION ALL
+                   SELECT n.name, a.id
+                     FROM n
+                    CROSS JOIN LATERAL (
+                            SELECT m.id, m.due_at FROM mq_msgs m
+                             WHERE m.channel_name = n.name AND m.attempt_at = 'infinity'
+                               AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')
+                             ORDER BY m.attempt_at, m.seq LIMIT 1000) AS a
+                    WHERE a.due_at IS NOT NULL AND NOT EXISTS (SELECT FROM mq_prerequisites q WHERE q.dependent = a.id)) AS w
+            GROUP BY w.channel_name),
          -- Channels whose messages have been due for a while, if not all have one priority.
          late AS (
            SELECT n.name, o.attempt_at
@@ -300,6 +317,12 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
            mq_some(pg_catalog.array_agg(pg_catalog.format('%s "%s"', u.channel_name, u.name) ORDER BY u.channel_name, u.name)) ||
            '; mq_register_handler one for the name, or for all names'
       FROM unnamed u
+    UNION ALL
+    SELECT 'prerequisites', pg_catalog.count(w.channel_name) = 0,
+           'messages wait for others that are not pending any more, since somebody has removed those by hand: ' ||
+           mq_some(pg_catalog.array_agg(pg_catalog.format('%s of %s', w.messages, w.channel_name) ORDER BY w.channel_name)) ||
+           '; an idle worker or CALL mq_run() finds them, 500 at a time'
+      FROM waits_for_none w
     UNION ALL
     SELECT 'channels not paused', pg_catalog.count(p.channel_name) = 0, 'paused: ' || mq_some(pg_catalog.array_agg(p.channel_name ORDER BY p.channel_name)) || '; mq_resume lets a channel go on'
       FROM mq_paused p

@@ -34,7 +34,9 @@ UPDATE mq_msgs m SET message_name = p.name, message_json = p.payload_json, messa
 UPDATE mq_msgs m SET message_name = COALESCE((SELECT d.name FROM mq_dead d WHERE d.id = m.id ORDER BY d.dead_no DESC LIMIT 1), m.channel_name) WHERE m.message_name IS NULL;
 ALTER TABLE mq_msgs ALTER message_name SET NOT NULL;
 COMMENT ON TABLE mq_msgs IS 'Messages that are pending, with their payload. A large payload is out of line, and an update of the row does not write it again.';
-COMMENT ON COLUMN mq_msgs.due_at IS 'Not NULL: it waits until other messages have been handled, and is due at this time then. NULL: it waits for none. Reserved: no function of this version sets it.';
+COMMENT ON COLUMN mq_msgs.due_at IS 'Not NULL: it waits until other messages have been handled (mq_prerequisites), and is due at this time then. NULL: it waits for none.';
+COMMENT ON COLUMN mq_msgs.attempt_at IS 'When the message is due next; while an outside consumer works on it, when its lease runs out. infinity: it waits for a handler of its name, or until other messages have been handled (due_at is not NULL then). NULL: a dead message that blocks its ordered channel.';
+COMMENT ON COLUMN mq_msgs.expires_at IS 'Not NULL: dead by then if nobody has handled it. attempt_at is not beyond it, but for a lease, while commit_interval is not NULL, and while it waits for a handler or for other messages.';
 COMMENT ON COLUMN mq_msgs.keep IS 'How long it is kept once it is handled; above 0, at most 36,500 days. NULL: as mq_handlers.keep says.';
 COMMENT ON COLUMN mq_msgs.priority IS 'From -1000 to 1000: of the due messages of a channel name those with the greatest come first. 0 in an ordered message.';
 COMMENT ON COLUMN mq_msgs.fair IS 'Has an entry in mq_msgs_fair. false: it has no channel_args, was due at once, and no other channel of its name had messages when it was sent.';
@@ -55,12 +57,13 @@ CREATE UNIQUE INDEX mq_msgs_dedup ON mq_msgs (channel_key, dedup_key, channel_na
   WHERE dedup_key IS NOT NULL;
 COMMENT ON COLUMN mq_dead.reason IS 'exhausted: no attempt left; discarded: by its handler; crashed: it brought the server down twice; expired: not handled in time; cancelled: by mq_cancel; prerequisite: one of those that it waited for is dead.';
 
-ALTER TABLE mq_dead ADD keep interval, ADD priority smallint NOT NULL DEFAULT 0, ADD headers jsonb;
+ALTER TABLE mq_dead ADD keep interval, ADD priority smallint NOT NULL DEFAULT 0, ADD headers jsonb, ADD after uuid[];
 ALTER TABLE mq_dead DROP CONSTRAINT mq_dead_reason_check,
   ADD CONSTRAINT mq_dead_reason_check CHECK (reason IN ('exhausted', 'discarded', 'crashed', 'expired', 'cancelled', 'prerequisite'));
 COMMENT ON COLUMN mq_dead.keep IS 'As in mq_msgs; mq_redrive sends the message with it again.';
 COMMENT ON COLUMN mq_dead.priority IS 'As in mq_msgs; mq_redrive sends the message with it again.';
 COMMENT ON COLUMN mq_dead.headers IS 'As in mq_msgs; mq_redrive sends the message with them again.';
+COMMENT ON COLUMN mq_dead.after IS 'What it still waited for when it died; mq_redrive sends the message after those again. NULL: nothing.';
 
 -- --- history --------------------------------------------------------------------------------------
 
@@ -108,6 +111,37 @@ COMMENT ON COLUMN mq_handlers.keep IS 'How long a message is kept once it is han
 ALTER TYPE mq_message ADD ATTRIBUTE headers jsonb, ADD ATTRIBUTE priority integer;
 COMMENT ON TYPE mq_message IS
   'A message as its handler gets it. attempt is 1 on the first attempt; attempts_left counts those that remain after this one; headers and priority are as they were sent.';
+
+-- --- messages that wait for others ---------------------------------------------------------------
+
+-- What messages wait for (`after` of mq_send): a row for each message, and each that it waits for.
+CREATE TABLE mq_prerequisites (
+  prerequisite uuid NOT NULL,
+  dependent uuid NOT NULL
+);
+COMMENT ON TABLE mq_prerequisites IS 'Messages that wait until others have been handled. Empty while nobody uses after.';
+COMMENT ON COLUMN mq_prerequisites.prerequisite IS 'The message that is to be handled first.';
+COMMENT ON COLUMN mq_prerequisites.dependent IS 'The message that waits for it; its due_at in mq_msgs is not NULL.';
+CREATE INDEX mq_prerequisites_prerequisite ON mq_prerequisites (prerequisite, dependent);
+CREATE INDEX mq_prerequisites_dependent ON mq_prerequisites (dependent, prerequisite);
+
+CREATE TABLE mq_rechecks (
+  dependent uuid NOT NULL,
+  prerequisite uuid NOT NULL
+);
+COMMENT ON TABLE mq_rechecks IS 'What dependents may not wait for any more: somebody was ending or sending the other message when it was looked at. Every claim looks here first; as a rule it is empty.';
+ALTER TABLE mq_prerequisites REPLICA IDENTITY FULL;
+ALTER TABLE mq_rechecks REPLICA IDENTITY FULL;
+SELECT pg_catalog.pg_extension_config_dump('mq_prerequisites', '');
+SELECT pg_catalog.pg_extension_config_dump('mq_rechecks', '');
+-- Whoever updates may be another superuser than the owner.
+DO $$
+DECLARE
+  owner text := (SELECT c.relowner::pg_catalog.regrole FROM pg_catalog.pg_class c WHERE c.oid = 'mq_msgs'::pg_catalog.regclass);
+BEGIN
+  EXECUTE pg_catalog.format('ALTER TABLE mq_prerequisites OWNER TO %s', owner);
+  EXECUTE pg_catalog.format('ALTER TABLE mq_rechecks OWNER TO %s', owner);
+END $$;
 
 -- --- functions -----------------------------------------------------------------------------------
 ALTER FUNCTION mq_worker_seats() RENAME TO mq_worker_slots;

@@ -86,5 +86,11 @@ TEST(UuidV7, IsSpreadByTheHash) {
   EXPECT_EQ(hashes.size(), 256U);
 }
 
+TEST(UuidText, IsThatOfTheServer) {
+  const Uuid id{{0x01, 0x7f, 0x22, 0xe2, 0x79, 0xb0, 0x7c, 0xc3, 0x98, 0xc4, 0xdc, 0x0c, 0x0c, 0x07, 0x39, 0x8f}};
+  EXPECT_EQ(uuid_text(id), "017f22e2-79b0-7cc3-98c4-dc0c0c07398f");
+  EXPECT_EQ(uuid_text(Uuid()), "00000000-0000-0000-0000-000000000000");
+}
+
 }  // namespace
 }  // namespace mq
