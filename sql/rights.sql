@@ -13,7 +13,11 @@ CREATE ROLE regress_mq_producer;
 CREATE ROLE "regress mq ""consumer""";
 CREATE ROLE regress_mq_monitor;
 CREATE ROLE regress_mq_admin;
-GRANT USAGE ON SCHEMA queue TO regress_mq_producer, "regress mq ""consumer""", regress_mq_monitor, regress_mq_admin;
+CREATE ROLE regress_mq_developer LOGIN;
+CREATE ROLE regress_mq_team LOGIN;
+CREATE ROLE regress_mq_other LOGIN;
+GRANT regress_mq_team TO regress_mq_developer;
+GRANT USAGE ON SCHEMA queue TO regress_mq_producer, "regress mq ""consumer""", regress_mq_monitor, regress_mq_admin, regress_mq_developer, regress_mq_team, regress_mq_other;
 SET search_path = queue;
 
 SELECT mq_grant('regress_mq_producer', 'everything');
@@ -24,6 +28,7 @@ SELECT mq_grant('regress_mq_producer', 'produce');
 SELECT mq_grant('"regress mq ""consumer"""', 'consume');
 SELECT mq_grant('regress_mq_monitor', 'monitor');
 SELECT mq_grant('regress_mq_admin', 'admin');
+SELECT mq_grant('regress_mq_developer', 'develop');
 
 -- A producer sends, and that is all.
 SET ROLE regress_mq_producer;
@@ -94,8 +99,51 @@ SELECT mq_reset_stats();
 SELECT mq_clear(ARRAY['work']);
 SELECT mq_enable();
 
+-- A developer registers what runs as himself or as a role of his, and touches nothing of others.
+SET ROLE regress_mq_developer;
+SELECT mq_register_handler('mine', 'pg_catalog.jsonb_typeof(jsonb)');
+SELECT mq_register_handler('team', 'pg_catalog.jsonb_typeof(jsonb)', run_as => 'regress_mq_team');
+SELECT mq_register_handler('other', 'pg_catalog.jsonb_typeof(jsonb)', run_as => 'regress_mq_other');
+SELECT channel_name, run_as FROM mq_handlers ORDER BY channel_name;
+SELECT mq_pause('mine'), mq_pause('team'), mq_resume('team'), mq_pause('unhandled');
+SELECT channel_name FROM mq_paused ORDER BY channel_name;
+RESET ROLE;
+SELECT mq_register_handler('other', 'pg_catalog.jsonb_typeof(jsonb)', run_as => 'regress_mq_other');
+SELECT mq_register_handler('other', 'pg_catalog.jsonb_typeof(jsonb)', 'exact', run_as => 'regress_mq_other');
+SET ROLE regress_mq_developer;
+SELECT mq_register_handler('other', 'pg_catalog.jsonb_typeof(jsonb)');
+SELECT mq_register_handler('other', 'pg_catalog.jsonb_typeof(jsonb)', 'exact');
+SELECT mq_register_handler('other', 'pg_catalog.jsonb_typeof(jsonb)', 'new name');
+SELECT mq_unregister_handler('other');
+SELECT mq_unregister_handler('other', 'exact');
+SELECT mq_pause('other');
+SELECT mq_resume('other');
+SELECT mq_send('mine');
+SELECT id FROM mq_msgs;
+SELECT payload_json FROM mq_payloads;
+SELECT error FROM mq_dead;
+SELECT result FROM mq_done;
+SELECT * FROM mq_poll(NULL);
+SELECT mq_clear_all();
+SELECT mq_redrive();
+SELECT mq_grant('regress_mq_developer', 'admin');
+-- With admin one may, whoever it runs as.
+SET ROLE regress_mq_admin;
+SELECT mq_pause('other'), mq_resume('other'), mq_unregister_handler('other', 'exact');
+-- A role that was dropped owns nothing more: only admin replaces its handlers.
+RESET ROLE;
+DROP OWNED BY regress_mq_other;
+DROP ROLE regress_mq_other;
+SET ROLE regress_mq_developer;
+SELECT mq_unregister_handler('other');
+SET ROLE regress_mq_admin;
+SELECT mq_unregister_handler('other');
+SET ROLE regress_mq_developer;
+SELECT mq_resume('mine'), mq_unregister_handler('mine'), mq_unregister_handler('team');
+
 -- Taken back.
 RESET ROLE;
+SELECT mq_revoke('regress_mq_developer', 'develop');
 SELECT mq_revoke('regress_mq_producer', 'produce');
 SELECT mq_revoke('"regress mq ""consumer"""', 'consume');
 SELECT mq_revoke('regress_mq_monitor', 'monitor');
@@ -116,6 +164,6 @@ SELECT grantee, table_name FROM information_schema.table_privileges WHERE grante
 RESET search_path;
 DROP EXTENSION mq;
 DROP SCHEMA queue;
-DROP ROLE regress_mq_producer, "regress mq ""consumer""", regress_mq_monitor, regress_mq_admin;
+DROP ROLE regress_mq_producer, "regress mq ""consumer""", regress_mq_monitor, regress_mq_admin, regress_mq_developer, regress_mq_team;
 ALTER SYSTEM RESET mq.max_workers;
 SELECT pg_reload_conf();

@@ -74,6 +74,33 @@ Param optional_count(const Value& value, std::string_view field, int most) {
   return value.datum;
 }
 
+// Throws 42501 unless the caller is a member of the roles that the handlers of the channel name run as, or may
+// call mq_grant(): the right `develop` is about one's own handlers only. `message_name`: only that of this name
+// (a null Param: of every other name); none: all of the channel name.
+void check_is_own(Oid caller, const Datum channel, const std::optional<Param>& message_name, const char* what) {
+  static Statement handlers(
+      "SELECT r.oid, COALESCE(r.rolname::text, h.run_as) FROM $S.mq_handlers h"
+      "  LEFT JOIN $S.mq_enabled m ON m.id = h.enabled_id"
+      "  LEFT JOIN pg_catalog.pg_roles r ON CASE WHEN m.id IS NULL THEN r.rolname = h.run_as ELSE r.oid = h.run_as_oid "
+      "END"
+      " WHERE h.channel_name = $1 AND ($3 OR h.message_name IS NOT DISTINCT FROM $2)",
+      {TEXTOID, TEXTOID, BOOLOID});
+  static Statement may_grant(
+      "SELECT 1 FROM pg_catalog.pg_proc p WHERE p.pronamespace = $1 AND p.proname = 'mq_grant'"
+      "   AND pg_catalog.has_function_privilege($2, p.oid, 'EXECUTE')",
+      {OIDOID, OIDOID});
+  const Rows rows = handlers.run({channel, message_name.value_or(Param()), BoolGetDatum(!message_name)});
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    bool null = false;
+    const Datum role = rows.get(i, 1, null);
+    if (!null && may_become(caller, DatumGetObjectId(role))) continue;
+    if (!may_grant.run({ObjectIdGetDatum(Extension::get().schema()), ObjectIdGetDatum(caller)}).empty()) return;
+    throw Error("42501", mq::format("must be a member of role \"{}\", which the handler runs as, or have the right "
+                                    "\"admin\" to {}",
+                                    text_view(rows.get(i, 2)), what));
+  }
+}
+
 void say_waits() {
   const Error error = enabled::refusal();
   guard::call([&] {
@@ -132,6 +159,7 @@ void register_handler(FunctionCallInfo fcinfo) {
   const Datum name = text_datum(channel);
   // Held to commit: the next registration for the channel name waits, and sees this one.
   locks::lock_registration(channel_key(channel, {}));
+  check_is_own(caller, name, message_name, "replace it");
   static Statement others(
       "SELECT r.rolname::text, h.mode FROM $S.mq_handlers h LEFT JOIN $S.mq_enabled m ON m.id = h.enabled_id"
       "  JOIN pg_catalog.pg_roles r ON CASE WHEN m.id IS NULL THEN r.rolname = h.run_as ELSE r.oid = h.run_as_oid END"
@@ -181,10 +209,13 @@ bool unregister_handler(FunctionCallInfo fcinfo) {
       {TEXTOID, TEXTOID});
   const Value channel = argument(fcinfo, 0);
   const std::string_view name = text_of(channel, "channel_name");
+  const Param message_name = PG_ARGISNULL(1) ? Param() : Param(PG_GETARG_DATUM(1));
+  const Oid caller = GetUserId();
   const OwnerScope scope;
   const SpiConnection spi;
   locks::lock_registration(channel_key(name, {}));
-  const bool removed = !remove.run({channel.datum, PG_ARGISNULL(1) ? Param() : Param(PG_GETARG_DATUM(1))}).empty();
+  check_is_own(caller, channel.datum, message_name, "unregister it");
+  const bool removed = !remove.run({channel.datum, message_name}).empty();
   if (removed) {
     Extension::registry_changed();
     note_changed(name);
@@ -197,8 +228,10 @@ bool set_paused(FunctionCallInfo fcinfo, Statement& statement) {
   const Value channel = argument(fcinfo, 0);
   const std::string_view name = text_of(channel, "channel_name");
   check::name("channel_name", name);
+  const Oid caller = GetUserId();
   const OwnerScope scope;
   const SpiConnection spi;
+  check_is_own(caller, channel.datum, std::nullopt, "pause or resume its channel");
   if (statement.run({channel.datum}).empty()) return false;
   Extension::registry_changed();
   note_changed(name);

@@ -40,6 +40,10 @@ constexpr Right kRights[] = {
      {"SELECT ON $S.mq_stats, $S.mq_workers, $S.mq_horizon",
       "EXECUTE ON FUNCTION $S.mq_health, $S.mq_why, $S.mq_channel_stats, $S.mq_worker_slots, $S.mq_telling_calls,"
       " $S.mq_horizon_holders"}},
+    // Whose handlers it may register, and whose channels pause, is checked there (api/handlers.cpp).
+    {"develop",
+     {"SELECT ON $S.mq_handlers, $S.mq_paused", "USAGE ON TYPE $S.mq_message",
+      "EXECUTE ON FUNCTION $S.mq_register_handler, $S.mq_unregister_handler, $S.mq_pause, $S.mq_resume"}},
     {"admin",
      {"USAGE ON TYPE $S.mq_new_t, $S.mq_message",
       "SELECT ON $S.mq_msgs, $S.mq_payloads, $S.mq_dead, $S.mq_failures, $S.mq_done, $S.mq_handlers, $S.mq_paused,"
@@ -83,7 +87,8 @@ void change(FunctionCallInfo fcinfo, const char* verb, const char* preposition) 
   const Right* set = nullptr;
   for (const Right& r : kRights)
     if (r.name == right) set = &r;
-  if (set == nullptr) check::fail("right", right, "must be \"produce\", \"consume\", \"monitor\" or \"admin\"");
+  if (set == nullptr)
+    check::fail("right", right, "must be \"produce\", \"consume\", \"monitor\", \"develop\" or \"admin\"");
   const char* name = guard::call([&] { return GetUserNameFromId(role, true); });
   if (name == nullptr) check::fail("role", std::to_string(role), "must be a role that exists");
   const std::string quoted = guard::call([&] { return quote_identifier(name); });

@@ -1,12 +1,12 @@
 CREATE FUNCTION mq_grant(role regrole, "right" text) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_grant';
 COMMENT ON FUNCTION mq_grant(regrole, text) IS
-  'Gives a role a whole set of rights: produce (send messages), consume (poll, delete and clear them, and call mq_snooze and its like from handlers), monitor (mq_health, mq_why, mq_stats, mq_workers, mq_horizon: no payloads, no errors of handlers) or admin (everything). 22023 or 22004 for another right.';
+  'Gives a role a whole set of rights: produce (send messages), consume (poll, delete and clear them, and call mq_snooze and its like from handlers), monitor (mq_health, mq_why, mq_stats, mq_workers, mq_horizon: no payloads, no errors of handlers), develop (register and unregister handlers that run as roles that it is a member of, pause and resume their channels) or admin (everything). 22023 or 22004 for another right.';
 
 CREATE FUNCTION mq_revoke(role regrole, "right" text) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_revoke';
 COMMENT ON FUNCTION mq_revoke(regrole, text) IS
-  'Takes a whole set of rights from a role: produce, consume, monitor or admin. What two sets share goes with the first one taken.';
+  'Takes a whole set of rights from a role: produce, consume, monitor, develop or admin. What two sets share goes with the first one taken.';
 
 -- Nothing for PUBLIC.
 REVOKE ALL ON FUNCTION
