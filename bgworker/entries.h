@@ -31,6 +31,7 @@ MQ_ENTRY(mq_checkpoint);
 MQ_ENTRY(mq_snooze);
 MQ_ENTRY(mq_discard);
 MQ_ENTRY(mq_progress);
+MQ_ENTRY(mq_cancel);
 MQ_ENTRY(mq_telling_calls);
 MQ_ENTRY(mq_clear);
 MQ_ENTRY(mq_clear_all);
@@ -92,6 +93,13 @@ extern volatile sig_atomic_t mq_ended_by;
  */
 extern int mq_runs_leased;
 extern void mq_note_leased_call(void);
+
+/*
+ * The SIGINT handler of processes that call handlers. mq_take_cancel: whether mq_cancel has sent the signal, and
+ * then whether the call that runs is interrupted is its matter.
+ */
+extern void mq_cancel_signal(int signal);
+extern bool mq_take_cancel(void);
 
 /* Hook: an object is about to be dropped. If it is mq, workers learn of it at COMMIT. */
 extern void mq_object_dropped(Oid class_id, Oid object_id);

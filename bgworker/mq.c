@@ -191,7 +191,7 @@ static bool
 is_restored(const char *name, bool copied)
 {
 	static const char *const tables[] = {
-		"mq_msgs", "mq_handlers", "mq_dead", "mq_failures", "mq_headless", "mq_prerequisites", "mq_rechecks", "mq_paused", "mq_stats_totals", "mq_stats_deltas"
+		"mq_msgs", "mq_handlers", "mq_dead", "mq_failures", "mq_headless", "mq_cancelled", "mq_prerequisites", "mq_rechecks", "mq_paused", "mq_stats_totals", "mq_stats_deltas"
 	};
 	const int	in_any_session = 2;
 
@@ -458,6 +458,16 @@ end_worker(int signal, siginfo_t *info, void *context)
 }
 
 void
+mq_cancel_signal(int signal)
+{
+	int			saved_errno = errno;
+
+	if (!mq_take_cancel())
+		StatementCancelHandler(signal);
+	errno = saved_errno;
+}
+
+void
 mq_launcher_main(Datum main_arg)
 {
 	catch_signals();
@@ -498,6 +508,7 @@ EXPORT(mq_checkpoint)
 EXPORT(mq_snooze)
 EXPORT(mq_discard)
 EXPORT(mq_progress)
+EXPORT(mq_cancel)
 EXPORT(mq_telling_calls)
 EXPORT(mq_clear)
 EXPORT(mq_clear_all)

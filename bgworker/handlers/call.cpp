@@ -14,6 +14,7 @@
 #include "pg/session_state.hpp"
 #include "pg/settings.h"
 #include "pg/statement.hpp"
+#include "queue/cancel_watch.hpp"
 #include "shmem/activity.hpp"
 #include "shmem/callers.hpp"
 #include "shmem/in_flight.hpp"
@@ -279,6 +280,8 @@ void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> me
   CallScope running(messages, call_context_, yields);
   results_.clear();
   const bool wants = wants_result(handler, messages);
+  CancelWatch watch(messages);
+  if (watch.is_hit()) throw Cancelled{watch.cancelled()};
   const long_call::Call long_call(yields);
   try {
     // The argument needs the snapshot: a payload may have to be fetched from a TOAST table.
@@ -308,12 +311,14 @@ void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> me
           return kept;
         },
         guard::Texts::kKept);
+    if (watch.end()) throw Cancelled{watch.cancelled()};  // it may have caught the interrupt
     timeout.check();
     if (result != 0) results_ = results_of(result, handler.shape, messages.size());
     // The handler has caught the timer's cancel, and may not have done all its work.
     if (long_call::Call::was_stopped()) throw Error("57014", "handler was stopped");
     if (running.call().felt) throw Yielded{false, true};
   } catch (Error& error) {
+    if (watch.end()) throw Cancelled{watch.cancelled()};
     if (running.call().felt && !error.interrupt) throw Yielded{false, true};
     if (!HandlerTimeout::is_over() && long_call::Call::was_stopped())
       throw Yielded{long_call::Call::waited_for_lock() && shared::others_wait_for_locks()};

@@ -20,11 +20,17 @@ struct Yielded {
   bool felt = false;  // it did something that affects other calls, so it has to run exclusively
 };
 
+// Thrown instead of an error if messages of the call were cancelled, before or while it ran. They are
+// not to be handled any more; the others of the call run again.
+struct Cancelled {
+  std::vector<Uuid> messages;
+};
+
 class HandlerCaller {
  public:
   virtual ~HandlerCaller() = default;
   // Calls the handler with one message, or a batch handler with several. Throws what the handler
-  // raised, and Yielded. `yields`: other messages are claimed with these, so a call that lasts may
+  // raised, Yielded and Cancelled. `yields`: other messages are claimed with these, so a call that lasts may
   // be stopped.
   virtual void call(const Handler& handler, std::span<const Claimed* const> messages, bool yields) = 0;
   // The dispositions that the handler asked for in the last call. May be called once after each call.

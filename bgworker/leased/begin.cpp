@@ -85,6 +85,7 @@ bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& t
   std::optional<Error> trouble;
   std::size_t left = 0;
   bool settled = false;
+  bool held = false;
   try {
     Settlement settlement;
     settle_undeliverable(claim.undeliverable, now, settlement);
@@ -114,7 +115,12 @@ bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& t
           ports_.store.enter({run.token, run.session->backend(), *call.handler, *call.messages.front(), concurrency});
       if (run.number < 0) continue;
       begun.emplace_back(&run, call);
-      ports_.store.lease(call.messages, run.token, now + ports_.store.lease_length(*call.handler));
+      try {
+        ports_.store.lease(call.messages, run.token, now + ports_.store.lease_length(*call.handler));
+      } catch (const Error& error) {
+        held = ports_.store.was_held(error);  // mq_cancel is about one of them
+        throw;
+      }
       statements.push_back(statement_of(call, unsent));
     }
     ports_.transaction.commit();
@@ -126,6 +132,10 @@ bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& t
     if (trouble && ports_.store.is_background()) {
       ports_.transaction.rollback();
       put_off(undeliverable, *trouble);
+      return true;
+    }
+    if (held) {
+      ports_.transaction.rollback();
       return true;
     }
     if (!unsent) throw;
@@ -147,6 +157,7 @@ bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& t
     run->stop = Run::kNot;
     run->stop_at = run->handler.timeout > 0 ? started + run->handler.timeout : 0;
     run->error.reset();
+    run->cancelled = false;
     enter_state(*run, Run::kRunning, started);
     run->session->run(statements[i]);
   }

@@ -120,6 +120,12 @@ void LeasedHandlers::connection_ended(Run& run, Micros now) {
 }
 
 void LeasedHandlers::stop(Run& run, Micros now) {
+  if (run.state == Run::kRunning && !run.cancelled && ports_.store.is_cancelled(run.number)) {
+    run.cancelled = true;
+    run.stop = Run::kCancelled;
+    run.stop_at = now + std::clamp(run.handler.timeout, kLeastGrace, kMostGrace);
+    ports_.store.cancel(run.session->backend());  // mq_cancel has done so, perhaps before the call began
+  }
   if (run.state != Run::kRunning || run.stop_at == 0 || now < run.stop_at) return;
   if (run.stop == Run::kNot) {
     run.stop = Run::kCancelled;
@@ -181,7 +187,10 @@ bool LeasedHandlers::try_to_settle(Run& run, Micros now) {
 // settled. A failed call loses only its charge if settling is given up. So after kTrials failures
 // its messages are made due again in kPutOff, uncharged.
 void LeasedHandlers::unsettled(Run& run, const Error& error, Micros now) {
-  if (ports_.store.was_held(error)) return;
+  if (ports_.store.was_held(error)) {
+    run.settle_at = now + kSettleAgain;
+    return;
+  }
   ports_.store.warn(error);
   failure_ = error;
   run.trouble.failed(now);

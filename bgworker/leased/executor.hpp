@@ -104,6 +104,8 @@ class LeaseStore {
   virtual Micros lease_length(const Handler& /* handler */) { return kLease; }
   // The call is over: its lease, if it still has one, is not alive any more.
   virtual void leave(int number) = 0;
+  // Whether mq_cancel has cancelled a message of the call. Its session has been sent the cancel then.
+  virtual bool is_cancelled(int /* number */) { return false; }
   // Whether the session of the call was told to end: by the postmaster's SIGTERM, or by SIGQUIT or
   // a crash signal from another process (kTold in shmem/in_flight.hpp).
   virtual bool was_told(int /* number */) { return false; }
@@ -185,6 +187,7 @@ class LeasedHandlers {
     Micros stop_at = 0;  // when to cancel it, then to terminate its session; 0: never
     enum Stop { kNot, kCancelled, kTerminated } stop = kNot;
     std::optional<Error> error;
+    bool cancelled = false;  // by mq_cancel
     bool give_back = false;  // no message is charged for the error
     Micros started = 0;      // wall clock
     Micros duration = 0;

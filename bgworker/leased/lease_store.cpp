@@ -218,6 +218,10 @@ int SqlLeaseStore::running_on(std::string_view channel_name) {
   return shared::leases_on(channel_key(channel_name, {}));
 }
 
+bool SqlLeaseStore::is_cancelled(int number) {
+  return shared::lease_is_cancelled(number);
+}
+
 bool SqlLeaseStore::was_told(int number) {
   return in_flight::was_told(number);
 }

@@ -35,6 +35,7 @@ class SqlLeaseStore : public LeaseStore {
   int due(std::string_view channel_name, Micros now, int limit) override;
   int enter(const Entry& entry) override;
   void leave(int number) override;
+  bool is_cancelled(int number) override;
   bool was_told(int number) override;
   void note_exclusive(bool exclusive) override;
   std::int64_t new_token() override;

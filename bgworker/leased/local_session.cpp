@@ -6,6 +6,7 @@
 #include "pg/extension.hpp"
 #include "pg/guard.hpp"
 #include "pg/handler_identity.hpp"
+#include "queue/cancel_watch.hpp"
 #include "shmem/channel_key.hpp"
 #include "shmem/leased_calls.hpp"
 #include "shmem/shared.hpp"
@@ -79,6 +80,7 @@ void LocalSession::run(const LeasedCall& call) {
   transaction_.release_snapshot();
   call.procedure ? run_procedure(call) : run_function(call);
   try {
+    if (!error_) shared::leased_call_commits();
     transaction_.commit();
   } catch (const Error& error) {
     transaction_.rollback();
@@ -89,6 +91,7 @@ void LocalSession::run(const LeasedCall& call) {
 // A procedure may COMMIT, so no savepoint can be around it, and its error ends mq_run. Then
 // ~LocalLeaseStore() notes the aborted call, which is charged later.
 void LocalSession::run_procedure(const LeasedCall& call) {
+  const CancelWatch watch(shared::own_lease());
   try {
     const HandlerTimeout timeout(call.timeout);
     (void)execute(call, guard::Texts::kWhole);
@@ -101,13 +104,14 @@ void LocalSession::run_procedure(const LeasedCall& call) {
 
 void LocalSession::run_function(const LeasedCall& call) {
   transaction_.set_savepoint();
+  CancelWatch watch(shared::own_lease());
   try {
     const SettingsScope settings;
     const HandlerTimeout timeout(call.timeout);
     result_ = execute(call, guard::Texts::kKept);
     timeout.check();
   } catch (Error& error) {
-    if (!HandlerTimeout::explain(error, call.timeout)) caller_.note_cancel(error);
+    if (!HandlerTimeout::explain(error, call.timeout) && !watch.end()) caller_.note_cancel(error);
     error_ = error;
   }
   if (error_)

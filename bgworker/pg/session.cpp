@@ -138,8 +138,9 @@ void CallSession::check_deferred() {
 }
 
 void CallSession::rollback() {
-  // After a failed SPI_commit() the server has rolled back and begun a transaction. Any other error
-  // goes on to the caller, which rolls back.
+  // After a failed SPI_commit() the server has rolled back and begun a transaction. In a transaction block
+  // the error goes on to the caller, which rolls back.
+  if (!atomic_ && spi_ && !IsSubTransaction()) guard::call([] { SPI_rollback(); });
   snapshot_.forget();
   if (spi_) spi_->finish();
   spi_.reset();

@@ -36,6 +36,14 @@ class BySubtransaction {
     for (auto& entry : entries_)
       if (entry.first == end.mine) entry.first = end.parent;
   }
+  template <class F>
+  void for_each(F&& visit) {
+    for (auto& entry : entries_) visit(entry.second);
+  }
+  template <class F>
+  void remove_if(F&& is_it) {
+    std::erase_if(entries_, [&](const auto& entry) { return is_it(entry.second); });
+  }
   bool empty() const { return entries_.empty(); }
   // Each with its subtransaction.
   const std::vector<std::pair<SubTransactionId, T>>& entries() const { return entries_; }

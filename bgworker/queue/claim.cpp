@@ -6,6 +6,8 @@
 
 #include "pg/extension.hpp"
 #include "pg/statement.hpp"
+#include "queue/cancel_notes.hpp"
+#include "queue/cancel_watch.hpp"
 #include "queue/claimed_rows.hpp"
 #include "queue/due_scan.hpp"
 #include "queue/enabled.hpp"
@@ -219,7 +221,9 @@ constexpr int kProbes = 4;  // channels that a fair sample tries for each messag
 void Claimer::begin(std::span<const std::string_view> channel_names) {
   names_.assign(channel_names.begin(), channel_names.end());
   const OwnerScope scope;
+  CancelWatch::begin_claim();
   low_water::begin_claim(channel_names);
+  cancel_notes::begin_claim();
   if (!enabled::here()) return;
   link_headless();
   left_waiting_ = prerequisites::recheck();

@@ -2,6 +2,8 @@
 
 #include "pg/extension.hpp"
 #include "pg/guard.hpp"
+#include "queue/cancel_notes.hpp"
+#include "queue/enabled.hpp"
 #include "shmem/leased_calls.hpp"
 #include "shmem/shared.hpp"
 
@@ -126,6 +128,10 @@ Claimed claimed(const LockedRow& row) {
     message.held = shared::lease_has_call(token);
     if (!message.held) before_lease(message, token);
   }
+  message.cancelled = cancel_notes::of(message.id, message.seq);
+  // Where messages are not handled none is moved to the dead letters either.
+  if (cancel_notes::is_open(message.id, message.seq) || (message.cancelled != nullptr && !enabled::here()))
+    message.held = true;
   return message;
 }
 

@@ -62,6 +62,11 @@ bool is_of_the_call(const Uuid& id, std::int64_t seq) {
                      [&](const Claimed* mine) { return mine->id == id && mine->seq == seq; });
 }
 
+bool is_of_the_call(const Uuid& id) {
+  return current_call != nullptr && std::any_of(current_call->messages.begin(), current_call->messages.end(),
+                                                [&](const Claimed* mine) { return mine->id == id; });
+}
+
 void note_changed(std::span<const Uuid> messages) {
   if (current_call == nullptr) return;
   std::vector<Uuid>& ids = current_call->changes.ids;

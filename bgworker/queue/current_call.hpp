@@ -48,6 +48,7 @@ void refuse_in_handler(const char* function);
 
 // Whether the current call was given the message with this id and sequence number.
 bool is_of_the_call(const Uuid& id, std::int64_t seq);
+bool is_of_the_call(const Uuid& id);
 
 // Whether a transactional handler runs in this process.
 bool in_call();

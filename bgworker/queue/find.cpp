@@ -3,6 +3,8 @@
 #include "pg/extension.hpp"
 #include "pg/guard.hpp"
 #include "pg/statement.hpp"
+#include "queue/cancel_notes.hpp"
+#include "queue/cancel_watch.hpp"
 #include "queue/claimed_rows.hpp"
 #include "shmem/row_claims.hpp"
 
@@ -57,6 +59,8 @@ void find_due(std::span<const Uuid> ids, Micros now, Batch& batch) {
                           " AND $H ORDER BY m.attempt_at, m.seq " LOCKED,
                           {UUIDARRAYOID, TIMESTAMPTZOID});
   const OwnerScope scope;
+  CancelWatch::begin_claim();
+  cancel_notes::begin_claim();
   append(select.run({unclaimed(ids), TimestampTzGetDatum(now)}), batch);
   drop_held(batch);
 }

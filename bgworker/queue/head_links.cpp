@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <unordered_set>
 
+#include "pg/empty_table.hpp"
 #include "pg/extension.hpp"
-#include "pg/guard.hpp"
 #include "pg/refused_rows.hpp"
 #include "pg/statement.hpp"
 #include "queue/commit_actions.hpp"
@@ -12,12 +12,6 @@
 #include "queue/enabled.hpp"
 #include "queue/low_water.hpp"
 #include "queue/promote.hpp"
-
-extern "C" {
-#include "access/table.h"
-#include "storage/bufmgr.h"
-#include "utils/rel.h"
-}
 
 namespace mq {
 
@@ -119,20 +113,6 @@ void note_headless(const std::vector<HeadlessChannel>& channels) {
 void link_or_note(const std::vector<HeadlessChannel>& channels) {
   note_headless(link_channels(channels));
 }
-
-namespace {
-
-// Whether the table has no block, as it is when it is empty and VACUUM has cut it off.
-bool has_no_block(Oid table) {
-  return guard::call([&] {
-    const Relation relation = table_open(table, RowShareLock);
-    const BlockNumber blocks = RelationGetNumberOfBlocks(relation);
-    table_close(relation, NoLock);
-    return blocks == 0;
-  });
-}
-
-}  // namespace
 
 void link_headless() {
   static Statement select(

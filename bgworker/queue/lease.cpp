@@ -2,6 +2,7 @@
 
 #include "pg/refused_rows.hpp"
 #include "pg/statement.hpp"
+#include "queue/cancel_notes.hpp"
 #include "queue/claimed_rows.hpp"
 
 namespace mq {
@@ -34,6 +35,9 @@ void lease(const std::vector<NewLease>& leases, std::int64_t token) {
       "  FROM unnest($1, $2, $3) AS l (id, lease_end, backoff) WHERE m.id = l.id",
       {UUIDARRAYOID, TIMESTAMPTZARRAYOID, INTERVALARRAYOID, INT8OID});
   if (leases.empty()) return;
+  std::vector<const Claimed*> messages;
+  for (const NewLease& lease : leases) messages.push_back(lease.message);
+  cancel_notes::refuse_cancelled(messages);
   const std::vector<char> written = write_leases(leases, token);
   ArrayParam ids(UUIDOID), ends(TIMESTAMPTZOID), backoffs(INTERVALOID);
   std::size_t others = 0;

@@ -7,6 +7,7 @@
 #include "pg/locks.hpp"
 #include "pg/row_locks.hpp"
 #include "pg/settings.h"
+#include "queue/cancel_notes.hpp"
 #include "queue/claim.hpp"
 #include "queue/commit_actions.hpp"
 #include "queue/due.hpp"
@@ -285,14 +286,28 @@ bool follow_clock(const std::vector<std::string>& channel_names, Micros now) {
   return !due.empty();
 }
 
+namespace {
+
+bool dead_letter_cancelled(Transaction& transaction, Micros now) {
+  Batch batch;
+  {
+    const OwnerScope scope;
+    cancel_notes::find(static_cast<int>(kStep), batch);
+  }
+  return dead_letter(transaction, batch, now);
+}
+
+}  // namespace
+
 bool dead_letter_expired(Transaction& transaction, Micros now) {
   const row_locks::ShortWaits short_waits;
+  const bool cancelled = dead_letter_cancelled(transaction, now);
   Batch batch;
   {
     const OwnerScope scope;
     find_expired(now, static_cast<int>(kStep), batch);
   }
-  return dead_letter(transaction, batch, now);
+  return dead_letter(transaction, batch, now) || cancelled;
 }
 
 Swept sweep(Transaction& transaction, Micros now) {

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -28,7 +29,11 @@ struct Claimed {
   bool ordered = false;
   bool uncommitted = false;  // two-phase; for what a claim finds, the time for mq_commit is over
   bool outside = false;      // leased to an outside consumer, also if the lease has run out
-  bool held = false;         // leased to a call that still runs, or whose abort is about to be charged
+  bool held =
+      false;  // leased to a call that still runs, or whose abort is about to be charged; or mq_cancel is about it
+  // Why it is cancelled, if it is: it is not to be handled, but to be moved to the dead letters. It
+  // lives as long as the transaction.
+  const std::string* cancelled = nullptr;
   // Its leased call is gone; it is to be made due again. The attempts are as before its charge.
   bool orphan = false;
   // Token of the leased call that has charged this attempt: settling does not charge it. 0: none.

@@ -14,6 +14,7 @@
 #include "pg/row_locks.hpp"
 #include "pg/sequences.hpp"
 #include "pg/statement.hpp"
+#include "queue/cancel_notes.hpp"
 #include "queue/commit_actions.hpp"
 #include "queue/done.hpp"
 #include "queue/prerequisites.hpp"
@@ -189,6 +190,13 @@ void put_aside(const std::vector<const Claimed*>& messages) {
   expect_updated(rows, update.run({rows.ids.datum(), rows.numbers.datum()}).size());
 }
 
+// How many attempts the death adds to those that were made. A lease has charged one that a cancel interrupts.
+int charge_of(const DeadLetter& dead_letter) {
+  const Claimed& message = *dead_letter.message;
+  if (dead_letter.charged) return to_charge(message);
+  return dead_letter.reason == cancel_notes::kReason && (message.lease != 0 || message.held) ? -1 : 0;
+}
+
 // Adds to `blocking` those with block_as_registered whose handlers have on_dead => 'block'.
 void add_blocking(const std::vector<DeadLetter>& dead_letters, std::set<Uuid>& blocking) {
   static Statement select(
@@ -243,7 +251,7 @@ void dead_letter(const std::vector<DeadLetter>& dead_letters, std::vector<const 
   add_blocking(dead_letters, blocking);
   for (const DeadLetter& dead_letter : dead_letters) {
     rows.add(*dead_letter.message);
-    charged.add(Int32GetDatum(dead_letter.charged ? to_charge(*dead_letter.message) : 0));
+    charged.add(Int32GetDatum(charge_of(dead_letter)));
     reasons.add(text_datum(dead_letter.reason));
     errors.add(dead_letter.error ? *dead_letter.error : Error("", ""));
     if ((dead_letter.block && dead_letter.message->ordered) || blocking.contains(dead_letter.message->id)) {
@@ -254,6 +262,7 @@ void dead_letter(const std::vector<DeadLetter>& dead_letters, std::vector<const 
     }
   }
   lock_to_write("mq_dead");
+  cancel_notes::remove(dead_letters);
   const Rows inserted = sequences::insert(sequences::Numbered::kDead, [&] {
     return insert.run({rows.ids.datum(), rows.numbers.datum(), charged.datum(), reasons.datum(),
                        errors.sqlstate.datum(), errors.message.datum(), errors.detail.datum(), errors.hint.datum(),
@@ -311,8 +320,10 @@ stats::ByChannel totals_of(const Settlement& settlement) {
 
 }  // namespace
 
-void settle(const Settlement& settlement) {
+void settle(const Settlement& wanted) {
   const OwnerScope scope;
+  const std::optional<Settlement> heeded = cancel_notes::heed(wanted);
+  const Settlement& settlement = heeded ? *heeded : wanted;
   const row_locks::Removal removal;
   std::vector<const Claimed*> dead_lettered;
   lock_claimed(kept_or_copied(settlement));

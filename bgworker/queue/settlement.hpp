@@ -30,7 +30,7 @@ struct Retry {
 
 struct DeadLetter {
   const Claimed* message;
-  std::string reason;          // 'expired', 'exhausted', 'discarded' or 'crashed'
+  std::string reason;          // 'expired', 'exhausted', 'discarded', 'crashed', 'cancelled'
   std::optional<Error> error;  // none: the message's last failure is taken from mq_failures
   // If ordered, its channel waits until the message is redriven or its dead letter is deleted.
   bool block = false;

@@ -3,7 +3,8 @@
 namespace mq {
 
 bool is_deliverable(const Claimed& message, Micros now) {
-  return !message.uncommitted && !message.orphan && message.attempts_left > 0 && message.expires_at > now;
+  return message.cancelled == nullptr && !message.uncommitted && !message.orphan && message.attempts_left > 0 &&
+         message.expires_at > now;
 }
 
 void dead_letter_expired(const Claimed& message, Settlement& settlement) {
@@ -13,7 +14,10 @@ void dead_letter_expired(const Claimed& message, Settlement& settlement) {
 
 void settle_undeliverable(const Batch& undeliverable, Micros now, Settlement& settlement) {
   for (const Claimed& message : undeliverable) {
-    if (message.uncommitted) {
+    if (message.cancelled != nullptr) {
+      settlement.dead_letters.push_back(
+          {.message = &message, .reason = "cancelled", .error = Error("57014", *message.cancelled), .charged = false});
+    } else if (message.uncommitted) {
       settlement.removed.push_back(&message);
     } else if (message.orphan && message.expires_at > now) {
       settlement.snoozes.push_back({&message, now});

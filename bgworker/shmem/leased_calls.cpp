@@ -167,6 +167,14 @@ std::optional<HandledHere> handled_here() {
   return std::nullopt;
 }
 
+int own_lease() {
+  if (!available() || handled_in_process.token == 0) return -1;
+  Guard guard(LW_SHARED);
+  for (const Lease& l : used_leases())
+    if (l.token == handled_in_process.token && l.database == MyDatabaseId) return static_cast<int>(&l - state->leases);
+  return -1;
+}
+
 bool lease_is_cancelled(int number) {
   return available() && *const_cast<volatile bool*>(&state->leases[number].cancelled);
 }
@@ -282,6 +290,15 @@ std::vector<Refusal> refusals() {
 
 }  // namespace mq::shared
 
+namespace {
+
+void session_commits(XactEvent event, void*) {
+  if (event == XACT_EVENT_PRE_COMMIT) mq::guard::callback([] { mq::shared::leased_call_commits(); });
+  if (event == XACT_EVENT_ABORT) mq::shared::leased_call_aborts();
+}
+
+}  // namespace
+
 int mq_runs_leased = 0;
 
 // Called by the hooks of mq.c when a statement begins, until mq_runs_leased is negative. In an
@@ -317,6 +334,10 @@ extern "C" void mq_note_leased_call(void) {
     if (record >= 0) mq::in_flight::open_parallel(record, kRecords);
     return;
   }
-  if (mq_runs_leased == 0) mq_runs_leased = number >= 0 && mq::in_flight::open_session(kWorkerSlots, kRecords) ? 1 : -1;
+  if (mq_runs_leased == 0) {
+    mq_runs_leased = number >= 0 && mq::in_flight::open_session(kWorkerSlots, kRecords) ? 1 : -1;
+    if (number >= 0)
+      mq::guard::callback([] { mq::guard::call([] { RegisterXactCallback(session_commits, nullptr); }); });
+  }
   if (mq_runs_leased > 0 && number >= 0) mq::in_flight::begin(number, token);
 }

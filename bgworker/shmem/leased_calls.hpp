@@ -54,6 +54,8 @@ struct HandledHere {
 };
 std::optional<HandledHere> handled_here();
 void set_handled_here(const std::optional<HandledHere>& call);  // for a call in this very process
+// The number of the leased call that this process runs itself, in mq_run; -1: none.
+int own_lease();
 // Whether mq_cancel has cancelled a message of the call, and has committed.
 bool lease_is_cancelled(int number);
 // Whether the lease is of the call that this session runs.

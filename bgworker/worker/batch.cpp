@@ -7,6 +7,7 @@
 #include "handlers/policy.hpp"
 #include "pg/format.hpp"
 #include "pg/row_locks.hpp"
+#include "queue/cancel_notes.hpp"
 #include "queue/find.hpp"
 #include "queue/settle.hpp"
 #include "queue/undeliverable.hpp"
@@ -125,12 +126,15 @@ Settlement Worker::settlement_of(const Claim& claim, const Batch& unhandled,
                                  const std::vector<const Handler*>& handlers, const Dispatcher& dispatcher,
                                  Micros now) {
   Settlement settlement;
+  // The row of one that was only claimed is gone as a rule.
+  std::vector<const Claimed*> cancelled;
   settle_undeliverable(claim.undeliverable, now, settlement);
   for (const Claimed& message : unhandled) settlement.unhandled.push_back(&message);
   for (std::size_t i = 0; i < claim.messages.size(); ++i) {
     const Claimed& message = claim.messages[i];
     const Outcome outcome = dispatcher.outcomes()[i];
     if (outcome == Outcome::kExpired) dead_letter_expired(message, settlement);
+    if (outcome == Outcome::kCancelled) cancelled.push_back(&message);
     if (outcome != Outcome::kHandled) continue;
     const Dispatcher::Span& span = dispatcher.spans()[i];
     settlement.removed.push_back(&message);
@@ -146,6 +150,7 @@ Settlement Worker::settlement_of(const Claim& claim, const Batch& unhandled,
   for (const auto& [i, disposition] : dispatcher.dispositions())
     if (is_disposed(dispatcher.outcomes()[i]))
       settle_disposition(claim.messages[i], disposition, handlers[i]->block_on_dead, now, settlement);
+  if (!cancelled.empty()) cancel_notes::add_dead_letters(cancelled, settlement);
   return settlement;
 }
 
@@ -245,13 +250,12 @@ void Worker::note_outcomes(const Claim& claim, const Dispatcher& dispatcher, Mic
 }
 
 // The batch cannot be settled; rolls it back.
-//   1. mq_run throws the error.
-//   2. If other sessions hold rows that were to be deleted, the batch is claimed again.
+//   1. If other sessions hold rows that were to be deleted, or cancel messages, the batch is claimed again.
+//   2. mq_run throws any other error.
 //   3. If the server is the cause, the first unsettled batch in a row throws: the worker pauses.
 //   4. Else a message may be the cause: each runs exclusively, and one that cannot be settled alone
 //      is put off.
 Worker::BatchResult Worker::unsettled(const std::vector<Owned>& messages, const Error& error, bool exclusive) {
-  if (!learns_) throw error;  // to the caller of mq_run
   if (row_locks::was_held(error)) {
     ports_.transaction.rollback();
     ports_.host.handled(0);
@@ -260,6 +264,7 @@ Worker::BatchResult Worker::unsettled(const std::vector<Owned>& messages, const 
     again.unsettled = true;
     return again;
   }
+  if (!learns_) throw error;  // to the caller of mq_run
   ++unsettled_;
   if (!exclusive && is_trouble(error) && unsettled_ == 1) throw error;
   ports_.transaction.rollback();

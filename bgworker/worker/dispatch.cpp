@@ -24,6 +24,7 @@ bool Dispatcher::run_range(std::size_t first, std::size_t last, std::size_t most
     if (exhausted()) return false;
     const std::size_t end = std::min(last, i + piece);
     const Attempt tried = attempt(i, end, most);
+    if (tried.cancelled) continue;
     if (tried.cut != 0) {
       ++resolving_;
       const bool done = run_range(i, tried.cut, most);
@@ -91,6 +92,13 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
     try {
       caller_.call(*handlers_[i], batch, batch.size() < messages_.size());
       note_dispositions(i, end);
+    } catch (const Cancelled& cancelled) {
+      now_ = clock_.now();
+      transaction_.rollback_to_savepoint();
+      dispositions_.erase(dispositions_.lower_bound(first), dispositions_.lower_bound(end));
+      note_cancelled(i, end, cancelled.messages);
+      began_ = true;
+      return {.reached = i, .cancelled = true};
     } catch (const Yielded& yielded) {
       now_ = clock_.now();
       transaction_.rollback_to_savepoint();
@@ -145,6 +153,13 @@ void Dispatcher::note_results(std::size_t first, std::span<const void* const> re
   if (results.empty()) return;
   results_.resize(messages_.size());
   std::copy(results.begin(), results.end(), results_.begin() + static_cast<std::ptrdiff_t>(first));
+}
+
+// Where none is named all are, so that the same call is not made again for ever.
+void Dispatcher::note_cancelled(std::size_t first, std::size_t last, const std::vector<Uuid>& cancelled) {
+  for (std::size_t i = first; i < last; ++i)
+    if (cancelled.empty() || std::find(cancelled.begin(), cancelled.end(), messages_[i].id) != cancelled.end())
+      outcomes_[i] = Outcome::kCancelled;
 }
 
 void Dispatcher::note_dispositions(std::size_t first, std::size_t last) {

@@ -11,6 +11,9 @@
 // In an ordered channel nothing runs behind a message that failed, expired, was snoozed, or was
 // discarded and blocks.
 //
+// When a message was cancelled, before its call or during it, the savepoint is rolled back, and all but that
+// message run again.
+//
 // The batch ends early, and what was not reached is claimed again, uncharged:
 //   - A call lasts while others are claimed with it. It is stopped, uncharged (kYielded).
 //   - A call fails with a duplicate object or 55006 after another call ran in the transaction,
@@ -48,6 +51,7 @@ enum class Outcome {
   kExpired,    // before its call began
   kYielded,    // stopped, since other messages waited behind it: runs again exclusively
   kCollided,   // interfered with another call of the transaction: runs again exclusively
+  kCancelled,  // by mq_cancel, before or while its call ran
 };
 
 inline bool runs_again_exclusive(Outcome outcome) {
@@ -94,6 +98,7 @@ class Dispatcher {
     std::size_t reached;         // the messages before it ran
     std::size_t failed_end = 0;  // 0: nothing failed; else the failed call was [reached, failed_end)
     std::size_t cut = 0;         // not 0: rolled back; a call has to end before message `cut`
+    bool cancelled = false;      // rolled back; some messages are kCancelled, and the others run again
     bool yielded = false;        // the call did not fail, it was stopped
     bool felt = false;           // stopped for what it did, not for how long it took
     bool is_shared = false;      // the failed call was not the first of the transaction
@@ -112,6 +117,7 @@ class Dispatcher {
   bool stops_channel(std::size_t i) const;
   void note_dispositions(std::size_t first, std::size_t last);
   void note_results(std::size_t first, std::span<const void* const> results);
+  void note_cancelled(std::size_t first, std::size_t last, const std::vector<Uuid>& cancelled);
   // Where the array of the call [first, last) should have ended, since a message in it holds up
   // later ones in it; 0: nowhere.
   std::size_t cut_of(std::size_t first, std::size_t last) const;

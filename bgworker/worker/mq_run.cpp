@@ -20,6 +20,7 @@
 #include "pg/session.hpp"
 #include "pg/statement.hpp"
 #include "pg/validate.hpp"
+#include "queue/cancel_watch.hpp"
 #include "queue/enabled.hpp"
 #include "queue/settle.hpp"
 #include "shmem/callers.hpp"
@@ -99,8 +100,14 @@ class CallHost : public ServerHost {
 // While it lives other sessions see what this mq_run calls.
 class CallerScope {
  public:
-  explicit CallerScope(bool atomic) { shared::join_callers(atomic); }
-  ~CallerScope() { shared::leave_callers(); }
+  explicit CallerScope(bool atomic) {
+    shared::join_callers(atomic);
+    CancelWatch::catch_signals();
+  }
+  ~CallerScope() {
+    shared::leave_callers();
+    CancelWatch::release_signals();
+  }
   CallerScope(const CallerScope&) = delete;
   CallerScope& operator=(const CallerScope&) = delete;
 };

@@ -37,6 +37,7 @@
 #include "pg/session.hpp"
 #include "pg/settings.h"
 #include "pg/trouble.hpp"
+#include "queue/cancel_watch.hpp"
 #include "queue/enabled.hpp"
 #include "queue/settle.hpp"
 #include "shmem/aborted_calls.hpp"
@@ -390,6 +391,7 @@ void run(int slot) {
     pgstat_report_appname("mq worker");
   });
   shared::join_callers(false);
+  CancelWatch::catch_signals();
   guard::call([] { before_shmem_exit(note_aborted, 0); });
   pin_worker_settings();
 

@@ -99,6 +99,14 @@ CREATE TABLE mq_rechecks (
 );
 COMMENT ON TABLE mq_rechecks IS 'What dependents may not wait for any more: somebody was ending or sending the other message when it was looked at. Every claim looks here first; as a rule it is empty.';
 
+CREATE TABLE mq_cancelled (
+  message_id uuid NOT NULL,
+  seq bigint NOT NULL,
+  error text NOT NULL
+);
+COMMENT ON TABLE mq_cancelled IS 'Messages that mq_cancel has cancelled while a worker had their rows locked: the worker moves them to mq_dead. As a rule it is empty.';
+COMMENT ON COLUMN mq_cancelled.seq IS 'As in mq_msgs: a message that is sent under the same id later has another one, and is not meant.';
+
 -- A table in the original schema. TRUNCATE of it is answered by the library where it is preloaded.
 CREATE VIEW mq_payloads AS
   SELECT id, message_name AS name, message_json AS payload_json, message_bytes AS payload_bytes, channel_key FROM mq_msgs WHERE attempt_at IS NOT NULL;
@@ -284,6 +292,7 @@ ALTER TABLE mq_enabled ENABLE REPLICA TRIGGER mq_enabled_stays;
 ALTER TABLE mq_headless REPLICA IDENTITY FULL;
 ALTER TABLE mq_prerequisites REPLICA IDENTITY FULL;
 ALTER TABLE mq_rechecks REPLICA IDENTITY FULL;
+ALTER TABLE mq_cancelled REPLICA IDENTITY FULL;
 ALTER TABLE mq_handlers REPLICA IDENTITY FULL;
 ALTER TABLE mq_stats_totals REPLICA IDENTITY FULL;
 ALTER TABLE mq_stats_deltas REPLICA IDENTITY FULL;
@@ -294,6 +303,7 @@ SELECT pg_catalog.pg_extension_config_dump('mq_msgs', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_headless', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_prerequisites', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_rechecks', '');
+SELECT pg_catalog.pg_extension_config_dump('mq_cancelled', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_dead', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_dead_dead_no_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_done', '');

@@ -22,6 +22,11 @@ CREATE FUNCTION mq_checkpoint(msg_id uuid, duration interval, new_payload_json t
 COMMENT ON FUNCTION mq_checkpoint(uuid, interval, text, bytea, integer) IS
   'As mq_keep_alive, and replaces what is not NULL of the payload and adds extra_retries (NULL: none). 22023 or 22004 for a bad value, 22P02 for bad JSON.';
 
+CREATE FUNCTION mq_cancel(ids uuid[], reason text DEFAULT NULL) RETURNS SETOF uuid
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_cancel';
+COMMENT ON FUNCTION mq_cancel(uuid[], text) IS
+  'Moves pending messages to mq_dead with reason cancelled, SQLSTATE 57014 and the reason given as the error. One that is being handled is interrupted when this transaction commits, its call is rolled back, and it is never tried again; the other messages of its batch are handled. Returns those that it has cancelled; not those that ended before. Waits for other transactions that have locked one of them, but for no call of a handler. 22004 for NULL, also in the array, 55000 from a handler about a message of its call, 53400 for more than 4096 running messages at once, 0A000 at PREPARE TRANSACTION where a message was running.';
+
 CREATE FUNCTION mq_clear(channel_names text[]) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_clear';
 COMMENT ON FUNCTION mq_clear(text[]) IS 'Deletes every pending message of the named channels. Dead letters stay. 22004 for NULL, also in the array.';

@@ -143,6 +143,18 @@ BEGIN
   EXECUTE pg_catalog.format('ALTER TABLE mq_rechecks OWNER TO %s', owner);
 END $$;
 
+CREATE TABLE mq_cancelled (
+  message_id uuid NOT NULL,
+  seq bigint NOT NULL,
+  error text NOT NULL
+);
+COMMENT ON TABLE mq_cancelled IS 'Messages that mq_cancel has cancelled while a worker had their rows locked: the worker moves them to mq_dead. As a rule it is empty.';
+COMMENT ON COLUMN mq_cancelled.seq IS 'As in mq_msgs: a message that is sent under the same id later has another one, and is not meant.';
+ALTER TABLE mq_cancelled REPLICA IDENTITY FULL;
+SELECT pg_catalog.pg_extension_config_dump('mq_cancelled', '');
+-- Whoever updates may be another superuser than the owner.
+DO $$ BEGIN EXECUTE pg_catalog.format('ALTER TABLE mq_cancelled OWNER TO %s', (SELECT c.relowner::pg_catalog.regrole FROM pg_catalog.pg_class c WHERE c.oid = 'mq_msgs'::pg_catalog.regclass)); END $$;
+
 -- --- functions -----------------------------------------------------------------------------------
 ALTER FUNCTION mq_worker_seats() RENAME TO mq_worker_slots;
 -- Those that take more arguments now; what users were granted on them goes to the new ones below.

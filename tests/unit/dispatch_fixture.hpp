@@ -85,6 +85,10 @@ struct FakeCaller final : HandlerCaller {
       if (auto its = row.error_of_call(1, messages.size() > 1, clock); its && (!error || its->is_conflict()))
         error = its;
     }
+    Cancelled gone;
+    for (const Claimed* message : messages)
+      if (std::ranges::find(cancelled, message->seq) != cancelled.end()) gone.messages.push_back(message->id);
+    if (!gone.messages.empty()) throw gone;
     if (error) throw *error;
   }
 
@@ -109,6 +113,7 @@ struct FakeCaller final : HandlerCaller {
   std::vector<std::vector<std::int64_t>> calls;  // the seq of their messages
   std::vector<Disposition> asked;                // in the last call
   bool changed = false;                          // the last call changed others
+  std::vector<std::int64_t> cancelled;           // the seq of messages that are cancelled during their calls
   int yield_after = kAlways;                     // calls
   std::function<void()> during;                  // runs in each call
 };
@@ -118,7 +123,8 @@ class DispatchTest : public testing::Test {
   DispatchTest() { batch.shape = Shape::kBatch; }
 
   // Dispatches the messages, in a new transaction. Returns what came of each: U untouched,
-  // H handled, F failed, S snoozed, D discarded, C conflict, X expired, Y yielded, O collided.
+  // H handled, F failed, S snoozed, D discarded, C conflict, X expired, Y yielded, O collided,
+  // L cancelled.
   std::string run(const std::vector<Message>& messages, const std::vector<const Handler*>& handlers,
                   Micros slice = kLong) {
     transaction = {};
@@ -136,7 +142,7 @@ class DispatchTest : public testing::Test {
     dispositions = dispatcher.dispositions();
     check();
     std::string shown;
-    for (const Outcome outcome : outcomes) shown += "UHFSDCXYO"[static_cast<int>(outcome)];
+    for (const Outcome outcome : outcomes) shown += "UHFSDCXYOL"[static_cast<int>(outcome)];
     return shown;
   }
   std::string run(const std::vector<Message>& messages, const Handler* handler, Micros slice = kLong) {

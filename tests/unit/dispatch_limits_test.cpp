@@ -33,6 +33,31 @@ TEST_F(DispatchTest, SavepointsWithoutAWriteAreNotCounted) {
   EXPECT_EQ(result.find('U'), std::string::npos);
 }
 
+TEST_F(DispatchTest, ACancelledMessageIsLeftOutAndTheOthersOfItsBatchRunAgain) {
+  const std::vector<Message> messages(6, kGood);
+  for (const Handler* handler : {&json, &batch}) {
+    caller.cancelled = {1, 4};
+    EXPECT_EQ(run(messages, handler), "HLHHLH");
+    EXPECT_TRUE(failures.empty());
+    EXPECT_EQ(transaction.effects.size(), 4U) << "of each that is left, once";
+    caller.cancelled = {0, 1, 2, 3, 4, 5};
+    EXPECT_EQ(run(messages, handler), "LLLLLL");
+    EXPECT_TRUE(transaction.effects.empty());
+    caller.cancelled.clear();
+  }
+}
+
+TEST_F(DispatchTest, AFailureBesideACancelledMessageIsChargedOnce) {
+  std::vector<Message> messages(6, kGood);
+  messages[2] = kBad;
+  for (const Handler* handler : {&json, &batch}) {
+    caller.cancelled = {3};
+    EXPECT_EQ(run(messages, handler), "HHFLHH");
+    EXPECT_EQ(failures.size(), 1U);
+    caller.cancelled.clear();
+  }
+}
+
 TEST_F(DispatchTest, PiecesGrowAgainBehindAFailure) {
   std::vector<Message> messages(1000, kGood);
   std::fill(messages.begin(), messages.begin() + 10, kBad);

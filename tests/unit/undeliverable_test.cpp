@@ -23,6 +23,30 @@ TEST(UndeliverableTest, EachObstacleAloneIsEnough) {
   EXPECT_TRUE(is_deliverable(deliverable(), 10));
 }
 
+TEST(UndeliverableTest, ACancelledMessageIsDeadLetteredWhateverElseItIs) {
+  const std::string why = "not wanted";
+  Batch cancelled(3, deliverable());
+  cancelled[1].uncommitted = true;
+  cancelled[2].orphan = true;
+  for (Claimed& message : cancelled) {
+    message.cancelled = &why;
+    EXPECT_FALSE(is_deliverable(message, 0));
+  }
+  Settlement settlement;
+  settle_undeliverable(cancelled, 100, settlement);
+  EXPECT_TRUE(settlement.removed.empty());
+  EXPECT_TRUE(settlement.snoozes.empty());
+  ASSERT_EQ(settlement.dead_letters.size(), 3U);
+  for (const DeadLetter& dead_letter : settlement.dead_letters) {
+    EXPECT_EQ(dead_letter.reason, "cancelled");
+    EXPECT_FALSE(dead_letter.charged);
+    EXPECT_FALSE(dead_letter.block || dead_letter.block_as_registered);
+    ASSERT_TRUE(dead_letter.error);
+    EXPECT_EQ(dead_letter.error->message, why);
+    EXPECT_EQ(dead_letter.error->sqlstate, "57014");
+  }
+}
+
 TEST(UndeliverableTest, RemovesTheUncommittedAndDeadLettersTheOthersUncharged) {
   Claimed uncommitted, exhausted, outside;
   uncommitted.uncommitted = true;
