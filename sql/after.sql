@@ -264,12 +264,27 @@ SELECT * FROM pending;
 CALL mq_run();
 SELECT handled();
 SELECT * FROM left_over();
+-- One that would stand before what it waits for, in their channel, joins the tail as that one has.
+SELECT mq_register_handler('ordered', 'handle(mq_message)', message_name => 'skip');
+SELECT mq_send('ordered', '{"do": "discard"}', name => 'skip', id => id(1), ordered => true),
+       mq_send('ordered', '2', id => id(2), after => ARRAY[id(1)], ordered => true), mq_send('ordered', '3', id => id(3), ordered => true);
+CALL mq_run();
+SELECT handled();
+UPDATE mq_dead SET payload_json = '1' WHERE id = id(1);
+SELECT mq_redrive();
+CALL mq_run();
+SELECT handled();
+SELECT * FROM pending;
 
 -- dedup_key: a message that waits is pending, and what is not sent waits for nothing.
 SELECT send(1);
 SELECT sent FROM mq_send_once('work', 'key', '2', after => ARRAY[id(1)]);
 SELECT sent FROM mq_send_once('work', 'key', '3', after => ARRAY[id(1)]);
 SELECT count(*) FROM mq_prerequisites;
+-- Nor does a send that finds its key taken free those that wait for its id.
+SELECT mq_send('work', '4', id => id(4), dedup_key => 'other', after => ARRAY[id(1)]), send(5, 4);
+SELECT mq_send('work', '4', id => id(4), dedup_key => 'other', after => ARRAY[id(1)]);
+SELECT * FROM pending;
 CALL mq_run();
 SELECT cardinality(handled());
 

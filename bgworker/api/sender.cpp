@@ -180,7 +180,7 @@ void Sender::find_prerequisites() {
     if (m.after != nullptr) last = m.after;
   }
   if (ids.empty()) return;
-  if (reuses_ids_) prerequisites::ended(ids_, prerequisites::End::kHandled, false);
+  if (reuses_ids_) prerequisites::reuse(ids_);
   states_ = prerequisites::states_of(ids);
   for (Checked& m : messages_) {
     if (m.after == nullptr) {

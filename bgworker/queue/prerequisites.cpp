@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "pg/format.hpp"
+#include "pg/session.hpp"
 #include "pg/statement.hpp"
 #include "queue/commit_actions.hpp"
 #include "queue/enabled.hpp"
@@ -184,6 +185,16 @@ States states_of(std::span<const Uuid> messages) {
   return states;
 }
 
+void reuse(const std::vector<Uuid>& messages) {
+  if (messages.empty() || !any()) return;
+  const States states = states_of(messages);
+  std::vector<Uuid> dead, gone;
+  for (const Uuid& id : messages)
+    if (!states.pending.contains(id)) (states.dead.contains(id) ? dead : gone).push_back(id);
+  ended(dead, End::kDead, false);
+  ended(gone, End::kHandled, false);
+}
+
 // The race of S, which sends d behind p, with R, which ends p: each does its part before it looks at the
 // other's, so one of them sees the other's.
 void wait_for(std::span<const Prerequisite> pending, std::span<const Prerequisite> dead) {
@@ -293,7 +304,18 @@ bool recheck() {
     (neither ? again.handled : pending ? again.pending : again.dead).push_back(noted.back());
   }
   Open open;
-  look_again(again, open);
+  // A trigger or a lock of somebody's may fail this. It must not stop claims; the sweep tries it, too, and
+  // reports what fails.
+  SavepointOnly session;
+  session.set_savepoint();
+  try {
+    look_again(again, open);
+    (void)session.release_savepoint();
+  } catch (const Error& error) {
+    if (error.sqlstate.starts_with("57")) throw;  // cancel or shutdown
+    session.rollback_to_savepoint();
+    return true;
+  }
   ArrayParam done(TIDOID);
   const bool left = !open.empty();
   for (std::size_t i = 0; i < noted.size(); ++i)

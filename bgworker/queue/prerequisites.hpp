@@ -36,6 +36,9 @@ struct States {
 };
 States states_of(std::span<const Uuid> messages);
 
+// Messages with these ids are to be sent, and wait for others. Ends messages that still wait for earlier
+// messages with the ids: else they could wait for one another.
+void reuse(const std::vector<Uuid>& messages);
 // This transaction has written messages that wait for others, which were pending or dead. Adds the
 // rows, and moves those that wait for a dead one to the dead letters.
 void wait_for(std::span<const Prerequisite> pending, std::span<const Prerequisite> dead);

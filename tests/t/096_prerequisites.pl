@@ -5,6 +5,7 @@ use strict;
 use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
+use MqSession;
 use MqTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -151,5 +152,69 @@ send_from_clients('clients send again', 2, $seed + 1);
 $node->stop('immediate');
 $node->start;
 as_the_model_says('a crash');
+
+# --- prepared transactions --------------------------------------------------------------------------
+
+sql(q{SELECT mq_pause('a')});
+sql(q{SELECT mq_send('a', id => md5('p')::uuid)});
+sql(q{BEGIN; SELECT mq_send('b', name => 'd', id => md5('d')::uuid, after => ARRAY[md5('p')::uuid]); PREPARE TRANSACTION 'sends'});
+sql(q{SELECT mq_resume('a')});
+within(60, $node, $db, $left, 0, 'what a prepared transaction waits for is handled');
+holds($node, $db, 'SELECT count(*) FROM mq_rechecks', 1, '... and noted');
+sql(q{COMMIT PREPARED 'sends'});
+within(60, $node, $db, q{SELECT count(*) FROM handled WHERE id = md5('d')::uuid}, 1, '... and its message is handled once it is committed');
+sql(q{SELECT mq_send('elsewhere', id => md5('q')::uuid)});
+sql(q{BEGIN; SELECT mq_delete(ARRAY[md5('q')::uuid]); PREPARE TRANSACTION 'removes'});
+sql(q{SELECT mq_send('b', id => md5('e')::uuid, after => ARRAY[md5('q')::uuid])});
+sql(q{COMMIT PREPARED 'removes'});
+within(60, $node, $db, q{SELECT count(*) FROM handled WHERE id = md5('e')::uuid}, 1, 'one that waits for what a prepared transaction removes is handled once that is committed');
+nothing_is_left('prepared transactions');
+
+# --- a trigger that fails -----------------------------------------------------------------------------
+
+# d is locked while p dies, and what is noted of it cannot be done then.
+my $session = MqSession->new($node, $db);
+sql(q{SELECT mq_send('b', '{"do": "die"}', id => md5('p')::uuid, delay => '0.5 s'), mq_send('c', id => md5('d')::uuid, after => ARRAY[md5('p')::uuid])});
+$session->query(q{BEGIN; SELECT FROM mq_msgs WHERE id = md5('d')::uuid FOR UPDATE});
+within(60, $node, $db, q{SELECT count(*) FROM mq_dead}, 1, 'a message dies while one that waits for it is locked');
+sql(q{CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not now'; END $$;
+	CREATE TRIGGER refuse BEFORE INSERT ON mq_dead FOR EACH ROW WHEN (NEW.reason = 'prerequisite') EXECUTE FUNCTION refuse()});
+$session->query('ROLLBACK');
+for (1 .. 3) {
+	sql(q{SELECT mq_send('a', id => md5('f')::uuid)});
+	within(60, $node, $db, q{SELECT count(*) FROM mq_msgs WHERE id = md5('f')::uuid}, 0, 'others are handled though it cannot be moved to the dead letters');
+}
+holds($node, $db, q{SELECT count(*) FROM mq_msgs WHERE id = md5('d')::uuid AND due_at IS NOT NULL}, 1, '... and it waits');
+sql('DROP TRIGGER refuse ON mq_dead');
+sql(q{SELECT mq_send('a')});
+within(60, $node, $db, q{SELECT reason FROM mq_dead WHERE id = md5('d')::uuid}, 'prerequisite', '... until it can');
+nothing_is_left('trigger');
+
+# --- a dump of messages that wait, and of what is noted -------------------------------------------------
+
+# Where there is no handler no worker looks at what is noted.
+sql('CREATE DATABASE dumped');
+sub dumped { return $node->safe_psql('dumped', shift) }
+dumped(q{CREATE EXTENSION mq;
+	SELECT mq_send('first', id => md5(n)::uuid) FROM unnest(ARRAY['p', 'q', 'r']) AS n;
+	SELECT mq_send('second', name => 'waits for two', id => md5('d')::uuid, after => ARRAY[md5('q')::uuid, md5('r')::uuid])});
+my $remover = MqSession->new($node, 'dumped');
+$remover->query(q{BEGIN; SELECT mq_delete(ARRAY[md5('p')::uuid])});
+dumped(q{SELECT mq_send('second', name => 'noted', id => md5('e')::uuid, after => ARRAY[md5('p')::uuid])});
+$remover->query('COMMIT');
+$remover->quit;
+my $waiting = q{SELECT (SELECT string_agg(message_name, ', ' ORDER BY message_name) FROM mq_msgs WHERE due_at IS NOT NULL), (SELECT count(*) FROM mq_rechecks)};
+holds($node, 'dumped', $waiting, 'noted, waits for two|1', 'messages wait');
+my $dump = $node->basedir . '/waiting.sql';
+$node->command_ok([ 'pg_dump', '--file', $dump, $node->connstr('dumped') ], 'they are dumped');
+sql('CREATE DATABASE restored');
+$node->command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-f', $dump, $node->connstr('restored') ], 'and restored');
+holds($node, 'restored', $waiting, 'noted, waits for two|1', '... and nothing looks at them');
+$node->safe_psql('restored', q{SELECT mq_enable(); CREATE TABLE handled (n serial, name text);
+	CREATE FUNCTION handle(message mq_message) RETURNS void LANGUAGE sql AS $$ INSERT INTO handled (name) VALUES (message.name) $$;
+	SELECT mq_register_handler('second', 'handle(mq_message)')});
+within(60, $node, 'restored', q{SELECT string_agg(name, ', ') FROM handled}, 'noted', 'once messages are handled there, the one that is noted goes');
+$node->safe_psql('restored', q{SELECT mq_register_handler('first', 'handle(mq_message)')});
+within(60, $node, 'restored', q{SELECT string_agg(name, ', ' ORDER BY n) FROM handled}, 'noted, first, first, waits for two', '... and the other behind what it waits for');
 log_is_clean($node, qr/this once|terminating connection|not properly shut down|database system was interrupted|could not receive|background worker .* exited|server process .* exited/);
 done_testing();
