@@ -229,6 +229,16 @@ SELECT mq_send('work', '{"do": "fail"}', id => id(1), retries => 0), send(2, 1);
 CALL mq_run();
 SELECT * FROM dead;
 DELETE FROM mq_dead;
+-- One that is cancelled is dead; one that waits can be cancelled, too.
+SELECT send(1), send(2, 1), send(3, 2), send(4), send(5, 4), send(6, 5);
+SELECT n(c) FROM mq_cancel(ARRAY[id(1), id(5)]) AS c ORDER BY 1;
+SELECT * FROM dead;
+SELECT * FROM pending;
+SELECT mq_redrive();
+SELECT * FROM pending;
+CALL mq_run();
+SELECT handled();
+SELECT * FROM left_over();
 -- One that waits expires in time.
 SELECT send(1), mq_send('work', '2', id => id(2), after => ARRAY[id(1)], expires => '1 microsecond'), mq_send('work', '3', id => id(3), after => ARRAY[id(1)], expires => '1 hour');
 SELECT send(4, 2);
