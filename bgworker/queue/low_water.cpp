@@ -19,7 +19,8 @@ namespace {
 
 using shared::state;
 
-constexpr int kStep = 2000;  // index entries that a claim reads at most to check marks
+constexpr int kStep = 2000;                // index entries that a step of a check reads at most
+constexpr Micros kCheap = kSecond / 1000;  // so much of a search before a wait does not count
 
 // The set of a table that has room for a key, locked while this lives.
 class LockedSet {
@@ -43,10 +44,28 @@ bool has_written() {
   return TransactionIdIsValid(GetTopTransactionIdIfAny());
 }
 
-// Searches from the beginning for the names whose last check is at least `interval` µs ago.
-// begin_check() keeps other sessions from the same search. `step`: how many index entries to read at
-// most; the next step goes on there. Without it each search goes to its end. True: some mark was too
-// high.
+// Where the name is to be searched from, if its last check is at least `interval` µs ago.
+// begin_check() keeps other sessions from the same search.
+std::optional<Position> begin_search(std::uint64_t key, Micros now, Micros interval) {
+  const LockedSet set(key, LW_EXCLUSIVE);
+  return set->begin_check(key, now, interval);
+}
+
+// What the search of a name that began at `now` has done.
+struct Searched {
+  bool goes_on = false;  // in a further step
+  bool lowered = false;  // the mark was too high
+};
+Searched end_search(std::uint64_t key, const HeadSearch& result, Micros now, Micros took) {
+  const LockedSet set(key, LW_EXCLUSIVE);
+  // A mark beyond the present would hide a row that a user inserts by hand later.
+  if (result.ended) return {false, set->end_check(key, took, std::min(result.reached, {now, INT64_MIN}))};
+  return {set->end_step(key, took, result.reached), false};
+}
+
+// Searches from the beginning for the names whose last check is at least `interval` µs ago. `step`:
+// how many index entries to read at most; the next step goes on there. Without it each search goes
+// to its end. True: some mark was too high.
 bool search_all(std::span<const std::string_view> channel_names, Micros interval, std::optional<int> step) {
   struct Search {
     std::uint64_t key;
@@ -56,11 +75,7 @@ bool search_all(std::span<const std::string_view> channel_names, Micros interval
   const Micros now = GetCurrentTimestamp();
   for (const std::string_view name : channel_names) {
     const std::uint64_t key = key_of(name);
-    std::optional<Position> from;
-    {
-      const LockedSet set(key, LW_EXCLUSIVE);
-      from = set->begin_check(key, now, interval);
-    }
+    const std::optional<Position> from = begin_search(key, now, interval);
     if (!from) continue;
     const HeadSearch result =
         step ? search_head(name, *from, *step) : HeadSearch{true, first_head(name, kNone).value_or(kEnd), 0};
@@ -70,14 +85,7 @@ bool search_all(std::span<const std::string_view> channel_names, Micros interval
   if (searches.empty()) return false;
   const Micros took = GetCurrentTimestamp() - now;
   bool lowered = false;
-  for (const auto& [key, result] : searches) {
-    const LockedSet set(key, LW_EXCLUSIVE);
-    // A mark beyond the present would hide a row that a user inserts by hand later.
-    if (result.ended)
-      lowered = set->end_check(key, took, std::min(result.reached, {now, INT64_MIN})) || lowered;
-    else
-      set->end_step(key, took, result.reached);
-  }
+  for (const auto& [key, result] : searches) lowered = end_search(key, result, now, took).lowered || lowered;
   return lowered;
 }
 
@@ -120,8 +128,30 @@ void begin_claim(std::span<const std::string_view> channel_names) {
   took = ended - now;
 }
 
-void begin_wait(std::span<const std::string_view> channel_names) {
-  if (shared::available()) search_all(channel_names, check_interval(), std::nullopt);
+void begin_wait(std::span<const std::string_view> channel_names, const std::function<bool()>& is_wanted) {
+  // When a search of this process was last broken off, and how long it took. Only this function sets
+  // them. A search that comes to its end has its pause in shared memory (begin_check()).
+  static Micros ended = 0;
+  static Micros took = 0;
+  if (!shared::available()) return;
+  const Micros began = GetCurrentTimestamp();
+  if (began >= ended && began - ended < (took - kCheap) * LowWaterMarks::kCheckShare) return;
+  took = 0;
+  for (const std::string_view name : channel_names) {
+    const std::uint64_t key = key_of(name);
+    std::optional<Position> from = begin_search(key, began, check_interval());
+    while (from) {
+      const HeadSearch result = search_head(name, *from, kStep);
+      const Micros now = GetCurrentTimestamp();
+      const bool goes_on = end_search(key, result, began, now - began).goes_on;
+      if (is_wanted()) {
+        ended = now;
+        took = now - began;
+        return;
+      }
+      from = goes_on ? std::optional(result.reached) : std::nullopt;
+    }
+  }
 }
 
 std::optional<ToRaise> to_raise(std::string_view channel_name) {

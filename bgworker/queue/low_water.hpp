@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string_view>
@@ -31,8 +32,9 @@ void taken(std::string_view channel_name, int messages);
 // For the beginning of a claim: each half mq.poll_interval a search from the beginning for each of
 // these names, as check() makes it. In short steps, of which each claim makes one at most.
 void begin_claim(std::span<const std::string_view> channel_names);
-// Before a worker waits: such a search to its end, no more often.
-void begin_wait(std::span<const std::string_view> channel_names);
+// Before a worker waits: such a search to its end, no more often, unless is_wanted() says that the
+// worker has something else to do. It is asked before each step.
+void begin_wait(std::span<const std::string_view> channel_names, const std::function<bool()>& is_wanted);
 
 // A name of which so many messages were taken that its mark should be raised.
 struct ToRaise {

@@ -68,11 +68,12 @@ bool LowWaterMarks::end_check(std::uint64_t key, Micros took, Position first) {
   return true;
 }
 
-void LowWaterMarks::end_step(std::uint64_t key, Micros took, Position reached) {
+bool LowWaterMarks::end_step(std::uint64_t key, Micros took, Position reached) {
   Entry* entry = find(key);
-  if (entry == nullptr) return;
+  if (entry == nullptr) return false;
   entry->check_took = took;
   entry->checked = entry->marked && reached < entry->mark ? reached : kBeginning;
+  return entry->checked != kBeginning;
 }
 
 void LowWaterMarks::lower(std::uint64_t key, Position position) {

@@ -67,8 +67,9 @@ class LowWaterMarks {
   // The check took `took` µs and found `first` as the first message that is left. Returns whether
   // the mark was above it; then it is lowered.
   bool end_check(std::uint64_t key, Micros took, Position first);
-  // A step of the check has come to `reached`, and found no message that is left below that.
-  void end_step(std::uint64_t key, Micros took, Position reached);
+  // A step of the check has come to `reached`, and found no message that is left below that. Returns
+  // whether the search goes on there; it ends at the mark.
+  bool end_step(std::uint64_t key, Micros took, Position reached);
   // A message is due at `position`.
   void lower(std::uint64_t key, Position position);
 

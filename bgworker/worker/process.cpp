@@ -232,6 +232,9 @@ class WorkerHost : public ServerHost {
   void works_again(Part part) override { shared::note_works(part); }
 
  private:
+  // Something was sent or announced since the batch began, or the worker must leave.
+  bool is_wanted() override { return shared::news().wakes != seen_ || shared::must_leave(); }
+
   bool had_its_turn() { return clock_.now() - started_at_ >= kTurn; }
 
   void wait_for_events(Micros most) {

@@ -28,7 +28,7 @@ Host::Next ServerHost::next(const Registry& registry, bool leased) {
     const OwnerScope scope;
     std::vector<std::string_view> names;
     for (const auto& [name, channel] : registry.channels()) names.push_back(name);
-    low_water::begin_wait(names);
+    low_water::begin_wait(names, [this] { return is_wanted(); });
   }
   const Micros now = clock_.now();
   for (const auto& [name, channel] : registry.channels()) {

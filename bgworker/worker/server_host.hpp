@@ -38,6 +38,8 @@ class ServerHost : public Host {
   // Whether messages are handled in this database. Called in a transaction; until that ends the
   // extension cannot be dropped.
   static bool works();
+  // Whether the process has something else to do than what next() does before a wait.
+  virtual bool is_wanted() { return false; }
 
   Transaction& transaction_;
   FmgrCaller& caller_;

@@ -142,6 +142,14 @@ TEST_F(LowWaterMarksTest, CostlyChecksTakeASmallShareOfTheTime) {
   EXPECT_TRUE(set.begin_check(kKey, kStart + 50 * kSecond, 0)) << "a cheap one may come at any time";
 }
 
+TEST_F(LowWaterMarksTest, StepSaysWhetherTheCheckGoesOn) {
+  raise(at(10));
+  EXPECT_TRUE(set.begin_check(kKey, kStart + kInterval, kInterval));
+  EXPECT_TRUE(set.end_step(kKey, 0, at(9)));
+  EXPECT_FALSE(set.end_step(kKey, 0, at(10))) << "it has come to the mark";
+  EXPECT_FALSE(set.end_step(kKey + 1, 0, at(9))) << "the name has given way to others";
+}
+
 TEST_F(LowWaterMarksTest, StepsOfACheckGoOnWhereTheLastOneEnded) {
   raise(at(10));
   EXPECT_EQ(set.begin_check(kKey, kStart + kInterval, kInterval), LowWaterMarks::kBeginning);
