@@ -64,11 +64,10 @@ bool contended(const std::vector<PoolState>& pools, DatabaseId database, int mos
 int database_slots_wanted(const std::vector<PoolState>& pools, DatabaseId database, int most_workers, Micros now) {
   int running = 0;
   int needed = 0;
-  for (const PoolState& pool : pools) {
-    if (pool.database != database) continue;
-    running += pool.workers;
-    if (needs_database_slot(pool, now)) ++needed;
-  }
+  for (const PoolState& pool : pools)
+    if (pool.database == database) running += pool.workers;
+  for (const PoolState& pool : pools)
+    if (pool.database == database && pool.workers < std::max(1, running) && needs_database_slot(pool, now)) ++needed;
   return std::max(0, needed - std::max(0, most_workers - running));
 }
 

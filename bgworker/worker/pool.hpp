@@ -47,8 +47,8 @@ bool in_turns(const std::vector<PoolState>& pools, DatabaseId database, int most
 // slot than slots are free.
 bool contended(const std::vector<PoolState>& pools, DatabaseId database, int most_workers, Micros now);
 
-// How many pools need a slot, beyond the slots that are free. As many idle workers of the database
-// should leave at once.
+// How many pools need a slot that another pool's worker may have, beyond the slots that are free. As
+// many idle workers of the database should leave at once.
 int database_slots_wanted(const std::vector<PoolState>& pools, DatabaseId database, int most_workers, Micros now);
 
 // How many pools of the database have no worker though a slot is free for one. Each count is at

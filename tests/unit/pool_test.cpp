@@ -171,6 +171,16 @@ TEST(Pool, WhoseWorkersAreAllStuckNeedsAPlaceWhenSomethingIsDue) {
   EXPECT_FALSE(needs_database_slot(pools[0], kNow + 1));
 }
 
+TEST(Pool, WithAllWorkersOfItsDatabaseDoesNotLeaveForItself) {
+  std::vector<PoolState> pools{pool(10, 2)};
+  pools[0].busy_long = pools[0].stuck = true;
+  EXPECT_EQ(database_slots_wanted(pools, kDatabase, 2, kNow), 0);
+  EXPECT_FALSE(contended(pools, kDatabase, 2, kNow));
+  pools.push_back(pool(11));
+  EXPECT_EQ(database_slots_wanted(pools, kDatabase, 2, kNow), 1);
+  EXPECT_TRUE(contended(pools, kDatabase, 2, kNow));
+}
+
 TEST(Pool, ThatGaveItsPlaceUpToOneThatNeedsItDoesNotGetItBackAtOnce) {
   PoolState stuck = pool(10, 1);
   stuck.busy_long = stuck.stuck = true;
