@@ -105,6 +105,9 @@ class Names {
 
   // Whether `name` has a visible head that is not below `mark`. Moves the scan to the next name.
   bool pass(Datum name, Position mark) {
+    // To pass over entries of rows that are known to be gone would not end with the name, but behind
+    // those of the next one. Above a mark there are few of them.
+    scan_.read_gone(mark != low_water::kNone);
     Position position{};
     if (position_of(scan_, 2, position) && position < mark) {
       descend(name, mark);
@@ -122,6 +125,7 @@ class Names {
   // Whether `name` has an entry at infinity. Moves the scan to the next name.
   bool pass_to_infinity(Datum name) {
     descend(name, {kGreatest, kLeast});
+    scan_.read_gone(true);  // where there is none, the next entry is of another name
     there_ = scan_.next();
     Position position{};
     const bool found = there_ && is(name) && position_of(scan_, 2, position);
