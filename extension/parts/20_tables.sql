@@ -30,6 +30,9 @@ CREATE TABLE mq_msgs (
   message_json jsonb,
   message_bytes bytea
 );
+-- Each message that is handled leaves a row to remove. With the server's default pauses autovacuum does not keep pace
+-- with more than some ten thousand a second.
+ALTER TABLE mq_msgs SET (autovacuum_vacuum_cost_delay = 0);
 -- Never out of line: they are read before there is a snapshot to fetch from a TOAST table with.
 ALTER TABLE mq_msgs ALTER channel_name SET STORAGE MAIN, ALTER channel_args SET STORAGE MAIN, ALTER dedup_key SET STORAGE MAIN,
   ALTER message_name SET STORAGE MAIN;

@@ -29,6 +29,7 @@ DROP INDEX mq_msgs_due, mq_msgs_fair, mq_msgs_chain, mq_msgs_spent, mq_msgs_leas
 ALTER TABLE mq_msgs ADD due_at timestamptz, ADD keep interval, ADD priority smallint NOT NULL DEFAULT 0, ADD fair boolean NOT NULL DEFAULT true,
   ADD message_name text COLLATE "C", ADD headers jsonb, ADD message_json jsonb, ADD message_bytes bytea;
 ALTER TABLE mq_msgs ALTER message_name SET STORAGE MAIN;
+ALTER TABLE mq_msgs SET (autovacuum_vacuum_cost_delay = 0);
 UPDATE mq_msgs m SET message_name = p.name, message_json = p.payload_json, message_bytes = p.payload_bytes FROM mq_payloads p WHERE p.id = m.id;
 -- What is left blocks an ordered channel; its name is with its dead letter.
 UPDATE mq_msgs m SET message_name = COALESCE((SELECT d.name FROM mq_dead d WHERE d.id = m.id ORDER BY d.dead_no DESC LIMIT 1), m.channel_name) WHERE m.message_name IS NULL;
