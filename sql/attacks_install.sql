@@ -180,6 +180,9 @@ BEGIN
   PERFORM mq_keep_alive('{00000000-0000-0000-0000-000000000001}', '1 h');
   PERFORM mq_checkpoint('00000000-0000-0000-0000-000000000001', '1 h', '2', NULL, 1);
   PERFORM mq_delete('{00000000-0000-0000-0000-000000000002}');
+  PERFORM mq_send_many('received', '{1, 2}');
+  PERFORM FROM mq_receive('{received}', wait => '1 s') r, mq_extend(ARRAY[r.id], r.lease, '1 h') e, mq_ack(ARRAY[e], r.lease, '[1]') a;
+  PERFORM FROM mq_receive('{received}') r, mq_nack(ARRAY[r.id], r.lease, 'no') n;
   PERFORM mq_register_handler('handled', 'public.handle(queue.mq_message)');
   PERFORM mq_pause('sent'), mq_resume('sent');
   PERFORM mq_send('handled', name => 'snooze'), mq_send('handled', name => 'discard'), mq_send('handled', name => 'fail', retries => 0);

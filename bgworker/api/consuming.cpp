@@ -15,22 +15,16 @@
 #include "pg/extension.hpp"
 #include "pg/refused_rows.hpp"
 #include "pg/result_set.hpp"
-#include "pg/row_locks.hpp"
 #include "pg/statement.hpp"
 #include "pg/validate.hpp"
 #include "queue/backoff.hpp"
-#include "queue/claim.hpp"
 #include "queue/commit_actions.hpp"
+#include "queue/consumer_claim.hpp"
 #include "queue/current_call.hpp"
 #include "queue/due.hpp"
-#include "queue/enabled.hpp"
 #include "queue/find.hpp"
 #include "queue/lease.hpp"
-#include "queue/maintenance.hpp"
-#include "queue/prerequisites.hpp"
 #include "queue/removal.hpp"
-#include "queue/settle.hpp"
-#include "queue/undeliverable.hpp"
 #include "shmem/consumers.hpp"
 
 extern "C" {
@@ -43,7 +37,6 @@ namespace mq {
 namespace {
 
 constexpr int kMostPolled = 100000;
-constexpr std::size_t kRepaired = 50;  // ordered channels whose heads a poll that finds nothing looks at
 // The longest wait that mq_poll tells a consumer. A client that loses its connection and LISTENs
 // anew has missed the notifications in between.
 constexpr Micros kLongestWait = 60 * kSecond;
@@ -66,7 +59,7 @@ void lease(const Batch& messages, Micros now) {
   for (const Claimed& message : messages) {
     const Micros backoff = bounded_backoff(message.retry_backoff, kBackoffCeiling);
     leases.push_back({&message, now + backoff, doubled_backoff(backoff, std::max(backoff, kLeaseCeiling))});
-    commit_actions::leased(message.id, now, backoff);
+    commit_actions::leased(message.id, now, backoff, 0);
   }
   lease(leases, 0);
 }
@@ -96,22 +89,8 @@ Param wait_time(const std::vector<std::string>& names, Micros now, bool others_c
   return interval_datum(*earliest > now ? std::min(*earliest - now, kLongestWait) : kShortWait);
 }
 
-// Drops from `undeliverable` the messages that another session holds FOR KEY SHARE: a DELETE would
-// wait, though the claim did not. A later claim settles them. True: it dropped some.
-bool leave_held(Batch& undeliverable) {
-  static Statement lock("SELECT m.id FROM $S.mq_msgs m WHERE m.id = ANY ($1) FOR UPDATE SKIP LOCKED", {UUIDARRAYOID});
-  if (undeliverable.empty()) return false;
-  std::vector<Uuid> ids;
-  for (const Claimed& message : undeliverable) ids.push_back(message.id);
-  const Rows rows = lock.run({uuid_array(ids)});
-  std::unordered_set<Uuid, UuidHash> free;
-  for (std::size_t i = 0; i < rows.size(); ++i) free.insert(uuid_of(rows.get(i, 1)));
-  return std::erase_if(undeliverable, [&](const Claimed& message) { return !free.contains(message.id); }) > 0;
-}
-
 void poll(const Value& channel_names, int batch_size, ResultSet& result) {
   ServerClock clock;
-  Claimer claimer(clock);
   // The claim below may not see the messages of a commit that sends no NOTIFY. Then the consumer is
   // told to come again soon. Read before the claim, so that a commit that ends in between counts.
   const bool others_commit = shared::unnotified_commit_under_way();
@@ -119,52 +98,27 @@ void poll(const Value& channel_names, int batch_size, ResultSet& result) {
 
   const OwnerScope scope;
   const SpiConnection spi;
-  bool left_alone = !enabled::here();
   std::vector<std::string> names;
-  // Set when a claim found only rows that other sessions hold: the next claim passes over those.
-  std::optional<row_locks::Removal> avoiding;
-  for (bool repaired = left_alone;;) {
-    if (left_alone) claimer.leave_undeliverable();
-    names = channel_names.null ? mq::channel_names() : names_of(channel_names, "channel_names");
-    std::vector<Source> sources;
-    sources.reserve(names.size());
-    for (const std::string& name : names) sources.push_back({name, batch_size});
-
-    Claim claim = claimer.claim(sources, batch_size, false);
-    // A restore may have committed since: then the claim has seen its rows.
-    if (!claim.undeliverable.empty() && !enabled::still_here()) {
-      left_alone = repaired = true;
-      claim.undeliverable.clear();
-      if (claim.messages.empty()) continue;
-    }
-    if (leave_held(claim.undeliverable) && claim.messages.empty() && claim.undeliverable.empty() && !avoiding) {
-      avoiding.emplace(true);
-      continue;
-    }
-    if (!claim.undeliverable.empty()) {
-      Settlement settlement;
-      settle_undeliverable(claim.undeliverable, clock.now(), settlement);
-      settle(settlement);
-    }
-    if (!claim.messages.empty()) {
-      std::sort(claim.messages.begin(), claim.messages.end(), [](const Claimed& a, const Claimed& b) {
-        return a.attempt_at != b.attempt_at ? a.attempt_at < b.attempt_at : a.seq < b.seq;
-      });
-      for (const Claimed& message : claim.messages) add_message(result, message);
-      lease(claim.messages, clock.now());
-      return;
-    }
-    // The undeliverable messages are settled: claim again, as others may be behind them.
-    if (!claim.undeliverable.empty()) continue;
-    if (repaired) break;
-    const bool overlooked = claimer.overlooked();
-    const bool followed = follow_clock(names, clock.now());
-    const bool swept = prerequisites::sweep(kRepaired);
-    if (!repair_heads(kRepaired) && !overlooked && !followed && !swept) break;
-    repaired = true;
+  ConsumerClaim consumer(clock);
+  Claim claim = consumer.run(
+      [&] {
+        names = channel_names.null ? mq::channel_names() : names_of(channel_names, "channel_names");
+        std::vector<Source> sources;
+        sources.reserve(names.size());
+        for (const std::string& name : names) sources.push_back({name, batch_size});
+        return sources;
+      },
+      batch_size, true);
+  if (!claim.messages.empty()) {
+    std::sort(claim.messages.begin(), claim.messages.end(), [](const Claimed& a, const Claimed& b) {
+      return a.attempt_at != b.attempt_at ? a.attempt_at < b.attempt_at : a.seq < b.seq;
+    });
+    for (const Claimed& message : claim.messages) add_message(result, message);
+    lease(claim.messages, clock.now());
+    return;
   }
   result.add({Param(), Param(), Param(), Param(), Param(), Param(),
-              wait_time(names, clock.now(), others_commit || claimer.left_waiting())});
+              wait_time(names, clock.now(), others_commit || consumer.left_waiting())});
 }
 
 void keep_alive(const std::vector<Uuid>& ids, Micros duration) {

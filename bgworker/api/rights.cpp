@@ -32,10 +32,11 @@ constexpr Right kRights[] = {
       "EXECUTE ON FUNCTION $S.mq_insert, $S.mq_send, $S.mq_send_many, $S.mq_send_once, $S.mq_commit,"
       " $S.mq_channel_key, $S.mq_uuid_exists, $S.mq_why"}},
     {"consume",
-     {"USAGE ON TYPE $S.mq_message", "SELECT (id) ON $S.mq_msgs",
+     {"USAGE ON TYPE $S.mq_message, $S.mq_delivery", "SELECT (id) ON $S.mq_msgs",
       "EXECUTE ON FUNCTION $S.mq_poll, $S.mq_delete, $S.mq_cancel, $S.mq_keep_alive, $S.mq_checkpoint, "
       "$S.mq_uuid_exists,"
-      " $S.mq_snooze, $S.mq_discard, $S.mq_progress, $S.mq_why, $S.mq_clear, $S.mq_clear_all",
+      " $S.mq_snooze, $S.mq_discard, $S.mq_progress, $S.mq_why, $S.mq_clear, $S.mq_clear_all, $S.mq_receive,"
+      " $S.mq_ack, $S.mq_nack, $S.mq_extend",
       "EXECUTE ON PROCEDURE $S.mq_run"}},
     {"monitor",
      {"SELECT ON $S.mq_stats, $S.mq_workers, $S.mq_horizon",
@@ -46,9 +47,10 @@ constexpr Right kRights[] = {
      {"SELECT ON $S.mq_handlers, $S.mq_paused", "USAGE ON TYPE $S.mq_message",
       "EXECUTE ON FUNCTION $S.mq_register_handler, $S.mq_unregister_handler, $S.mq_pause, $S.mq_resume"}},
     {"admin",
-     {"USAGE ON TYPE $S.mq_new_t, $S.mq_message",
+     {"USAGE ON TYPE $S.mq_new_t, $S.mq_message, $S.mq_delivery",
       "SELECT ON $S.mq_msgs, $S.mq_payloads, $S.mq_dead, $S.mq_failures, $S.mq_done, $S.mq_handlers, $S.mq_paused,"
-      " $S.mq_headless, $S.mq_cancelled, $S.mq_prerequisites, $S.mq_rechecks, $S.mq_stats_totals, $S.mq_stats_deltas, $S.mq_enabled, "
+      " $S.mq_headless, $S.mq_cancelled, $S.mq_prerequisites, $S.mq_rechecks, $S.mq_stats_totals, $S.mq_stats_deltas, "
+      "$S.mq_enabled, "
       "$S.mq_stats, $S.mq_workers, "
       "$S.mq_horizon",
       // pg_dump reads the sequences.
@@ -57,8 +59,8 @@ constexpr Right kRights[] = {
       "EXECUTE ON FUNCTION $S.mq_insert, $S.mq_send, $S.mq_send_many, $S.mq_send_once, $S.mq_commit, $S.mq_channel_key,"
       " $S.mq_uuid_exists, $S.mq_latest_message, $S.mq_active_channels, $S.mq_poll, $S.mq_delete, $S.mq_cancel, "
       "$S.mq_keep_alive,"
-      " $S.mq_checkpoint, $S.mq_snooze, $S.mq_discard, $S.mq_progress, $S.mq_clear, $S.mq_clear_all, "
-      "$S.mq_register_handler,"
+      " $S.mq_checkpoint, $S.mq_snooze, $S.mq_discard, $S.mq_progress, $S.mq_clear, $S.mq_clear_all, $S.mq_receive,"
+      " $S.mq_ack, $S.mq_nack, $S.mq_extend, $S.mq_register_handler,"
       " $S.mq_unregister_handler, $S.mq_pause, $S.mq_resume, $S.mq_redrive, $S.mq_grant, $S.mq_revoke,"
       " $S.mq_health, $S.mq_why, $S.mq_horizon_holders, $S.mq_worker_slots, $S.mq_telling_calls, $S.mq_channel_stats, "
       "$S.mq_reset_stats,"

@@ -29,7 +29,8 @@ Error error_of(const AbortedCall& aborted_call) {
 
 }  // namespace
 
-void settle_failure(const Failure& failure, const Handler* handler, Micros now, double random, Settlement& settlement) {
+void settle_failure(const Failure& failure, const Handler* handler, Micros now, double random, Settlement& settlement,
+                    std::optional<Micros> retry_in) {
   const Claimed& message = *failure.message;
   settlement.failures.push_back(failure);
   const bool expired = message.expires_at <= now;
@@ -40,7 +41,8 @@ void settle_failure(const Failure& failure, const Handler* handler, Micros now, 
   }
   const Micros ceiling = handler != nullptr ? handler->max_backoff : kDefaultMaxBackoff;
   const Micros backoff = bounded_backoff(message.retry_backoff, ceiling);
-  const Micros wait = std::max(jittered(backoff, random), jittered(least_backoff(message.attempts + 1), random));
+  const Micros wait =
+      retry_in.value_or(std::max(jittered(backoff, random), jittered(least_backoff(message.attempts + 1), random)));
   settlement.retries.push_back({&message, std::min(now + wait, message.expires_at), doubled_backoff(backoff, ceiling)});
 }
 

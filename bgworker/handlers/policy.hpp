@@ -15,7 +15,9 @@ namespace mq {
 // Adds the failed attempt: it is recorded, and the message is retried after its backoff, or
 // dead-lettered if it has expired or has no attempt left. A message that expires before its retry
 // is due when it expires, and dead-lettered then. `handler` nullptr: no handler takes the name.
-void settle_failure(const Failure& failure, const Handler* handler, Micros now, double random, Settlement& settlement);
+// `retry_in`: the wait before the retry in place of the backoff.
+void settle_failure(const Failure& failure, const Handler* handler, Micros now, double random, Settlement& settlement,
+                    std::optional<Micros> retry_in = {});
 
 // So many errors 40001 or 40P01 in a row charge a message no attempt.
 inline constexpr int kMostConflicts = 10;

@@ -13,11 +13,13 @@
 #include "pg/clock.hpp"
 #include "pg/extension.hpp"
 #include "pg/guard.hpp"
+#include "pg/locks.hpp"
 #include "pg/refused_rows.hpp"
 #include "pg/row_locks.hpp"
 #include "pg/sequences.hpp"
 #include "pg/settings.h"
 #include "pg/statement.hpp"
+#include "queue/channel_slots.hpp"
 #include "queue/due.hpp"
 #include "queue/enabled.hpp"
 #include "queue/find.hpp"
@@ -230,11 +232,18 @@ int SqlLeaseStore::due(std::string_view channel_name, Micros now, int limit) {
   return count_due(channel_name, now, limit);
 }
 
+int SqlLeaseStore::enter_call(shared::NewLease lease) {
+  if (lease.most <= 0) return shared::enter_lease(lease);
+  const locks::SlotsLock alone(lease.name_key);
+  lease.most = left_for_leased_calls(lease.channel_name, lease.most);
+  return lease.most > 0 ? shared::enter_lease(lease) : -1;
+}
+
 int SqlLeaseStore::enter(const Entry& entry) {
   const std::int64_t name_key = channel_key(entry.first.channel_name, {});
   const int number =
-      shared::enter_lease({entry.token, entry.backend, name_key, entry.handler.max_workers, entry.handler.block_on_dead,
-                           entry.first.id, entry.first.channel_name, !entry.handler.procedure});
+      enter_call({entry.token, entry.backend, name_key, entry.handler.max_workers, entry.handler.block_on_dead,
+                  entry.first.id, entry.first.channel_name, !entry.handler.procedure});
   if (number < 0) return -1;
   shared::note_call(entry.first.channel_name, entry.first.id);
   in_flight::set_leased(number, {MyDatabaseId, entry.concurrency + 1, entry.first.id, entry.token, shared::my_role()});

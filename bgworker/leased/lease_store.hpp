@@ -9,6 +9,7 @@
 #include "leased/executor.hpp"
 #include "pg/trouble.hpp"
 #include "queue/claim.hpp"
+#include "shmem/leased_calls.hpp"
 
 namespace mq {
 
@@ -45,6 +46,10 @@ class SqlLeaseStore : public LeaseStore {
   std::vector<std::int64_t> orphans(std::size_t limit) override;
   std::vector<const void*> results_of(const std::string& result, Shape shape, std::size_t messages) override;
   LeasedCall call_of(const Handler& handler, const std::vector<const Claimed*>& messages) override;
+
+ protected:
+  // Enters the call, if there is room beside those that max_workers counts. -1: there is none.
+  static int enter_call(shared::NewLease lease);
 
  private:
   void log(const char* what, const Error& error);

@@ -129,9 +129,9 @@ std::unique_ptr<HandlerSession> LocalLeaseStore::open(int) {
 }
 
 int LocalLeaseStore::enter(const Entry& entry) {
-  number_ = shared::enter_lease({entry.token, MyProcPid, channel_key(entry.first.channel_name, {}),
-                                 entry.handler.max_workers, entry.handler.block_on_dead, entry.first.id,
-                                 entry.first.channel_name, !entry.handler.procedure});
+  number_ =
+      enter_call({entry.token, MyProcPid, channel_key(entry.first.channel_name, {}), entry.handler.max_workers,
+                  entry.handler.block_on_dead, entry.first.id, entry.first.channel_name, !entry.handler.procedure});
   if (!shared::available()) number_ = 0;
   message_ = entry.first.id;
   if (number_ >= 0) shared::set_handled_here(shared::HandledHere{entry.token, entry.handler.block_on_dead});

@@ -30,9 +30,40 @@ void release_channel_slot(std::int64_t name_key, int number) {
   guard::call([&] { (void)LockRelease(&tag, ExclusiveLock, false); });
 }
 
-bool try_channel_slot(std::int64_t name_key, int number) {
+Slot try_channel_slot(std::int64_t name_key, int number) {
   const LOCKTAG tag = channel_slot_tag(name_key, number);
-  return guard::call([&] { return LockAcquire(&tag, ExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL; });
+  return guard::call([&] {
+    switch (LockAcquire(&tag, ExclusiveLock, false, true)) {
+      case LOCKACQUIRE_NOT_AVAIL:
+        return Slot::kOfOther;
+      case LOCKACQUIRE_OK:
+        return Slot::kTaken;
+      default:
+        return Slot::kOwn;
+    }
+  });
+}
+
+int taken_channel_slots(std::int64_t name_key, int slots) {
+  return guard::call([&] {
+    int taken = 0;
+    for (int i = 0; i < slots; ++i) {
+      const LOCKTAG tag = channel_slot_tag(name_key, i);
+      int holders = 0;
+      (void)GetLockConflicts(&tag, ExclusiveLock, &holders);
+      if (holders > 0) ++taken;
+    }
+    return taken;
+  });
+}
+
+SlotsLock::SlotsLock(std::int64_t name_key)
+    : tag_(tag_of(static_cast<std::uint32_t>(name_key >> 32), static_cast<std::uint32_t>(name_key), Space::kSlots)) {
+  guard::call([&] { (void)LockAcquire(&tag_, ExclusiveLock, false, false); });
+}
+
+SlotsLock::~SlotsLock() {
+  (void)LockRelease(&tag_, ExclusiveLock, false);
 }
 
 void lock_registration(std::int64_t name_key) {

@@ -21,12 +21,28 @@ enum class Space : std::uint16_t {
   kRegistration = 0x6d74,
   kChannel = 0x6d75,
   kSequence = 0x6d76,
+  kSlots = 0x6d77,
 };
 LOCKTAG tag_of(std::uint32_t key1, std::uint32_t key2, Space space);
 
-// Slot `number` of a channel name that has max_workers. Does not wait: false if it is taken.
-bool try_channel_slot(std::int64_t name_key, int number);
+// Slot `number` of a channel name that has max_workers. Does not wait.
+enum class Slot { kTaken, kOwn, kOfOther };  // taken now, by this transaction before, by another
+Slot try_channel_slot(std::int64_t name_key, int number);
 void release_channel_slot(std::int64_t name_key, int number);
+// How many of the first `slots` slots other sessions hold.
+int taken_channel_slots(std::int64_t name_key, int slots);
+// Lets one session at a time find out whether a channel name has a slot for it. Waits, for nobody who
+// waits. Released at the end of the scope.
+class SlotsLock {
+ public:
+  explicit SlotsLock(std::int64_t name_key);
+  ~SlotsLock();
+  SlotsLock(const SlotsLock&) = delete;
+  SlotsLock& operator=(const SlotsLock&) = delete;
+
+ private:
+  const LOCKTAG tag_;
+};
 
 // Lets one session at a time register handlers of a channel name. Waits.
 void lock_registration(std::int64_t name_key);

@@ -65,7 +65,7 @@ std::int64_t next_failure() {
 
 void mend_numbers(std::int64_t seen) {
   static Statement last("SELECT s.last_value FROM $S.mq_msgs_seq s", {});
-  static Statement greatest("SELECT GREATEST(max(m.seq), max(m.lease)) FROM $S.mq_msgs m", {});
+  static Statement greatest("SELECT GREATEST(max(m.seq), max(m.lease), -min(m.lease)) FROM $S.mq_msgs m", {});
   const locks::SequenceLock lock;
   // Another session may have moved it while this one waited.
   if (DatumGetInt64(last.run({}).get(0, 1)) >= seen + kMargin) return;

@@ -264,11 +264,11 @@ class Cancel {
   // Looks once at each of the messages that another transaction had locked. Notes those that a call of a handler
   // holds; waits for one other holder. Drops those that have ended.
   void look_at_locked() {
-    static Statement select("SELECT m.id, m.seq, m.lease, m.channel_name, m.ctid,"
-                            " EXISTS (SELECT 1 FROM $S.mq_cancelled c WHERE c.message_id = m.id AND c.seq = m.seq)"
-                            " FROM $S.mq_msgs m WHERE " PENDING
-                            " ORDER BY m.id",
-                            {UUIDARRAYOID});
+    static Statement select(
+        "SELECT m.id, m.seq, m.lease, m.channel_name, m.ctid,"
+        " EXISTS (SELECT 1 FROM $S.mq_cancelled c WHERE c.message_id = m.id AND c.seq = m.seq)"
+        " FROM $S.mq_msgs m WHERE " PENDING " ORDER BY m.id",
+        {UUIDARRAYOID});
     const Rows rows = select.run({left()});
     std::set<Uuid> there;
     for (std::size_t i = 0; i < rows.size(); ++i) {

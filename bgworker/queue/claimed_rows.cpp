@@ -122,8 +122,9 @@ Claimed claimed(const LockedRow& row) {
   message.created_at = time(kCreatedAt);
   message.location = location_of(row.location);
   message.locked = row.locked;
-  const std::int64_t token = row.nulls[kLeaseToken] ? -1 : DatumGetInt64(row.values[kLeaseToken]);
-  message.outside = token == 0;
+  const std::int64_t token = row.nulls[kLeaseToken] ? 0 : DatumGetInt64(row.values[kLeaseToken]);
+  message.token = token;
+  message.outside = !row.nulls[kLeaseToken] && token <= 0;
   if (token > 0 && shared::available()) {
     message.held = shared::lease_has_call(token);
     if (!message.held) before_lease(message, token);

@@ -15,6 +15,7 @@
 #include "queue/low_water.hpp"
 #include "shmem/channel_key.hpp"
 #include "shmem/consumers.hpp"
+#include "shmem/receivers.hpp"
 #include "shmem/requests.hpp"
 #include "shmem/shared.hpp"
 #include "stats/row_counts.hpp"
@@ -38,6 +39,7 @@ struct Lease {
   Uuid message;
   Micros leased_at;
   Micros length;
+  std::int64_t token;
 };
 
 struct ChangeKey {
@@ -57,11 +59,18 @@ struct EmptyChannel {
   std::int64_t seq;
 };
 
+// What became due of a channel name.
+struct Due {
+  Position lowest;
+  std::int64_t name_key;      // channel_key() of the name and no arguments
+  std::int64_t messages = 1;  // how many
+};
+
 struct CommitActions {
   std::set<std::string, std::less<>> woken;
-  std::vector<std::int64_t> handled;                // channel_key() of those names that only their handlers matter to
-  bool wakes_all = false;                           // some name matters to others
-  std::unordered_map<std::uint64_t, Position> due;  // the lowest position by key of the name
+  std::vector<std::int64_t> handled;           // channel_key() of those names that only their handlers matter to
+  bool wakes_all = false;                      // some name matters to others
+  std::unordered_map<std::uint64_t, Due> due;  // by low_water::key_of()
   std::vector<Append> appends;
   std::unordered_map<std::int64_t, Uuid> tails;
   AppendLocks append_locks;
@@ -136,17 +145,18 @@ std::vector<Lease> to_prolong(const BySubtransaction<Lease>& leases) {
 void prolong(const std::vector<Lease>& leases) {
   static Statement update(
       "UPDATE $S.mq_msgs m SET attempt_at = l.lease_end"
-      "  FROM unnest($1, $2) AS l (id, lease_end) WHERE m.id = l.id AND COALESCE(m.lease, 1) = 0 AND m.attempt_at < "
-      "l.lease_end",
-      {UUIDARRAYOID, TIMESTAMPTZARRAYOID});
+      "  FROM unnest($1, $2, $3) AS l (id, lease_end, token)"
+      " WHERE m.id = l.id AND COALESCE(m.lease, 1) = l.token AND m.attempt_at < l.lease_end",
+      {UUIDARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID});
   const Micros now = GetCurrentTimestamp();
   ArrayParam ids(UUIDOID);
-  ArrayParam ends(TIMESTAMPTZOID);
+  ArrayParam ends(TIMESTAMPTZOID), tokens(INT8OID);
   for (const Lease& lease : leases) {
+    tokens.add(Int64GetDatum(lease.token));
     ids.add(uuid_datum(lease.message));
     ends.add(TimestampTzGetDatum(now + lease.length));
   }
-  update.run({ids.datum(), ends.datum()});
+  update.run({ids.datum(), ends.datum(), tokens.datum()});
 }
 
 // The user may have set the transaction READ ONLY after it wrote; the commit actions write still.
@@ -203,6 +213,13 @@ void pay_counts() {
     row_counts::apply({key.relation, key.name_key, changed.rows, changed.ordered, changed.delayed});
 }
 
+void wake_receivers() {
+  const Micros now = GetCurrentTimestamp();
+  if (open_actions->announced) shared::wake_all_receivers();
+  for (const auto& [key, due] : open_actions->due)
+    shared::wake_receivers(due.name_key, due.lowest.attempt_at, now, due.messages);
+}
+
 void transaction_event(XactEvent event, void*) {
   if (open_actions == nullptr) return;
   switch (event) {
@@ -217,13 +234,14 @@ void transaction_event(XactEvent event, void*) {
       if (open_actions->databases_changed) shared::look_around();
       for (const auto& [database, role] : open_actions->settings) shared::renew_workers(database, role);
       if (open_actions->announced) shared::announce_database(MyDatabaseId);
-      for (const auto& [key, position] : open_actions->due) low_water::lower(key, position);
+      for (const auto& [key, due] : open_actions->due) low_water::lower(key, due.lowest);
       for (const auto& [subtransaction, channel] : open_actions->empty_channels.entries())
         low_water::channel_was_empty(channel.mark_key, channel.seq);
       if (open_actions->wakes_all || open_actions->announced)
         shared::wake_workers(MyDatabaseId);
       else if (!open_actions->handled.empty())
         shared::wake_handlers(MyDatabaseId, open_actions->handled);
+      if (shared::any_receivers()) wake_receivers();
       forget();
       break;
     case XACT_EVENT_ABORT:
@@ -298,14 +316,20 @@ void wake_handlers(std::string_view channel_name) {
 
 void due(std::string_view channel_name, Position position) {
   if (!shared::available()) return;
-  const auto [entry, is_new] = actions().due.try_emplace(low_water::key_of(channel_name), position);
-  if (!is_new) entry->second = std::min(entry->second, position);
+  const auto [entry, is_new] = actions().due.try_emplace(low_water::key_of(channel_name), Due{position, 0});
+  Due& due = entry->second;
+  if (is_new) {
+    due.name_key = channel_key(channel_name, {});
+  } else {
+    due.lowest = std::min(due.lowest, position);
+    ++due.messages;
+  }
 }
 
 std::optional<Position> own_lowest(std::uint64_t name_key) {
   if (open_actions == nullptr) return std::nullopt;
   const auto found = open_actions->due.find(name_key);
-  return found == open_actions->due.end() ? std::nullopt : std::optional(found->second);
+  return found == open_actions->due.end() ? std::nullopt : std::optional(found->second.lowest);
 }
 
 void appended(std::int64_t channel_key, std::string_view channel_name, std::string_view channel_args,
@@ -331,8 +355,8 @@ void was_empty(std::uint64_t mark_key, std::int64_t seq) {
   if (shared::available()) actions().empty_channels.add({mark_key, seq});
 }
 
-void leased(const Uuid& message, Micros leased_at, Micros lease) {
-  actions().leases.add({message, leased_at, lease});
+void leased(const Uuid& message, Micros leased_at, Micros lease, std::int64_t token) {
+  actions().leases.add({message, leased_at, lease, token});
 }
 
 void RowChanges::add(std::string_view channel_name, std::int64_t rows, bool ordered, bool delayed) {

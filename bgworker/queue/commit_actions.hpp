@@ -9,7 +9,8 @@
 //   before PREPARE   notes the channels of ordered appends as headless: a row lock would last until
 //                    COMMIT PREPARED
 //   after COMMIT     adds to the row counts; tells the launcher what changed; lowers the low-water
-//                    marks of channel names whose messages became due; then wakes workers
+//                    marks of channel names whose messages became due; then wakes workers and
+//                    sessions that wait in mq_receive
 //
 // A subtransaction that is rolled back takes its leases, row changes and channels that were empty
 // with it. Its other notes stay: they are hints, and what they name is gone.
@@ -33,7 +34,8 @@ void wake(std::string_view channel_name);
 void wake_handlers(std::string_view channel_name);
 // Workers have something to look at, though no message is due.
 void wake_workers();
-// A message was written or retried, or became head: claims have to find it at `position`.
+// A message was written or retried, or became head: claims have to find it at `position`, and so have
+// sessions that wait in mq_receive.
 void due(std::string_view channel_name, Position position);
 // The lowest position that due() was given for a name, by its key (low_water::key_of).
 std::optional<Position> own_lowest(std::uint64_t name_key);
@@ -51,8 +53,9 @@ struct AppendLocks {
 AppendLocks& append_locks();
 // An ordered channel, by its key in low_water.hpp, was empty; its first message is at `seq`.
 void was_empty(std::uint64_t mark_key, std::int64_t seq);
-// The message was leased to an outside consumer at `leased_at`, for `lease` microseconds.
-void leased(const Uuid& message, Micros leased_at, Micros lease);
+// The message was leased to an outside consumer at `leased_at`, for `lease` microseconds; the token as
+// in lease.hpp.
+void leased(const Uuid& message, Micros leased_at, Micros lease, std::int64_t token);
 // The changes of one channel name in one table.
 struct Changed {
   std::int64_t rows = 0;  // inserted minus deleted

@@ -31,6 +31,26 @@ Param stored(const void* varlena) {
   return varlena == nullptr ? Param() : Param(PointerGetDatum(varlena));
 }
 
+// All columns but due and started.
+void add(DoneRows& rows, const Claimed& m, const void* result, Micros ended, Micros keep) {
+  ++rows.size;
+  rows.ids.add(uuid_datum(m.id));
+  rows.channels.add(text_datum(m.channel_name));
+  rows.args.add(text_datum(m.channel_args));
+  rows.names.add(text_datum(m.name));
+  rows.ordered.add(BoolGetDatum(m.ordered));
+  rows.priorities.add(Int16GetDatum(m.priority));
+  rows.headers.add(stored(m.headers));
+  rows.json.add(stored(m.payload_json));
+  rows.bytes.add(stored(m.payload_bytes));
+  rows.results.add(stored(result));
+  rows.attempts.add(Int32GetDatum(m.attempts + 1));
+  rows.created.add(m.created_at ? Param(TimestampTzGetDatum(*m.created_at)) : Param());
+  rows.finished.add(TimestampTzGetDatum(ended));
+  rows.until.add(TimestampTzGetDatum(ended + keep));
+  rows.keys.add(Int64GetDatum(m.channel_key));
+}
+
 void write(const DoneRows& rows) {
   static Statement insert(
       "INSERT INTO $S.mq_done (id, channel_name, channel_args, name, ordered, priority, headers, payload_json,"
@@ -64,25 +84,21 @@ void keep_handled(const std::vector<Handling>& handled) {
   DoneRows rows;
   for (const Handling& h : handled) {
     if (!h.keep) continue;
-    const Claimed& m = *h.message;
-    ++rows.size;
-    rows.ids.add(uuid_datum(m.id));
-    rows.channels.add(text_datum(m.channel_name));
-    rows.args.add(text_datum(m.channel_args));
-    rows.names.add(text_datum(m.name));
-    rows.ordered.add(BoolGetDatum(m.ordered));
-    rows.priorities.add(Int16GetDatum(m.priority));
-    rows.headers.add(stored(m.headers));
-    rows.json.add(stored(m.payload_json));
-    rows.bytes.add(stored(m.payload_bytes));
-    rows.results.add(stored(h.result));
-    rows.attempts.add(Int32GetDatum(m.attempts + 1));
-    rows.created.add(m.created_at ? Param(TimestampTzGetDatum(*m.created_at)) : Param());
+    add(rows, *h.message, h.result, h.ended, *h.keep);
     rows.due.add(TimestampTzGetDatum(h.started - h.waited));
     rows.started.add(TimestampTzGetDatum(h.started));
-    rows.finished.add(TimestampTzGetDatum(h.ended));
-    rows.until.add(TimestampTzGetDatum(h.ended + *h.keep));
-    rows.keys.add(Int64GetDatum(m.channel_key));
+  }
+  write(rows);
+}
+
+void keep_consumed(const std::vector<Consumption>& consumed) {
+  DoneRows rows;
+  const Micros now = GetCurrentTimestamp();
+  for (const Consumption& c : consumed) {
+    if (!c.keep) continue;
+    add(rows, *c.message, c.result, now, *c.keep);
+    rows.due.add(Param());
+    rows.started.add(Param());
   }
   write(rows);
 }

@@ -17,8 +17,9 @@ namespace mq {
 // not wait for that. It throws 55P03; the messages that need it are put off, and others go on.
 void lock_to_write(const char* table);
 
-// Writes those of the messages that are to be kept.
+// Write those of the messages that are to be kept.
 void keep_handled(const std::vector<Handling>& handled);
+void keep_consumed(const std::vector<Consumption>& consumed);
 
 // For the RETURNING of a DELETE of mq_msgs AS m by a consumer outside the server: how long the message is to be
 // kept, and then its row; both NULL if it is not, or was not leased.

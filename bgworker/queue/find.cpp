@@ -1,5 +1,8 @@
 #include "queue/find.hpp"
 
+#include <algorithm>
+#include <unordered_set>
+
 #include "pg/extension.hpp"
 #include "pg/guard.hpp"
 #include "pg/statement.hpp"
@@ -83,6 +86,27 @@ bool find_leased(std::int64_t token, Batch& batch) {
   return static_cast<std::int64_t>(batch.size() - before) == all;
 }
 
+Batch find_received(std::span<const Uuid> ids, std::int64_t token, bool to_remove) {
+#define RECEIVED                                                              \
+  "SELECT " CLAIMED_COLUMNS                                                   \
+  " FROM $S.mq_msgs m WHERE m.id = ANY ($1) AND m.lease = $2 AND m.lease < 0" \
+  " AND m.attempt_at > pg_catalog.clock_timestamp() ORDER BY m.id FOR "
+  static Statement to_change(RECEIVED "NO KEY UPDATE OF m", {UUIDARRAYOID, INT8OID});
+  static Statement to_delete(RECEIVED "UPDATE OF m", {UUIDARRAYOID, INT8OID});
+  Batch batch;
+  append((to_remove ? to_delete : to_change).run({uuid_array(ids), Int64GetDatum(token)}), batch);
+  // The lease may have run out while this waited for a session that has changed nothing.
+  const Micros now = GetCurrentTimestamp();
+  std::erase_if(batch, [&](const Claimed& message) {
+    return message.attempt_at <= now || message.held || message.cancelled != nullptr;
+  });
+  for (Claimed& message : batch) {
+    before_lease(message, token);
+    message.orphan = false;
+  }
+  return batch;
+}
+
 void find_exhausted(Micros now, int limit, Batch& batch) {
   static Statement select("SELECT " CLAIMED_COLUMNS
                           " FROM $S.mq_msgs m"
@@ -126,6 +150,17 @@ void wait_for_holders(const Rows& rows) {
 }
 
 }  // namespace
+
+bool leave_held(Batch& undeliverable) {
+  static Statement lock("SELECT m.id FROM $S.mq_msgs m WHERE m.id = ANY ($1) FOR UPDATE SKIP LOCKED", {UUIDARRAYOID});
+  if (undeliverable.empty()) return false;
+  std::vector<Uuid> ids;
+  for (const Claimed& message : undeliverable) ids.push_back(message.id);
+  const Rows rows = lock.run({uuid_array(ids)});
+  std::unordered_set<Uuid, UuidHash> free;
+  for (std::size_t i = 0; i < rows.size(); ++i) free.insert(uuid_of(rows.get(i, 1)));
+  return std::erase_if(undeliverable, [&](const Claimed& message) { return !free.contains(message.id); }) > 0;
+}
 
 void wait_for_claims(const std::vector<Uuid>& ids) {
   static Statement select("SELECT m.ctid FROM $S.mq_msgs m WHERE m.id = ANY ($1)", {UUIDARRAYOID});

@@ -1,9 +1,13 @@
 #include "queue/lease.hpp"
 
+#include <algorithm>
+
 #include "pg/refused_rows.hpp"
+#include "pg/sequences.hpp"
 #include "pg/statement.hpp"
 #include "queue/cancel_notes.hpp"
 #include "queue/claimed_rows.hpp"
+#include "queue/commit_actions.hpp"
 
 namespace mq {
 
@@ -38,6 +42,10 @@ void lease(const std::vector<NewLease>& leases, std::int64_t token) {
   std::vector<const Claimed*> messages;
   for (const NewLease& lease : leases) messages.push_back(lease.message);
   cancel_notes::refuse_cancelled(messages);
+  // Who waits for messages has to know when these will be due.
+  if (token <= 0)
+    for (const NewLease& lease : leases)
+      commit_actions::due(lease.message->channel_name, {lease.until, lease.message->seq});
   const std::vector<char> written = write_leases(leases, token);
   ArrayParam ids(UUIDOID), ends(TIMESTAMPTZOID), backoffs(INTERVALOID);
   std::size_t others = 0;
@@ -52,6 +60,17 @@ void lease(const std::vector<NewLease>& leases, std::int64_t token) {
   // All are locked, so no other session has removed any.
   if (others > 0 && update.run({ids.datum(), ends.datum(), backoffs.datum(), Int64GetDatum(token)}).size() < others)
     throw refused("mq_msgs", "being changed");
+}
+
+std::int64_t new_receipt(const std::vector<Claimed>& messages) {
+  for (;;) {
+    const std::int64_t number = sequences::next_seq();
+    const bool is_new = std::all_of(messages.begin(), messages.end(), [&](const Claimed& message) {
+      return number > message.seq && number > message.token && number > -message.token;
+    });
+    if (is_new) return -number;
+    sequences::mend_numbers(number);
+  }
 }
 
 }  // namespace mq

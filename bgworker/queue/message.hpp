@@ -29,6 +29,7 @@ struct Claimed {
   bool ordered = false;
   bool uncommitted = false;  // two-phase; for what a claim finds, the time for mq_commit is over
   bool outside = false;      // leased to an outside consumer, also if the lease has run out
+  std::int64_t token = 0;    // of the row's lease, also if it has run out; 0: none, or one of mq_poll
   bool held =
       false;  // leased to a call that still runs, or whose abort is about to be charged; or mq_cancel is about it
   // Why it is cancelled, if it is: it is not to be handled, but to be moved to the dead letters. It

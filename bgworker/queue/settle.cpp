@@ -73,6 +73,10 @@ void remove_superseded(const std::vector<Failure>& failures) {
   if (any) remove.run({ids.datum(), attempts.datum()});
 }
 
+Param duration_of(const Failure& failure) {
+  return failure.duration ? Param(interval_datum(*failure.duration)) : Param();
+}
+
 // Writes the failures straight into mq_failures; false: a statement has to.
 bool record_straight(const std::vector<Failure>& failures) {
   static constexpr TableColumn kColumns[] = {
@@ -89,9 +93,9 @@ bool record_straight(const std::vector<Failure>& failures) {
                   {Param(Int64GetDatum(sequences::next_failure())), Param(uuid_datum(message.id)),
                    Param(Int32GetDatum(message.attempts + 1)), Param(TimestampTzGetDatum(GetCurrentTimestamp())),
                    Param(text_datum(message.channel_name)), Param(text_datum(message.channel_args)),
-                   Param(text_datum(message.name)), Param(interval_datum(failure.duration)),
-                   Param(text_datum(kept(error.sqlstate))), Param(text_datum(kept(error.message))),
-                   text_or_null(kept(error.detail)), text_or_null(kept(error.hint)), text_or_null(kept(error.context)),
+                   Param(text_datum(message.name)), duration_of(failure), Param(text_datum(kept(error.sqlstate))),
+                   Param(text_datum(kept(error.message))), text_or_null(kept(error.detail)),
+                   text_or_null(kept(error.hint)), text_or_null(kept(error.context)),
                    Param(Int64GetDatum(message.channel_key)), failure.crash ? Param(BoolGetDatum(true)) : Param()});
   }
   return insert_rows(Extension::get().relation("mq_failures"), kColumns, values);
@@ -117,7 +121,7 @@ Rows record_by_statement(const std::vector<Failure>& failures) {
     channels.add(text_datum(message.channel_name));
     args.add(text_datum(message.channel_args));
     names.add(text_datum(message.name));
-    durations.add(interval_datum(failure.duration));
+    durations.add(duration_of(failure));
     keys.add(Int64GetDatum(message.channel_key));
     crashes.add(BoolGetDatum(failure.crash));
     errors.add(failure.error);
@@ -313,6 +317,7 @@ stats::ByChannel totals_of(const Settlement& settlement) {
     totals.handle_times.add(h.took);
     totals.wait_times.add(h.waited);
   }
+  for (const Consumption& c : settlement.consumed) ++at(c.message).handled;
   for (const Failure& failure : settlement.failures) ++at(failure.message).failed;
   for (const DeadLetter& dead_letter : settlement.dead_letters) ++at(dead_letter.message).died;
   return result;
@@ -335,6 +340,7 @@ void settle(const Settlement& wanted) {
   remove_dead_lettered(dead_lettered);
   if (!settlement.dead_letters.empty()) end_dependents(settlement.dead_letters);
   keep_handled(settlement.handled);
+  keep_consumed(settlement.consumed);
   remove_claimed(settlement.removed);
   stats::append(totals_of(settlement));
 }

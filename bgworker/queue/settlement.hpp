@@ -17,8 +17,8 @@ namespace mq {
 struct Failure {
   const Claimed* message;
   Error error;
-  Micros duration = 0;  // of the handler
-  bool crash = false;   // the attempt is proven to have crashed the server
+  std::optional<Micros> duration = 0;  // of the handler; none: unknown
+  bool crash = false;                  // the attempt is proven to have crashed the server
 };
 
 // A failed message that is to be tried again. The attempt counts.
@@ -57,9 +57,17 @@ struct Handling {
   const void* result = nullptr;
 };
 
+// A message that a consumer outside has handled, for the same. How long that took is unknown.
+struct Consumption {
+  const Claimed* message;
+  std::optional<Micros> keep = std::nullopt;  // as in Handling, and so is the result
+  const void* result = nullptr;
+};
+
 struct Settlement {
   std::vector<const Claimed*> removed;  // handled, or two-phase and not committed in time
   std::vector<Handling> handled;        // those of `removed` that the statistics count
+  std::vector<Consumption> consumed;    // those that a consumer outside has handled
   std::vector<Retry> retries;
   std::vector<Snooze> snoozes;
   std::vector<DeadLetter> dead_letters;

@@ -49,7 +49,7 @@ void note_poll() {
 bool has_consumers() {
   if (!available()) return false;
   const auto polled = static_cast<TimestampTz>(pg_atomic_read_u64(&audience().polled_at));
-  return pg_atomic_read_u32(&audience().listeners) > 0 ||
+  return pg_atomic_read_u32(&audience().listeners) > 0 || pg_atomic_read_u32(&audience().receivers) > 0 ||
          (polled != 0 && GetCurrentTimestamp() - polled < kConsumersGone);
 }
 

@@ -17,9 +17,9 @@ void end_unnotified_commit();
 // Whether an unnotified commit may be under way: a poll that starts now may not see its messages,
 // and its consumer was not notified.
 bool unnotified_commit_under_way();
-// mq_poll was called in this database.
+// mq_poll or mq_receive was called in this database.
 void note_poll();
-// Whether a session listens, or has polled within the last minute. False if unknown.
+// Whether a session listens, waits in mq_receive, or has polled within the last minute. False if unknown.
 bool has_consumers();
 
 }  // namespace mq::shared

@@ -3,7 +3,7 @@
 //
 // State::lock covers all of it (class Guard), with these exceptions:
 //   1. Audience, keyed_names and the counts of row claims hold atomics; row_claims_lock covers the claims, but
-//      for seems_claimed_by_other().
+//      for seems_claimed_by_other(); receivers_lock covers the receivers.
 //   2. mark_locks cover the low-water marks.
 //   3. Only the worker itself writes what its slot tells of its batch (doing, busy_long,
 //      connecting, channel_name, message, since, handled, held, names_held), and it takes no lock
@@ -51,6 +51,8 @@ constexpr int kNamesHeld = 64;
 constexpr std::size_t kRefusalBytes = 256;
 constexpr std::uint32_t kAudiences = 256;
 constexpr std::size_t kKeyedNames = 8192;
+constexpr std::size_t kReceivers = 4096;
+constexpr std::size_t kReceiverNames = 16;
 constexpr std::size_t kRowClaims = 8192;
 constexpr std::size_t kRowClaimBucket = 8;  // a row's entry is one of so many
 // After so long without a poll the pollers are gone. mq_poll tells no consumer to wait for longer.
@@ -94,6 +96,7 @@ struct Audience {
   pg_atomic_uint32 listeners;
   pg_atomic_uint32 unnotified_commits;  // under way
   pg_atomic_uint64 polled_at;           // TimestampTz of the last poll; 0: none so far
+  pg_atomic_uint32 receivers;           // that wait in mq_receive
 };
 
 struct Pool {
@@ -255,6 +258,22 @@ struct RowClaimEntry {
   Oid database;  // InvalidOid: free
 };
 
+// A session that waits in mq_receive, see receivers.hpp.
+struct WaitingReceiver {
+  Oid database;  // InvalidOid: free
+  PGPROC* process;
+  int batch_size;
+  bool all;             // all channel names
+  std::uint64_t group;  // the same for receivers with the same names
+  int names_held;       // how many `names` there are; -1: too many, `filter` has them
+  std::int64_t names[kReceiverNames];
+  NameFilter filter;
+  bool keeper;             // it keeps time for its group
+  bool woken;              // since its last look began
+  std::int64_t woken_for;  // the name; 0: for none alone
+  Micros due;              // until when it sleeps, if it keeps time; kNever: it looks
+};
+
 struct State {
   LWLock* lock;
   PGPROC* launcher;  // nullptr: there is none
@@ -271,6 +290,10 @@ struct State {
   pg_atomic_uint64 keyed_names[kKeyedNames];  // see keyed_names.hpp; 0: free
   LWLock* row_claims_lock;                    // covers row_claims
   RowClaimEntry row_claims[kRowClaims];
+  LWLock* receivers_lock;  // covers the next three
+  WaitingReceiver receivers[kReceivers];
+  std::size_t receivers_used;                        // all that are in use lie below
+  std::size_t next_receiver;                         // where the next search for one to wake begins
   pg_atomic_uint32 row_claims_used;                  // in all databases
   pg_atomic_uint64 row_claims_released[kAudiences];  // by the database's OID modulo kAudiences
   // Each of the next four tables has a high-water mark (..._used). Entries in use lie below it, and

@@ -6,6 +6,7 @@
 #include "pg/extension.hpp"
 #include "pg/guard.hpp"
 #include "pg/lwlock.hpp"
+#include "shmem/receivers.hpp"
 #include "shmem/requests.hpp"
 
 extern "C" {
@@ -252,4 +253,5 @@ extern "C" void mq_prepared_committed(void) {
   mq::Extension::look_again();
   mq::shared::forget_handled(MyDatabaseId);
   if (mq::Extension::installed()) mq::shared::wake_or_announce(MyDatabaseId);
+  mq::shared::wake_all_receivers();
 }

@@ -206,7 +206,7 @@ void Worker::note_outcomes(const Claim& claim, const Dispatcher& dispatcher, Mic
     if (dispatcher.outcomes()[i] == Outcome::kHandled) took[i] = dispatcher.spans()[i].took;
   for (const Failure& failure : dispatcher.failures()) {
     const std::size_t i = index(failure);
-    took[i] = failure.duration;
+    took[i] = failure.duration.value_or(0);
     if (dispatcher.outcomes()[i] == Outcome::kConflict)
       ports_.host.conflict(failure.message->channel_name, began, static_cast<int>(messages.size()));
     else if (messages.size() > 1 && may_come_of_sharing(failure.error)) {

@@ -107,7 +107,7 @@ bool Worker::claim_exclusive(Claim& claim) {
     });
     if (found.empty()) continue;
     const Channel& channel = *registry_.find(found.front().channel_name);
-    if (!take_channel_slot({{channel.name, 0, 0}, channel.max_workers()})) continue;
+    if (!take_channel_slot({{channel.name, 0, 0}, channel.max_workers(), channel.max_workers()})) continue;
     for (const Claimed& message : found)
       (is_deliverable(message, now) ? claim.messages : claim.undeliverable).push_back(message);
     return true;
@@ -121,7 +121,7 @@ Worker::Offers Worker::offers(const std::vector<std::string_view>* only) {
   for (const auto& [name, channel] : registry_.channels()) {
     if (!channel.disabled.empty() || channel.leased()) continue;
     if (only != nullptr && std::find(only->begin(), only->end(), name) == only->end()) continue;
-    Offer offer{{name, channel.batch_size(), channel.priority()}, channel.max_workers()};
+    Offer offer{{name, channel.batch_size(), channel.priority()}, channel.max_workers(), channel.max_workers()};
     const std::optional<Limits> limits = ports_.host.limits(name);
     if (limits) {
       offer.workers = offer.workers > 0 ? std::min(offer.workers, limits->workers) : limits->workers;
@@ -138,9 +138,9 @@ Worker::Offers Worker::offers(const std::vector<std::string_view>* only) {
 }
 
 // Takes one of the slots that workers may have on the channel name (max_workers, or fewer after
-// conflicts), until the transaction ends or release_place(). False: all are taken.
+// conflicts; consumers outside count as well), until the transaction ends or release_place(). False: all are taken.
 bool Worker::take_channel_slot(const Offer& offer) {
-  return offer.workers <= 0 || channel_slots_.take(offer.source.channel_name, offer.workers);
+  return offer.workers <= 0 || channel_slots_.take(offer.source.channel_name, offer.workers, offer.of_all);
 }
 
 Claim Worker::claim_mixed(const std::vector<Offer>& offers, int limit) {

@@ -30,9 +30,9 @@
 #include "pg/clock.hpp"
 #include "pg/transaction.hpp"
 #include "pg/trouble.hpp"
+#include "queue/channel_slots.hpp"
 #include "queue/claim.hpp"
 #include "queue/settlement.hpp"
-#include "worker/channel_slots.hpp"
 #include "worker/host.hpp"
 #include "worker/pace.hpp"
 
@@ -80,6 +80,7 @@ class Worker {
   struct Offer {
     Source source;
     int workers;  // most workers on the name at once; 0: no limit
+    int of_all;   // the same for workers and others, as it is registered; 0: no limit
   };
   struct Offers {
     std::vector<Offer> mixed;  // names that may share a transaction
@@ -145,7 +146,7 @@ class Worker {
 
   Ports ports_;
   Claimer claimer_;
-  ChannelSlots channel_slots_;
+  ChannelSlots channel_slots_{false};
   Registry registry_;
   Pace calls_;
   int pace_;  // messages that are expected to fit into a slice

@@ -45,7 +45,7 @@ COMMENT ON COLUMN mq_msgs.after_message_id IS 'NULL: not ordered. The nil uuid: 
 COMMENT ON COLUMN mq_msgs.channel_key IS 'XXH3 hash (64 bits) of channel_name and channel_args.';
 COMMENT ON COLUMN mq_msgs.seq IS 'Sequence number: the order within the channel; from mq_msgs_seq.';
 COMMENT ON COLUMN mq_msgs.attempt IS 'How many attempts were made.';
-COMMENT ON COLUMN mq_msgs.lease IS 'Token of the lease until attempt_at, if there is one: no two leases of workers have the same; 0: of a consumer outside the server.';
+COMMENT ON COLUMN mq_msgs.lease IS 'Token of the lease until attempt_at, if there is one. Above 0: of a leased call; below 0: of mq_receive; no two have the same. 0: of mq_poll.';
 COMMENT ON COLUMN mq_msgs.dedup_key IS 'Not NULL: no second message of the channel has this key while this one is pending.';
 COMMENT ON COLUMN mq_msgs.expires_at IS 'Not NULL: dead by then if nobody has handled it. attempt_at is not beyond it, but for a lease, while commit_interval is not NULL, and while it waits for a handler or for other messages.';
 COMMENT ON COLUMN mq_msgs.due_at IS 'Not NULL: it waits until other messages have been handled (mq_prerequisites), and is due at this time then. NULL: it waits for none.';

@@ -35,6 +35,48 @@ CREATE FUNCTION mq_clear_all() RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_clear_all';
 COMMENT ON FUNCTION mq_clear_all() IS 'Deletes every pending message. Dead letters stay.';
 
+-- The same for new programs.
+
+CREATE TYPE mq_delivery AS (
+  id uuid,
+  name text,
+  channel_name text,
+  channel_args text,
+  payload_json jsonb,
+  payload_bytes bytea,
+  attempt integer,
+  attempts_left integer,
+  created_at timestamptz,
+  ordered boolean,
+  headers jsonb,
+  priority integer,
+  lease bigint
+);
+COMMENT ON TYPE mq_delivery IS
+  'A message as mq_receive returns it: as mq_message, and the token of its lease for mq_ack, mq_nack and mq_extend.';
+
+CREATE FUNCTION mq_receive(channel_names text[] DEFAULT NULL, batch_size integer DEFAULT 1, lease interval DEFAULT '1 minute',
+                           wait interval DEFAULT '0')
+  RETURNS SETOF mq_delivery LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_receive';
+COMMENT ON FUNCTION mq_receive(text[], integer, interval, interval) IS
+  'Leases up to batch_size (1 to 100000) due messages of the named channels (NULL: all) for so long, and charges each an attempt. All messages of a call have one token. When nothing is due, waits until something is, at most for so long. Pauses, priorities and max_workers of handlers hold as for workers. 22023 or 22004 for a bad value, 25001 for a wait in a REPEATABLE READ or SERIALIZABLE transaction, 55000 in a handler.';
+
+CREATE FUNCTION mq_ack(ids uuid[], lease bigint, results jsonb DEFAULT NULL) RETURNS SETOF uuid
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_ack';
+COMMENT ON FUNCTION mq_ack(uuid[], bigint, jsonb) IS
+  'Removes those of the messages that have this token and whose lease has not run out, since they are handled, and returns their ids in the order of the array. results: an array with an element for each id. 22004 for NULL, also in ids, 22023 for results that do not fit.';
+
+CREATE FUNCTION mq_nack(ids uuid[], lease bigint, error text, sqlstate text DEFAULT NULL, retry_in interval DEFAULT NULL,
+                        dead boolean DEFAULT false) RETURNS SETOF uuid
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_nack';
+COMMENT ON FUNCTION mq_nack(uuid[], bigint, text, text, interval, boolean) IS
+  'Fails the attempt of those of the messages that have this token and whose lease has not run out, and returns their ids: the error is in mq_failures, and the message is due again in retry_in, or after its backoff; without an attempt left, or with dead => true, it is dead. sqlstate: five digits or upper-case letters (NULL: P0001). 22023 or 22004 for a bad value.';
+
+CREATE FUNCTION mq_extend(ids uuid[], lease bigint, by interval) RETURNS SETOF uuid
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_extend';
+COMMENT ON FUNCTION mq_extend(uuid[], bigint, interval) IS
+  'Has the lease of those of the messages that have this token, and whose lease has not run out, last until so long from now, and returns their ids; never shortens it. 22023 or 22004 for a bad value.';
+
 -- The original's helpers, with their signatures and meanings.
 
 CREATE FUNCTION mq_uuid_exists(id uuid) RETURNS boolean

@@ -181,7 +181,7 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
       WHEN l.pid IS NOT NULL THEN pg_catalog.format('is being handled in session %s since %s', l.pid, date_trunc('second', l.since))
       WHEN m.lease > 0 AND m.attempt_at > t.now
         THEN pg_catalog.format('was being handled in a session that has ended: it is given back within a few seconds, at the latest at %s', date_trunc('second', m.attempt_at))
-      WHEN m.lease = 0 AND m.attempt_at > t.now
+      WHEN m.lease <= 0 AND m.attempt_at > t.now
         THEN pg_catalog.format('is leased to a consumer outside the server until %s, attempt %s', date_trunc('second', m.attempt_at), m.attempt)
       WHEN m.commit_interval IS NOT NULL AND m.attempt_at > t.now
         THEN pg_catalog.format('is two-phase and not committed: mq_commit delivers it; without that it is removed at %s', date_trunc('second', m.attempt_at))
@@ -207,7 +207,7 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
       WHEN s.mode = 'standby' THEN 'is due, but this server is a standby: nothing is handled here until it is promoted'
       WHEN NOT e.enabled THEN 'is due, but is left alone: ' || e.reason
       WHEN h.handlers = 0
-        THEN pg_catalog.format('is due, but channel "%s" has no handler: mq_register_handler one, or a consumer outside the server takes it with mq_poll', m.channel_name)
+        THEN pg_catalog.format('is due, but channel "%s" has no handler: mq_register_handler one, or a consumer outside the server takes it with mq_receive or mq_poll', m.channel_name)
       WHEN s.mode = 'single-user' THEN 'is due, but the server is in single-user mode, without workers: CALL mq_run() handles it'
       WHEN NOT s.preloaded THEN 'is due, but the library is not preloaded, so there are no workers: CALL mq_run() handles it'
       WHEN NOT s.launcher OR NOT s.served OR s.out_of_slots OR s.failed_starts > 0 OR current_setting('mq.max_workers') = '0'

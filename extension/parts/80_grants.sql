@@ -1,7 +1,7 @@
 CREATE FUNCTION mq_grant(role regrole, "right" text) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_grant';
 COMMENT ON FUNCTION mq_grant(regrole, text) IS
-  'Gives a role a whole set of rights: produce (send messages), consume (poll, delete, cancel and clear them, and call mq_snooze and its like from handlers), monitor (mq_health, mq_why, mq_stats, mq_workers, mq_horizon: no payloads, no errors of handlers), develop (register and unregister handlers that run as roles that it is a member of, pause and resume their channels) or admin (everything). 22023 or 22004 for another right.';
+  'Gives a role a whole set of rights: produce (send messages), consume (receive, poll, delete, cancel and clear them, and call mq_snooze and its like from handlers), monitor (mq_health, mq_why, mq_stats, mq_workers, mq_horizon: no payloads, no errors of handlers), develop (register and unregister handlers that run as roles that it is a member of, pause and resume their channels) or admin (everything). 22023 or 22004 for another right.';
 
 CREATE FUNCTION mq_revoke(role regrole, "right" text) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_revoke';
@@ -16,6 +16,8 @@ REVOKE ALL ON FUNCTION
   mq_send_once(text, text, jsonb, text, text, boolean, interval, integer, interval, interval, bytea, interval, integer, jsonb, uuid[], interval),
   mq_commit(uuid[]), mq_channel_key(text, text), mq_poll(text[], integer), mq_delete(uuid[]), mq_cancel(uuid[], text),
   mq_keep_alive(uuid[], interval), mq_checkpoint(uuid, interval, text, bytea, integer),
+  mq_receive(text[], integer, interval, interval), mq_ack(uuid[], bigint, jsonb),
+  mq_nack(uuid[], bigint, text, text, interval, boolean), mq_extend(uuid[], bigint, interval),
   mq_clear(text[]), mq_clear_all(), mq_uuid_exists(uuid), mq_latest_message(text, text),
   mq_active_channels(text[], integer),
   mq_register_handler(text, regprocedure, text, text, integer, interval, integer, regrole, interval, text, integer, interval),
@@ -28,4 +30,4 @@ REVOKE ALL ON FUNCTION
   mq_some(text[]), mq_failing_workers(), mq_prepared(xid), mq_has_consumers(), mq_leased_calls(), mq_locked_tables(), mq_obstacles(), mq_row_holders(), mq_running_calls(), mq_service(), mq_server_mode(), mq_reason(uuid), mq_whereabouts(uuid), mq_why(uuid),
   mq_grant(regrole, text), mq_revoke(regrole, text) FROM PUBLIC;
 REVOKE ALL ON PROCEDURE mq_run(text[], bigint, bigint) FROM PUBLIC;
-REVOKE ALL ON TYPE mq_new_t, mq_message FROM PUBLIC;
+REVOKE ALL ON TYPE mq_new_t, mq_message, mq_delivery FROM PUBLIC;

@@ -8,6 +8,7 @@ ALTER SEQUENCE mq_place_seq RENAME TO mq_msgs_seq;
 COMMENT ON SEQUENCE mq_msgs_seq IS 'Sequence numbers of messages: within an ordered channel a later message has a greater one.';
 ALTER TABLE mq_msgs RENAME place TO seq;
 COMMENT ON COLUMN mq_msgs.seq IS 'Sequence number: the order within the channel; from mq_msgs_seq.';
+COMMENT ON COLUMN mq_msgs.lease IS 'Token of the lease until attempt_at, if there is one. Above 0: of a leased call; below 0: of mq_receive; no two have the same. 0: of mq_poll.';
 ALTER TABLE mq_loose RENAME TO mq_headless;
 ALTER TABLE mq_totals RENAME TO mq_stats_totals;
 ALTER INDEX mq_totals_channel_name RENAME TO mq_stats_totals_channel_name;

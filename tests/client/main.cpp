@@ -3,7 +3,8 @@
 //   mq_client [--owner CONNINFO] [--limit SECONDS] [--delete] CONNINFO [SCENARIO...]
 //   mq_client --list
 //
-// It knows nothing but the original's statements, so it runs against the original schema as well. The owner
+// But for the scenarios of mq_receive it knows nothing but the original's statements, so it runs against the original
+// schema as well. The owner
 // of the schema cleans up before each scenario (--delete: without TRUNCATE); the clients are whoever the last CONNINFO
 // says.
 
@@ -20,7 +21,8 @@ namespace {
 
 std::vector<Scenario> all_scenarios() {
   std::vector<Scenario> all;
-  for (std::vector<Scenario> some : {statement_scenarios(), sending_scenarios(), job_scenarios(), crowd_scenarios()})
+  for (std::vector<Scenario> some :
+       {statement_scenarios(), sending_scenarios(), job_scenarios(), crowd_scenarios(), receiving_scenarios()})
     std::move(some.begin(), some.end(), std::back_inserter(all));
   return all;
 }

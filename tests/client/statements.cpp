@@ -15,6 +15,11 @@ constexpr std::string_view kCommit = "SELECT mq_commit($1)";
 constexpr std::string_view kClear = "SELECT mq_clear($1)";
 constexpr std::string_view kClearAll = "SELECT mq_clear_all()";
 constexpr std::string_view kExists = "SELECT EXISTS(SELECT id FROM mq_msgs WHERE id = $1)";
+constexpr std::string_view kReceive =
+    "SELECT id, name, payload_json::text, attempt, lease FROM mq_receive($1, $2, $3, $4)";
+constexpr std::string_view kAck = "SELECT mq_ack($1, $2)";
+constexpr std::string_view kNack = "SELECT mq_nack($1, $2, $3, NULL, $4)";
+constexpr std::string_view kExtend = "SELECT mq_extend($1, $2, $3)";
 constexpr std::string_view kTruncate = "TRUNCATE TABLE mq_payloads";
 constexpr std::string_view kDeletePayloads = "DELETE FROM mq_payloads";
 constexpr std::string_view kDeleteRest = "DELETE FROM mq_msgs WHERE id <> $1";
@@ -27,6 +32,18 @@ auto value(const Result& rows, int row, int column, Read read) -> std::optional<
 
 std::string read_string(std::string_view bytes) {
   return std::string(bytes);
+}
+
+Ids read_ids(const Result& rows) {
+  Ids ids;
+  for (int row = 0; row < rows.rows(); ++row) ids.push_back(read_uuid(rows.bytes(row, 0)));
+  return ids;
+}
+
+std::int32_t read_int4(std::string_view bytes) {
+  std::uint32_t value = 0;
+  for (const char byte : bytes) value = value << 8 | static_cast<unsigned char>(byte);
+  return static_cast<std::int32_t>(value);
 }
 
 }  // namespace
@@ -69,6 +86,29 @@ void commit(Session& session, const Ids& ids) {
   session.run(kCommit, {uuids(ids)});
 }
 
+std::vector<Received> receive(Session& session, const std::optional<Names>& channel_names, int batch_size, Micros lease,
+                              Micros wait) {
+  const Result rows = session.run(kReceive, {texts(channel_names), int4(batch_size), interval(lease), interval(wait)});
+  std::vector<Received> received;
+  for (int row = 0; row < rows.rows(); ++row)
+    received.push_back({read_uuid(rows.bytes(row, 0)), read_string(rows.bytes(row, 1)),
+                        value(rows, row, 2, read_string), read_int4(rows.bytes(row, 3)),
+                        read_int8(rows.bytes(row, 4))});
+  return received;
+}
+
+Ids ack(Session& session, const Ids& ids, std::int64_t lease) {
+  return read_ids(session.run(kAck, {uuids(ids), int8(lease)}));
+}
+
+Ids nack(Session& session, const Ids& ids, std::int64_t lease, const std::string& error, Micros retry_in) {
+  return read_ids(session.run(kNack, {uuids(ids), int8(lease), text(error), interval(retry_in)}));
+}
+
+Ids extend(Session& session, const Ids& ids, std::int64_t lease, Micros by) {
+  return read_ids(session.run(kExtend, {uuids(ids), int8(lease), interval(by)}));
+}
+
 void clear(Session& session, const Names& channel_names) {
   session.run(kClear, {texts(channel_names)});
 }
@@ -108,6 +148,17 @@ std::vector<Statement> statements() {
 
 std::vector<Statement> clearing_statements() {
   return {{kClear, {kTextArray}}, {kClearAll, {}}};
+}
+
+std::vector<Statement> receiving_statements() {
+  return {{kReceive, {kTextArray, kInt4, kInterval, kInterval}},
+          {kAck, {kUuidArray, kInt8}},
+          {kNack, {kUuidArray, kInt8, kText, kInterval}},
+          {kExtend, {kUuidArray, kInt8, kInterval}}};
+}
+
+Names delivery_columns() {
+  return {"id uuid", "name text", "payload_json text", "attempt int4", "lease int8"};
 }
 
 Names poll_columns() {

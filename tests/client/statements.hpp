@@ -1,5 +1,5 @@
-// The statements of a client of the original schema, each exactly as it sends them. No other file has any that
-// touches the queue.
+// The statements of a client of the original schema, each exactly as it sends them, and those of mq_receive and
+// its like. No other file has any that touches the queue.
 #pragma once
 
 #include <optional>
@@ -54,6 +54,21 @@ void listen(Session& session, const std::optional<Names>& channel_names);
 // As the original's test suite does, or with DELETE in place of TRUNCATE.
 void clean_up(Session& session, bool truncates = true);
 
+// A row of mq_receive.
+struct Received {
+  Id id;
+  std::string name;
+  std::optional<std::string> json;
+  int attempt;
+  std::int64_t lease;
+};
+std::vector<Received> receive(Session& session, const std::optional<Names>& channel_names, int batch_size, Micros lease,
+                              Micros wait);
+// Each returns the ids of those that were still the caller's.
+Ids ack(Session& session, const Ids& ids, std::int64_t lease);
+Ids nack(Session& session, const Ids& ids, std::int64_t lease, const std::string& error, Micros retry_in);
+Ids extend(Session& session, const Ids& ids, std::int64_t lease, Micros by);
+
 // The statements themselves, with the types that are bound, and what mq_poll's rows consist of.
 struct Statement {
   std::string_view sql;
@@ -62,5 +77,7 @@ struct Statement {
 std::vector<Statement> statements();
 std::vector<Statement> clearing_statements();  // which the first version of the original did not have
 Names poll_columns();
+std::vector<Statement> receiving_statements();
+Names delivery_columns();  // of the first of those
 
 }  // namespace client

@@ -95,5 +95,6 @@ std::vector<Scenario> statement_scenarios();
 std::vector<Scenario> sending_scenarios();
 std::vector<Scenario> job_scenarios();
 std::vector<Scenario> crowd_scenarios();
+std::vector<Scenario> receiving_scenarios();  // not on the original
 
 }  // namespace client

@@ -117,6 +117,12 @@ Param int4(std::int32_t value) {
   return {kInt4, bytes};
 }
 
+Param int8(std::int64_t value) {
+  std::string bytes;
+  put(bytes, value);
+  return {kInt8, bytes};
+}
+
 Param boolean(bool value) {
   return {kBool, std::string(1, value ? '\1' : '\0')};
 }

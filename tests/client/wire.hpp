@@ -43,6 +43,7 @@ Param uuid(const Id& id);
 Param uuids(const Ids& ids);
 Param interval(std::optional<Micros> length);
 Param int4(std::int32_t value);
+Param int8(std::int64_t value);
 Param boolean(bool value);
 Param text(std::optional<std::string> value);
 Param texts(const std::optional<Names>& values);

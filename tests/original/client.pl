@@ -22,6 +22,8 @@ original_schema($node, 'original');
 
 # Some copies of the original have no mq_clear.
 my @cannot = $node->safe_psql('original', q{SELECT to_regproc('mq_clear_all') IS NULL}) eq 't' ? ('clearing') : ();
+# It has no mq_receive.
+push @cannot, grep { /^receiv/ } scenarios();
 lives('the original', [ $node->connstr('original') ], without(@cannot, keys %flaws));
 # What never comes is not waited for long.
 my $said = live([ '--limit', 2, $node->connstr('original') ], sort keys %flaws);

@@ -52,7 +52,7 @@ deps_install() {
             packages+=(libpq-dev)
           fi
           ;;
-        test) packages+=(libgtest-dev perl libipc-run-perl) ;;
+        test) packages+=(libgtest-dev perl libipc-run-perl pgbouncer python3-psycopg) ;;
         dist) packages+=(zip pgxnclient) ;;
       esac
     done
@@ -66,6 +66,18 @@ deps_install() {
     deps_pg_complete "$PG_CONFIG" || die "postgresql-$major was installed but $PG_CONFIG does not work."
   fi
   export PG_CONFIG
+}
+
+# npm's package pg, for t/123_examples, in DIR/node_modules; kept in the cache, and downloaded once. Without it, or without
+# Node, the test says so.
+deps_node_pg() {
+  local cache=${XDG_CACHE_HOME:-$HOME/.cache}/mq-test/npm
+  command -v node >/dev/null && command -v npm >/dev/null || return 0
+  if [ ! -d "$cache/node_modules/pg" ]; then
+    say "Installing npm's package pg"
+    mkdir -p "$cache" && (cd "$cache" && timeout 120 npm install --no-audit --no-fund --loglevel=error pg) || return 0
+  fi
+  mkdir -p "$1" && cp -R "$cache/node_modules" "$1/" && chmod -R a+rX "$1"
 }
 
 # What apt would do: how many packages, how much to download, how much on disk. Nothing if it does not know

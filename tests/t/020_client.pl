@@ -34,7 +34,7 @@ holds($node, 'extension', q{
 	  FROM (SELECT ordered, row_number() OVER (PARTITION BY args ORDER BY number) AS sent,
 	               row_number() OVER (PARTITION BY args ORDER BY n) AS handled FROM inside) o},
 	'500|0', 'ordered ones in their order');
-holds($node, 'extension', q{SELECT (SELECT count(*) FROM mq_msgs), (SELECT count(*) FROM mq_payloads), (SELECT count(*) FROM mq_failures)},
+holds($node, 'extension', q{SELECT (SELECT count(*) FROM mq_msgs), (SELECT count(*) FROM mq_payloads), (SELECT count(*) FROM mq_failures WHERE sqlstate <> 'P0001')},
 	'0|0|0', 'nothing is left');
 
 # --- the first listener -----------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ my $missing = '00000000-0000-0000-0000-00000000ffff';
 holds($node, $db, why($missing), 'is neither pending nor dead: it was handled or deleted, was never sent, or its sender has not committed yet', 'an id that nobody knows');
 holds($node, $db, 'SELECT mq_why(NULL) IS NULL', 't', 'NULL for NULL');
 my $id = send_message(q{'c'});
-holds($node, $db, why($id), 'is due, but channel "c" has no handler: mq_register_handler one, or a consumer outside the server takes it with mq_poll', 'a channel without a handler');
+holds($node, $db, why($id), 'is due, but channel "c" has no handler: mq_register_handler one, or a consumer outside the server takes it with mq_receive or mq_poll', 'a channel without a handler');
 $node->safe_psql($db, q{SELECT mq_pause('c'); SELECT mq_register_handler('c', 'work(mq_message)', max_backoff => '1 hour')});
 holds($node, $db, why($id), q{waits since its channel is paused: mq_resume('c') lets it go on}, 'a paused channel');
 $node->safe_psql($db, q{SELECT mq_resume('c')});

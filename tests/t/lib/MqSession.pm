@@ -3,6 +3,8 @@
 #   my $session = MqSession->new($node, 'db');
 #   $session->query($sql)      what it returns, rows by lines; 'error SQLSTATE' if it fails
 #   $session->start($sql)      returns when the query is over or waits for a lock
+#   $session->begin($sql)      returns at once
+#   $session->is_over          whether the query that was started has ended
 #   $session->result           of the query that was started
 #   $session->quit
 package MqSession;
@@ -40,6 +42,19 @@ sub start {
 		usleep(10_000);
 	}
 	die "neither over nor waiting: $sql";
+}
+
+sub begin {
+	my ($self, $sql) = @_;
+	$self->{psql}{stderr} = '';
+	$self->{psql}{stdin} .= "$sql;\n\\echo query is over\n";
+	$self->{psql}{run}->pump_nb;
+}
+
+sub is_over {
+	my ($self) = @_;
+	$self->{psql}{run}->pump_nb;
+	return $self->{psql}{stdout} =~ /query is over/ ? 1 : 0;
 }
 
 sub result {

@@ -1,0 +1,66 @@
+#include "queue/consumer_claim.hpp"
+
+#include <algorithm>
+#include <optional>
+#include <string>
+
+#include "pg/row_locks.hpp"
+#include "queue/enabled.hpp"
+#include "queue/find.hpp"
+#include "queue/maintenance.hpp"
+#include "queue/prerequisites.hpp"
+#include "queue/settle.hpp"
+#include "queue/undeliverable.hpp"
+
+namespace mq {
+
+namespace {
+
+constexpr std::size_t kRepaired = 50;  // ordered channels whose heads a claim that finds nothing looks at
+
+bool is_ordered(const Claimed& message) {
+  return message.ordered;
+}
+
+}  // namespace
+
+Claim ConsumerClaim::run(const std::function<std::vector<Source>()>& sources, int limit, bool thorough) {
+  bool left_alone = !enabled::here();
+  // Set when a claim found only rows that other sessions hold: the next claim passes over those.
+  std::optional<row_locks::Removal> avoiding;
+  for (bool repaired = left_alone;;) {
+    if (left_alone) claimer_.leave_undeliverable();
+    const std::vector<Source> from = sources();
+    Claim claim = claimer_.claim(from, limit, false);
+    // A restore may have committed since: then the claim has seen its rows.
+    if (!claim.undeliverable.empty() && !enabled::still_here()) {
+      left_alone = repaired = true;
+      claim.undeliverable.clear();
+      if (claim.messages.empty()) continue;
+    }
+    if (leave_held(claim.undeliverable) && claim.messages.empty() && claim.undeliverable.empty() && !avoiding) {
+      avoiding.emplace(true);
+      continue;
+    }
+    const bool settles = !claim.undeliverable.empty() &&
+                         (thorough || std::any_of(claim.undeliverable.begin(), claim.undeliverable.end(), is_ordered));
+    if (settles) {
+      Settlement settlement;
+      settle_undeliverable(claim.undeliverable, clock_.now(), settlement);
+      settle(settlement);
+    }
+    if (!claim.messages.empty()) return claim;
+    // The undeliverable messages are settled: claim again, as others may be behind them.
+    if (settles) continue;
+    if (repaired) return {};
+    std::vector<std::string> names;
+    for (const Source& source : from) names.emplace_back(source.channel_name);
+    const bool overlooked = claimer_.overlooked();
+    const bool followed = follow_clock(names, clock_.now());
+    const bool swept = prerequisites::sweep(kRepaired);
+    if (!repair_heads(kRepaired) && !overlooked && !followed && !swept) return {};
+    repaired = true;
+  }
+}
+
+}  // namespace mq

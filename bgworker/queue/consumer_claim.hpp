@@ -1,0 +1,29 @@
+// Consumer claim: the claim of mq_poll (api/consuming.cpp) and mq_receive (api/receiving.cpp). It is
+// Claimer's, and settles and mends what stands in its way, since there may be no worker that does. The
+// state is that of one call.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "queue/claim.hpp"
+
+namespace mq {
+
+class ConsumerClaim {
+ public:
+  explicit ConsumerClaim(Clock& clock) : clock_(clock), claimer_(clock) {}
+
+  // Claims up to `limit` messages that can be delivered, heads only. `sources` is asked before each
+  // try. What is found and cannot be delivered is settled; `thorough` is false: only if a message may
+  // be behind it. Needs an OwnerScope and an SPI connection.
+  Claim run(const std::function<std::vector<Source>()>& sources, int limit, bool thorough);
+  // As Claimer has it, of the last claim.
+  bool left_waiting() const { return claimer_.left_waiting(); }
+
+ private:
+  Clock& clock_;
+  Claimer claimer_;
+};
+
+}  // namespace mq
