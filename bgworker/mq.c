@@ -191,7 +191,7 @@ static bool
 is_restored(const char *name, bool copied)
 {
 	static const char *const tables[] = {
-		"mq_msgs", "mq_handlers", "mq_dead", "mq_failures", "mq_headless", "mq_cancelled", "mq_prerequisites", "mq_rechecks", "mq_paused", "mq_stats_totals", "mq_stats_deltas"
+		"mq_msgs", "mq_handlers", "mq_dead", "mq_done", "mq_failures", "mq_headless", "mq_cancelled", "mq_prerequisites", "mq_rechecks", "mq_paused", "mq_stats_totals", "mq_stats_deltas"
 	};
 	const int	in_any_session = 2;
 
