@@ -105,6 +105,24 @@ extern void mq_note_leased_call(void);
 extern void mq_cancel_signal(int signal);
 extern bool mq_take_cancel(void);
 
+/*
+ * The settings that tell about the call that a handler runs in (queue/call_settings.hpp).
+ * mq_show_call: the value, in the current memory context; empty outside of a call.
+ * mq_hand_over_call: hook; a query may start parallel workers. Sets mq.call for them.
+ * mq_may_set_call: whether mq itself sets mq.call now.
+ */
+typedef enum MqCallSetting {
+  MQ_CALL_MESSAGE_ID,
+  MQ_CALL_CHANNEL_NAME,
+  MQ_CALL_CHANNEL_ARGS,
+  MQ_CALL_ATTEMPT,
+  MQ_CALL_TRACEPARENT,
+  MQ_CALL_SETTINGS /* how many */
+} MqCallSetting;
+extern const char* mq_show_call(MqCallSetting setting);
+extern void mq_hand_over_call(void);
+extern bool mq_may_set_call(void);
+
 /* Hook: an object is about to be dropped. If it is mq, workers learn of it at COMMIT. */
 extern void mq_object_dropped(Oid class_id, Oid object_id);
 

@@ -49,6 +49,7 @@ char* mq_leased_conninfo = NULL;
 int mq_notify = MQ_NOTIFY_AUTO;
 int mq_dead_retention = 30 * 24 * 60;
 int mq_failure_retention = 7 * 24 * 60;
+char* mq_call = NULL;
 
 volatile sig_atomic_t mq_told_to_end = false;
 volatile sig_atomic_t mq_ended_by = 0;
@@ -83,9 +84,54 @@ check_conninfo(char **newval, void **extra, GucSource source)
 	return false;
 }
 
+/* mq.call is for parallel workers: only mq sets it. */
+static bool
+check_call(char **newval, void **extra, GucSource source)
+{
+	if (**newval == '\0' || mq_may_set_call())
+		return true;
+	GUC_check_errdetail("Only mq itself sets it.");
+	return false;
+}
+
+static const char *show_message_id(void) { return mq_show_call(MQ_CALL_MESSAGE_ID); }
+static const char *show_channel_name(void) { return mq_show_call(MQ_CALL_CHANNEL_NAME); }
+static const char *show_channel_args(void) { return mq_show_call(MQ_CALL_CHANNEL_ARGS); }
+static const char *show_attempt(void) { return mq_show_call(MQ_CALL_ATTEMPT); }
+static const char *show_traceparent(void) { return mq_show_call(MQ_CALL_TRACEPARENT); }
+
+/* Settings that nobody sets: each look asks for the call that a handler runs in. */
+static void
+define_call_settings(void)
+{
+	static const struct
+	{
+		const char *name;
+		const char *description;
+		GucShowHook show;
+	}			settings[MQ_CALL_SETTINGS] = {
+		{"mq.message_id", "In a handler: the id of the message that it was called with.", show_message_id},
+		{"mq.channel_name", "In a handler: the channel name of its message.", show_channel_name},
+		{"mq.channel_args", "In a handler: the channel_args of its message.", show_channel_args},
+		{"mq.attempt", "In a handler: which attempt of its message this is.", show_attempt},
+		{"mq.traceparent", "In a handler: the key traceparent of the headers of its message.", show_traceparent},
+	};
+	static char *unused[MQ_CALL_SETTINGS];
+	const int	flags = GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE | GUC_NO_RESET_ALL;
+
+	for (int i = 0; i < MQ_CALL_SETTINGS; ++i)
+		DefineCustomStringVariable(settings[i].name, settings[i].description,
+								   "Empty outside of handlers, and where the messages of a call differ.",
+								   &unused[i], "", PGC_INTERNAL, flags, NULL, NULL, settings[i].show);
+	DefineCustomStringVariable("mq.call", "For parallel workers of a handler: its call.", NULL,
+							   &mq_call, "", PGC_SIGHUP, flags | GUC_NO_SHOW_ALL,
+							   check_call, NULL, NULL);
+}
+
 static void
 define_settings(void)
 {
+	define_call_settings();
 	DefineCustomStringVariable("mq.databases",
 							   "Databases that workers serve.",
 							   "A list of names with commas between, or * for each that has the extension.",
@@ -233,6 +279,18 @@ only_inserts(const QueryDesc *query)
 		castNode(ModifyTable, plan->planTree)->onConflictAction != ONCONFLICT_UPDATE;
 }
 
+/* Where the library is not preloaded this is all of executor_start(). */
+static void
+hand_over_call(QueryDesc *query, int flags)
+{
+	if (query->plannedstmt->parallelModeNeeded)
+		mq_hand_over_call();
+	if (prev_executor_start_hook)
+		prev_executor_start_hook(query, flags);
+	else
+		standard_ExecutorStart(query, flags);
+}
+
 /*
  * The row counts, and a running handler's batch, depend on what statements that are not mq's own do
  * to our tables: INSERT, UPDATE, DELETE and MERGE here, TRUNCATE and COPY in the next function.
@@ -247,10 +305,7 @@ executor_start(QueryDesc *query, int flags)
 		mq_note_leased_call();
 	if (!ours && !row_security && query->operation == CMD_INSERT)
 		note_restored_rows(query->plannedstmt);
-	if (prev_executor_start_hook)
-		prev_executor_start_hook(query, flags);
-	else
-		standard_ExecutorStart(query, flags);
+	hand_over_call(query, flags);
 	if (ours || query->estate == NULL)
 		return;
 	foreach(cell, query->estate->es_opened_result_relations)
@@ -400,6 +455,8 @@ _PG_init(void)
 	if (!process_shared_preload_libraries_in_progress)
 	{
 		define_settings();
+		prev_executor_start_hook = ExecutorStart_hook;
+		ExecutorStart_hook = hand_over_call;
 		return;
 	}
 	define_settings();

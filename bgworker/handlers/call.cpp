@@ -14,6 +14,7 @@
 #include "pg/session_state.hpp"
 #include "pg/settings.h"
 #include "pg/statement.hpp"
+#include "queue/call_settings.hpp"
 #include "queue/cancel_watch.hpp"
 #include "shmem/activity.hpp"
 #include "shmem/callers.hpp"
@@ -253,12 +254,14 @@ LeasedCall FmgrCaller::leased_call(const Handler& handler, std::span<const Claim
   const Function& function = functions_[handler.slot];
   const bool result = wants_result(handler, messages);
   LeasedCall call{result ? function.statement_for_result : function.statement,
+                  {},
                   argument_type(handler.shape),
                   std::nullopt,
                   handler.procedure,
                   handler.timeout,
                   result};
   guard::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
+  call.settings = call_text(messages);
   bool null = false;
   const Datum argument = this->argument(handler, messages, null);
   if (!null) {

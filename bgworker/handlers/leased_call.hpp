@@ -10,6 +10,7 @@ namespace mq {
 
 struct LeasedCall {
   std::string statement;                 // with one parameter, $1
+  std::string settings;                  // what the call's settings are (queue/call_settings.hpp); sent as $2
   std::uint32_t parameter_type;          // an Oid
   std::optional<std::string> parameter;  // in the binary format of its type; none: NULL
   bool procedure = false;                // a procedure, which may COMMIT

@@ -6,6 +6,7 @@
 #include "pg/extension.hpp"
 #include "pg/guard.hpp"
 #include "pg/handler_identity.hpp"
+#include "queue/call_settings.hpp"
 #include "queue/cancel_watch.hpp"
 #include "shmem/channel_key.hpp"
 #include "shmem/leased_calls.hpp"
@@ -78,6 +79,7 @@ void LocalSession::run(const LeasedCall& call) {
   result_.reset();
   transaction_.begin();
   transaction_.release_snapshot();
+  const LocalCall running(call.settings);
   call.procedure ? run_procedure(call) : run_function(call);
   try {
     if (!error_) shared::leased_call_commits();

@@ -15,6 +15,8 @@ namespace mq {
 
 namespace {
 
+constexpr Oid kTextOid = 25;  // of the type text, in every server
+
 struct FreeOptions {
   void operator()(PQconninfoOption* options) const { PQconninfoFree(options); }
 };
@@ -194,11 +196,12 @@ void PqSession::run(const LeasedCall& call) {
   error_.reset();
   result_.reset();
   wants_result_ = call.result;
-  const std::array<Oid, 1> types{call.parameter_type};
-  const std::array<const char*, 1> values{call.parameter ? call.parameter->data() : nullptr};
-  const std::array<int, 1> lengths{call.parameter ? static_cast<int>(call.parameter->size()) : 0};
-  const std::array<int, 1> formats{1};
-  sent(PQsendQueryParams(connection_.get(), call.statement.c_str(), 1, types.data(), values.data(), lengths.data(),
+  const std::array<Oid, 2> types{call.parameter_type, kTextOid};
+  const std::array<const char*, 2> values{call.parameter ? call.parameter->data() : nullptr, call.settings.c_str()};
+  const std::array<int, 2> lengths{call.parameter ? static_cast<int>(call.parameter->size()) : 0,
+                                   static_cast<int>(call.settings.size())};
+  const std::array<int, 2> formats{1, 1};
+  sent(PQsendQueryParams(connection_.get(), call.statement.c_str(), 2, types.data(), values.data(), lengths.data(),
                          formats.data(), 1) == 1);
 }
 

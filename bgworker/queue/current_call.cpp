@@ -27,6 +27,10 @@ CurrentCall::~CurrentCall() {
   current_call = nullptr;
 }
 
+const CurrentCall* CurrentCall::here() {
+  return current_call;
+}
+
 const char* name_of(Disposition::Kind kind) {
   return kind == Disposition::kSnooze ? "mq_snooze" : "mq_discard";
 }

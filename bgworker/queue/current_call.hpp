@@ -33,6 +33,7 @@ struct CurrentCall {
   ~CurrentCall();
   CurrentCall(const CurrentCall&) = delete;
   CurrentCall& operator=(const CurrentCall&) = delete;
+  static const CurrentCall* here();  // nullptr: there is none
 
   const std::span<const Claimed* const> messages;
   const bool is_shared;  // other calls may run in the same transaction

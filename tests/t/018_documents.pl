@@ -240,7 +240,7 @@ for (split /\n/, $node->safe_psql($db, q{
 }
 
 # Settings, and examples of postgresql.conf and pg_hba.conf.
-my %changed_by = (reload => 'sighup', restart => 'postmaster', superuser => 'superuser', session => 'user');
+my %changed_by = (reload => 'sighup', restart => 'postmaster', superuser => 'superuser', session => 'user', nobody => 'internal');
 for my $row (rows_of('Settings', 'setting')) {
 	my ($name, $default, $range, $by) = map { s/`//gr } @$row;
 	holds($node, $db, "SELECT context FROM pg_settings WHERE name = '$name'", $changed_by{$by}, "how $name is changed");

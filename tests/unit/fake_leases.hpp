@@ -144,7 +144,7 @@ class FakeLeaseStore final : public LeaseStore {
       if (unspeakable.contains(message->id)) fail({"54000", "invalid memory alloc request size"});
       ids.append(reinterpret_cast<const char*>(message->id.bytes.data()), sizeof(Uuid));
     }
-    return {handler.function, 0, ids, false, handler.timeout};
+    return {handler.function, {}, 0, ids, false, handler.timeout};
   }
 
   bool enabled = true;            // messages are handled in this database
