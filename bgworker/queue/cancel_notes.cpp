@@ -194,6 +194,7 @@ std::optional<Settlement> heed(const Settlement& settlement) {
   for (const DeadLetter& d : others)
     if (d.reason == kReason || !cancel(d.message, d.reason == "discarded")) heeded.dead_letters.push_back(d);
   std::erase_if(heeded.handled, [&](const Handling& h) { return gone.contains(h.message); });
+  std::erase_if(heeded.consumed, [&](const Consumption& c) { return gone.contains(c.message); });
   std::erase_if(heeded.failures, [&](const Failure& f) { return gone.contains(f.message); });
   return heeded;
 }

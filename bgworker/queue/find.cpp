@@ -93,6 +93,7 @@ Batch find_received(std::span<const Uuid> ids, std::int64_t token, bool to_remov
   " AND m.attempt_at > pg_catalog.clock_timestamp() ORDER BY m.id FOR "
   static Statement to_change(RECEIVED "NO KEY UPDATE OF m", {UUIDARRAYOID, INT8OID});
   static Statement to_delete(RECEIVED "UPDATE OF m", {UUIDARRAYOID, INT8OID});
+  cancel_notes::begin_claim();
   Batch batch;
   append((to_remove ? to_delete : to_change).run({uuid_array(ids), Int64GetDatum(token)}), batch);
   // The lease may have run out while this waited for a session that has changed nothing.
