@@ -165,8 +165,8 @@ class FakeTable final : public Transaction {
     }
     for (const Claimed* message : settlement.unhandled) take(message).attempt_at = kNever;
     for (const Failure& failure : settlement.failures)
-      failures.push_back({failure.message->id, failure.message->attempts + 1, failure.error.sqlstate, failure.duration.value_or(0),
-                          failure.crash});
+      failures.push_back({failure.message->id, failure.message->attempts + 1, failure.error.sqlstate,
+                          failure.duration.value_or(0), failure.crash});
     for (const DeadLetter& dead_letter : settlement.dead_letters) {
       Row& row = take(dead_letter.message);
       dead.push_back({row.id, dead_letter.reason, dead_letter.message->attempts + (dead_letter.charged ? 1 : 0)});
