@@ -185,6 +185,7 @@ my $standby = PostgreSQL::Test::Cluster->new('standby');
 $standby->init_from_backup($node, 'copy', has_streaming => 1);
 $standby->start;
 my $locker = session('the holder', 'BEGIN; LOCK mq_msgs');
+sql('SELECT pg_switch_wal()'); # writes the lock, which the holder has only logged
 $node->wait_for_catchup($standby, 'replay');
 within(20, $standby, $db, q{SELECT string_agg("check" || ': ' || detail, ' / ' ORDER BY "check" DESC) FROM mq_health() WHERE NOT ok},
 	qr{^tables readable: mq_msgs is locked by the replay of a transaction of the primary; messages wait for that, [^/]*: end that transaction / server mode: standby: [^/]*$}, 'a standby says whose lock it replays, and that it is one');
