@@ -74,17 +74,19 @@ Param optional_count(const Value& value, std::string_view field, int most) {
   return value.datum;
 }
 
+// The handlers of channel name $1, with the roles that they run as.
+#define WITH_ROLES(join)                                                                                     \
+  " FROM $S.mq_handlers h LEFT JOIN $S.mq_enabled m ON m.id = h.enabled_id " join                            \
+  " pg_catalog.pg_roles r ON CASE WHEN m.id IS NULL THEN r.rolname = h.run_as ELSE r.oid = h.run_as_oid END" \
+  " WHERE h.channel_name = $1"
+
 // Throws 42501 unless the caller is a member of the roles that the handlers of the channel name run as, or may
 // call mq_grant(): the right `develop` is about one's own handlers only. `message_name`: only that of this name
 // (a null Param: of every other name); none: all of the channel name.
 void check_is_own(Oid caller, const Datum channel, const std::optional<Param>& message_name, const char* what) {
-  static Statement handlers(
-      "SELECT r.oid, COALESCE(r.rolname::text, h.run_as) FROM $S.mq_handlers h"
-      "  LEFT JOIN $S.mq_enabled m ON m.id = h.enabled_id"
-      "  LEFT JOIN pg_catalog.pg_roles r ON CASE WHEN m.id IS NULL THEN r.rolname = h.run_as ELSE r.oid = h.run_as_oid "
-      "END"
-      " WHERE h.channel_name = $1 AND ($3 OR h.message_name IS NOT DISTINCT FROM $2)",
-      {TEXTOID, TEXTOID, BOOLOID});
+  static Statement handlers("SELECT r.oid, COALESCE(r.rolname::text, h.run_as)" WITH_ROLES(
+                                "LEFT JOIN") " AND ($3 OR h.message_name IS NOT DISTINCT FROM $2)",
+                            {TEXTOID, TEXTOID, BOOLOID});
   static Statement may_grant(
       "SELECT 1 FROM pg_catalog.pg_proc p WHERE p.pronamespace = $1 AND p.proname = 'mq_grant'"
       "   AND pg_catalog.has_function_privilege($2, p.oid, 'EXECUTE')",
@@ -161,9 +163,7 @@ void register_handler(FunctionCallInfo fcinfo) {
   locks::lock_registration(channel_key(channel, {}));
   check_is_own(caller, name, message_name, "replace it");
   static Statement others(
-      "SELECT r.rolname::text, h.mode FROM $S.mq_handlers h LEFT JOIN $S.mq_enabled m ON m.id = h.enabled_id"
-      "  JOIN pg_catalog.pg_roles r ON CASE WHEN m.id IS NULL THEN r.rolname = h.run_as ELSE r.oid = h.run_as_oid END"
-      " WHERE h.channel_name = $1 AND h.message_name IS DISTINCT FROM $2 LIMIT 1",
+      "SELECT r.rolname::text, h.mode" WITH_ROLES("JOIN") " AND h.message_name IS DISTINCT FROM $2 LIMIT 1",
       {TEXTOID, TEXTOID});
   const Rows other = others.run({name, message_name});
   const auto same_as_others = [&](std::string_view field, std::string_view value, int column) {

@@ -35,6 +35,7 @@
 #include "queue/current_call.hpp"
 #include "queue/due.hpp"
 #include "queue/find.hpp"
+#include "queue/handler_of.hpp"
 #include "queue/lease.hpp"
 #include "queue/settle.hpp"
 #include "shmem/channel_key.hpp"
@@ -311,16 +312,18 @@ void receive(const Request& request, ResultSet& result) {
   }
 }
 
-// The registered handlers of messages, as far as settling a failure asks for them; none where no handler
-// takes the name.
-std::vector<std::optional<Handler>> handlers_of(const Batch& messages) {
+// What is registered for a message.
+struct Registered {
+  std::optional<Handler> handler;  // as far as settling asks for it; none: no handler takes its name
+  bool limited;                    // its channel name has max_workers
+};
+
+std::vector<Registered> registered_for(const Batch& messages) {
   static Statement select(
-      "SELECT h.max_backoff, h.on_dead = 'block', h.keep FROM unnest($1, $2) WITH ORDINALITY AS m (channel, name, at)"
-      "  LEFT JOIN LATERAL (SELECT h.max_backoff, h.on_dead, h.keep FROM $S.mq_handlers h WHERE h.channel_name = "
-      "m.channel"
-      "         AND (h.message_name IS NULL OR h.message_name = m.name) ORDER BY h.message_name IS NULL LIMIT 1) AS h "
-      "ON "
-      "true"
+      "SELECT h.max_backoff, h.on_dead = 'block', h.keep,"
+      "       EXISTS (SELECT 1 FROM $S.mq_handlers l WHERE l.channel_name = m.channel AND l.max_workers IS NOT NULL)"
+      "  FROM unnest($1, $2) WITH ORDINALITY AS m (channel, name, at)"
+      "  LEFT JOIN LATERAL " HANDLER_OF("h.max_backoff, h.on_dead, h.keep", "m.channel", "m.name") " AS h ON true"
       " ORDER BY m.at",
       {TEXTARRAYOID, TEXTARRAYOID});
   ArrayParam channels(TEXTOID, messages.size()), names(TEXTOID, messages.size());
@@ -329,31 +332,25 @@ std::vector<std::optional<Handler>> handlers_of(const Batch& messages) {
     names.add(text_datum(message.name));
   }
   const Rows rows = select.run({channels.datum(), names.datum()});
-  std::vector<std::optional<Handler>> handlers(messages.size());
+  std::vector<Registered> registered(messages.size());
   for (std::size_t i = 0; i < rows.size(); ++i) {
+    registered[i].limited = DatumGetBool(rows.get(i, 4));
     if (rows.is_null(i, 1)) continue;
-    handlers[i].emplace();
-    handlers[i]->max_backoff = micros_of_interval(rows.get(i, 1));
-    handlers[i]->block_on_dead = DatumGetBool(rows.get(i, 2));
-    if (!rows.is_null(i, 3)) handlers[i]->keep = micros_of_interval(rows.get(i, 3));
+    Handler& handler = registered[i].handler.emplace();
+    handler.max_backoff = micros_of_interval(rows.get(i, 1));
+    handler.block_on_dead = DatumGetBool(rows.get(i, 2));
+    if (!rows.is_null(i, 3)) handler.keep = micros_of_interval(rows.get(i, 3));
   }
-  return handlers;
+  return registered;
 }
 
 // A slot of these messages' channel names may be free now: who waits for that looks again.
-void slots_freed(const Batch& messages) {
-  static Statement select(
-      "SELECT DISTINCT h.channel_name FROM $S.mq_handlers h"
-      " WHERE h.channel_name = ANY ($1) AND h.max_workers IS NOT NULL",
-      {TEXTARRAYOID});
+void slots_freed(const Batch& messages, const std::vector<Registered>& registered) {
   std::set<std::string_view> names;
-  for (const Claimed& message : messages) names.insert(message.channel_name);
-  ArrayParam array(TEXTOID, names.size());
-  for (const std::string_view name : names) array.add(text_datum(name));
-  const Rows rows = select.run({array.datum()});
+  for (std::size_t i = 0; i < messages.size(); ++i)
+    if (registered[i].limited) names.insert(messages[i].channel_name);
   const Micros now = GetCurrentTimestamp();
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    const std::string_view name = text_view(rows.get(i, 1));
+  for (const std::string_view name : names) {
     commit_actions::wake(name);
     commit_actions::due(name, {now, INT64_MIN});
   }
@@ -362,32 +359,27 @@ void slots_freed(const Batch& messages) {
 // Throws 22023 unless the results are an array with an element for each id.
 void check_results(const Value& results, std::size_t ids) {
   if (results.null) return;
-  struct Found {
-    int elements;  // -1: it is no array
-    const char* text;
+  Jsonb* const json = guard::call([&] { return DatumGetJsonbP(results.datum); });
+  const auto fail = [&](std::string_view rule) {
+    const char* text = guard::call([&] { return JsonbToCString(nullptr, &json->root, VARSIZE(json)); });
+    check::fail("results", text, rule);
   };
-  const Found found = guard::call([&] {
-    Jsonb* json = DatumGetJsonbP(results.datum);
-    const bool array = JB_ROOT_IS_ARRAY(json) && !JB_ROOT_IS_SCALAR(json);
-    return Found{array ? static_cast<int>(JB_ROOT_COUNT(json)) : -1,
-                 JsonbToCString(nullptr, &json->root, VARSIZE(json))};
-  });
-  if (found.elements < 0) check::fail("results", found.text, "must be an array");
-  if (static_cast<std::size_t>(found.elements) != ids)
-    check::fail("results", found.text,
-                mq::format("must have an element for each of the {} ids; this has {}", ids, found.elements));
+  if (!JB_ROOT_IS_ARRAY(json) || JB_ROOT_IS_SCALAR(json)) fail("must be an array");
+  if (JB_ROOT_COUNT(json) != ids)
+    fail(mq::format("must have an element for each of the {} ids; this has {}", ids, JB_ROOT_COUNT(json)));
 }
 
-// Adds the messages, as acknowledged, and what is kept of them. `results`: as check_results() has it.
-void acknowledge(const Ids& ids, const Batch& messages, const Value& results, Settlement& settlement) {
-  const std::vector<std::optional<Handler>> handlers = handlers_of(messages);
+// Settles the messages, as acknowledged, and what is kept of them. `results`: as check_results() has it.
+void acknowledge(const Ids& ids, const Batch& messages, const Value& results) {
+  const std::vector<Registered> registered = registered_for(messages);
+  Settlement settlement;
   std::vector<const void*> given;
   std::unordered_map<Uuid, std::size_t, UuidHash> places;
   for (std::size_t i = 0; i < messages.size(); ++i) {
     const Claimed& message = messages[i];
     settlement.removed.push_back(&message);
     Consumption& consumption = settlement.consumed.emplace_back(Consumption{&message});
-    consumption.keep = handlers[i] ? keep_of(message, *handlers[i]) : message.keep;
+    consumption.keep = registered[i].handler ? keep_of(message, *registered[i].handler) : message.keep;
     if (!consumption.keep || results.null) continue;
     if (given.empty()) {
       given = results_of(guard::call([&] { return result_to_keep(results.datum); }), Shape::kBatch, ids.given.size());
@@ -395,6 +387,8 @@ void acknowledge(const Ids& ids, const Batch& messages, const Value& results, Se
     }
     consumption.result = given[places.at(message.id)];
   }
+  settle(settlement);
+  slots_freed(messages, registered);
 }
 
 // The SQLSTATE of a failure that its consumer tells of.
@@ -417,10 +411,10 @@ void refuse(const Batch& messages, const Refusal& refusal) {
   ServerClock clock;
   const Micros now = clock.now();
   Settlement settlement;
-  const std::vector<std::optional<Handler>> handlers = handlers_of(messages);
+  const std::vector<Registered> registered = registered_for(messages);
   for (std::size_t i = 0; i < messages.size(); ++i) {
     const Claimed& message = messages[i];
-    const Handler* handler = handlers[i] ? &*handlers[i] : nullptr;
+    const Handler* handler = registered[i].handler ? &*registered[i].handler : nullptr;
     const Failure failure{&message, refusal.error, std::nullopt};
     commit_actions::wake(message.channel_name);
     if (!refusal.dead) {
@@ -432,6 +426,7 @@ void refuse(const Batch& messages, const Refusal& refusal) {
         {&message, "discarded", refusal.error, handler != nullptr && handler->block_on_dead});
   }
   settle(settlement);
+  slots_freed(messages, registered);
 }
 
 void extend(const Batch& messages, Micros by) {
@@ -481,10 +476,7 @@ extern "C" Datum mq_ack_entry(FunctionCallInfo fcinfo) {
     const mq::SpiConnection spi;
     const mq::Batch batch = mq::find_received(ids.sorted, token, true);
     if (batch.empty()) return Datum{0};
-    mq::Settlement settlement;
-    mq::acknowledge(ids, batch, mq::argument(fcinfo, 2), settlement);
-    mq::settle(settlement);
-    mq::slots_freed(batch);
+    mq::acknowledge(ids, batch, mq::argument(fcinfo, 2));
     mq::add_ids(ids, batch, result);
     return Datum{0};
   });
@@ -508,7 +500,6 @@ extern "C" Datum mq_nack_entry(FunctionCallInfo fcinfo) {
     const mq::Batch batch = mq::find_received(ids.sorted, token, false);
     if (batch.empty()) return Datum{0};
     mq::refuse(batch, refusal);
-    mq::slots_freed(batch);
     mq::add_ids(ids, batch, result);
     return Datum{0};
   });

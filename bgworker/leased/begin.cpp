@@ -146,9 +146,8 @@ bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& t
   const Micros started = ports_.clock.steady();
   for (std::size_t i = 0; i < begun.size(); ++i) {
     auto& [run, call] = begun[i];
-    run->messages = call.messages.size();
-    run->ids.clear();
-    for (const Claimed* message : call.messages) run->ids.push_back(message->id);
+    run->messages.clear();
+    for (const Claimed* message : call.messages) run->messages.push_back(message->id);
     run->started = now;
     run->result.reset();
     run->handler = *call.handler;
@@ -208,7 +207,7 @@ void LeasedHandlers::fail(const Unsent& unsent) {
                unsent.messages.end();
   });
   Run run;
-  run.messages = unsent.messages.size();
+  run.messages = ids;
   run.handler = unsent.handler;
   run.error = unsent.error;
   Settlement settlement;

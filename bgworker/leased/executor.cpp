@@ -39,7 +39,7 @@ LeasedHandlers::Turn LeasedHandlers::turn(const Registry& registry, const Scope&
   renew(now);
   for (const auto& run : runs_) {
     if (run->state != Run::kEnded || !try_to_settle(*run, now)) continue;
-    turn.handled += run->error ? 0 : run->messages;
+    turn.handled += run->error ? 0 : run->messages.size();
     turn.moved = true;
   }
   turn.failure = failure_;
@@ -225,7 +225,7 @@ bool LeasedHandlers::settle(Run& run, Micros now) {
   Batch batch;
   if (!ports_.store.works()) {
     ports_.transaction.commit();
-    run.messages = 0;
+    run.messages.clear();
     finish(run, now);
     return true;
   }
@@ -236,14 +236,15 @@ bool LeasedHandlers::settle(Run& run, Micros now) {
   }
   std::vector<const void*> results;
   if (!run.error && run.result) try {
-      results = ports_.store.results_of(*run.result, run.handler.shape, run.messages);
+      results = ports_.store.results_of(*run.result, run.handler.shape, run.messages.size());
     } catch (const Error& error) {
       run.error = error;
     }
   const auto result_of = [&](const Claimed& message) -> const void* {
-    const auto found = std::find(run.ids.begin(), run.ids.end(), message.id);
-    return results.empty() || found == run.ids.end() ? nullptr
-                                                     : results[static_cast<std::size_t>(found - run.ids.begin())];
+    const auto found = std::find(run.messages.begin(), run.messages.end(), message.id);
+    return results.empty() || found == run.messages.end()
+               ? nullptr
+               : results[static_cast<std::size_t>(found - run.messages.begin())];
   };
   Settlement settlement;
   if (run.give_back) {
@@ -253,7 +254,7 @@ bool LeasedHandlers::settle(Run& run, Micros now) {
   } else {
     for (const Claimed& message : batch) {
       settlement.removed.push_back(&message);
-      settlement.handled.push_back({&message, run.waited, run.duration / static_cast<Micros>(run.messages),
+      settlement.handled.push_back({&message, run.waited, run.duration / static_cast<Micros>(run.messages.size()),
                                     keep_of(message, run.handler), run.started, run.started + run.duration,
                                     result_of(message)});
     }
@@ -285,7 +286,7 @@ void LeasedHandlers::settle_failed(const Run& run, const Batch& batch, Micros no
   if (conflicts_.size() > kMostRemembered) conflicts_.clear();
   if (single_.size() > kMostRemembered) single_.clear();
   for (const Claimed& message : batch) {
-    if (run.messages > 1) {
+    if (run.messages.size() > 1) {
       single_.insert(message.id);
       settlement.snoozes.push_back({&message, now});
     } else if (run.error->is_conflict() && ++conflicts_[message.id] <= kMostConflicts) {

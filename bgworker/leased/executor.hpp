@@ -180,8 +180,7 @@ class LeasedHandlers {
     // From kRunning to kEnded these describe the call.
     int number = -1;  // from LeaseStore::enter(); -1: no call
     std::int64_t token = 0;
-    std::size_t messages = 0;
-    std::vector<Uuid> ids;  // of its messages, in the order of the call
+    std::vector<Uuid> messages;  // their ids, in the order of the call
     Handler handler;
     Micros renew_at = 0;
     Micros stop_at = 0;  // when to cancel it, then to terminate its session; 0: never

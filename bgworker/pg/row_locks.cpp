@@ -1,5 +1,8 @@
 #include "pg/row_locks.hpp"
 
+#include "pg/extension.hpp"
+#include "pg/format.hpp"
+#include "pg/locks.hpp"
 #include "pg/postgres.hpp"
 
 extern "C" {
@@ -42,6 +45,11 @@ InHandler::~InHandler() {
 
 bool never_waits() {
   return in_worker && !in_handler;
+}
+
+void lock_to_write(const char* table, const char* refused) {
+  if (!never_waits() || locks::try_table(Extension::get().relation(table), RowExclusiveLock)) return;
+  throw Error("55P03", mq::format("the table {} is locked by another session, so {}", table, refused));
 }
 
 bool avoiding() {

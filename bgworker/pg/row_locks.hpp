@@ -38,6 +38,11 @@ class InHandler {
 // True in a worker, outside of what a handler calls.
 bool never_waits();
 
+// Before rows of a table are written that others may lock for long (CREATE INDEX, say): a worker does not
+// wait for that. It throws 55P03, with what cannot be done; the messages that need it are put off, and
+// others go on.
+void lock_to_write(const char* table, const char* refused = "no row can be added to it");
+
 // Whether claims avoid held rows.
 bool avoiding();
 

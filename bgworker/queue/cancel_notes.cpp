@@ -35,6 +35,13 @@ using Notes = std::unordered_multimap<Uuid, Note, UuidHash>;
 Notes* notes = nullptr;
 LocalTransactionId read_in = InvalidLocalTransactionId;
 
+// What is noted of the message; nullptr: nothing.
+const std::string* find(const Notes& among, const Uuid& id, std::int64_t seq) {
+  const auto [first, last] = among.equal_range(id);
+  const auto found = std::find_if(first, last, [&](const auto& note) { return note.second.seq == seq; });
+  return found == last ? nullptr : &found->second.why;
+}
+
 LocalTransactionId current() {
 #if PG_VERSION_NUM >= 170000
   return MyProc->vxid.lxid;
@@ -86,9 +93,7 @@ void begin_claim() {
 
 const std::string* of(const Uuid& id, std::int64_t seq) {
   if (notes == nullptr || notes->empty() || read_in != current()) return nullptr;
-  const auto [first, last] = notes->equal_range(id);
-  const auto found = std::find_if(first, last, [&](const auto& note) { return note.second.seq == seq; });
-  return found == last ? nullptr : &found->second.why;
+  return find(*notes, id, seq);
 }
 
 bool is_open(const Uuid& id, std::int64_t seq) {
@@ -123,14 +128,9 @@ void remove(const std::vector<DeadLetter>& dead_letters) {
 void add_dead_letters(const std::vector<const Claimed*>& messages, Settlement& settlement) {
   const OwnerScope scope;
   const Notes noted = noted_of(messages);
-  for (const Claimed* message : messages) {
-    const auto [first, last] = noted.equal_range(message->id);
-    for (auto note = first; note != last; ++note)
-      if (note->second.seq == message->seq) {
-        settlement.dead_letters.push_back(dead_letter_of(*message, note->second.why));
-        break;
-      }
-  }
+  for (const Claimed* message : messages)
+    if (const std::string* why = find(noted, message->id, message->seq))
+      settlement.dead_letters.push_back(dead_letter_of(*message, *why));
 }
 
 namespace {
@@ -168,18 +168,12 @@ std::optional<Settlement> heed(const Settlement& settlement) {
   refuse_open(messages);
   const Notes noted = noted_of(messages);
   if (noted.empty()) return std::nullopt;
-  const auto why_of = [&](const Claimed* message) -> const std::string* {
-    const auto [first, last] = noted.equal_range(message->id);
-    for (auto note = first; note != last; ++note)
-      if (note->second.seq == message->seq) return &note->second.why;
-    return nullptr;
-  };
   std::unordered_set<const Claimed*> handled;
   for (const Handling& h : settlement.handled) handled.insert(h.message);
   Settlement heeded = settlement;
   std::unordered_set<const Claimed*> gone;
   const auto cancel = [&](const Claimed* message, bool has_effects) {
-    const std::string* why = why_of(message);
+    const std::string* why = find(noted, message->id, message->seq);
     if (why == nullptr) return false;
     // What a leased handler did is in a transaction of its own.
     if (has_effects && message->lease == 0) throw row_locks::lost();

@@ -1,9 +1,7 @@
 #include "queue/done.hpp"
 
 #include "pg/extension.hpp"
-#include "pg/format.hpp"
 #include "pg/guard.hpp"
-#include "pg/locks.hpp"
 #include "pg/refused_rows.hpp"
 #include "pg/row_locks.hpp"
 #include "pg/sequences.hpp"
@@ -60,7 +58,7 @@ void write(const DoneRows& rows) {
        BYTEAARRAYOID, JSONBARRAYOID, INT4ARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID,
        TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID, TEXTOID});
   if (rows.size == 0) return;
-  lock_to_write("mq_done");
+  row_locks::lock_to_write("mq_done");
   const char* role = guard::call([] { return GetUserNameFromId(OwnerScope::caller(), false); });
   const Rows written = sequences::insert(sequences::Numbered::kDone, [&] {
     return insert.run({rows.ids.datum(), rows.channels.datum(), rows.args.datum(), rows.names.datum(),
@@ -73,12 +71,6 @@ void write(const DoneRows& rows) {
 }
 
 }  // namespace
-
-void lock_to_write(const char* table) {
-  if (!row_locks::never_waits()) return;
-  if (locks::try_table(Extension::get().relation(table), RowExclusiveLock)) return;
-  throw Error("55P03", mq::format("the table {} is locked by another session, so no row can be added to it", table));
-}
 
 void keep_handled(const std::vector<Handling>& handled) {
   DoneRows rows;
@@ -103,43 +95,25 @@ void keep_consumed(const std::vector<Consumption>& consumed) {
   write(rows);
 }
 
-void keep_consumed(const Rows& removed, int column, const std::function<Param(const Uuid& id)>& result) {
-  DoneRows rows;
+void keep_removed(const Rows& removed, int column) {
   const AttrNumber* numbers = attribute_numbers(Extension::msgs());
-  const Micros now = GetCurrentTimestamp();
+  Batch batch;
+  batch.reserve(removed.size());  // `consumed` points into it
+  std::vector<Consumption> consumed;
   for (std::size_t i = 0; i < removed.size(); ++i) {
-    bool null = false;
-    const Datum keep = removed.get(i, column, null);
-    if (null) continue;
-    const Datum row = removed.get(i, column + 1);
-    const auto get = [&](ClaimColumn wanted) {
-      return guard::call([&] {
-        bool is_null = false;
-        const Datum value = GetAttributeByNum(DatumGetHeapTupleHeader(row), numbers[wanted], &is_null);
-        return is_null ? Param() : Param(value);
-      });
-    };
-    ++rows.size;
-    const Param id = get(kId);
-    rows.ids.add(id);
-    rows.channels.add(get(kChannelName));
-    rows.args.add(get(kChannelArgs));
-    rows.names.add(get(kName));
-    rows.ordered.add(BoolGetDatum(!get(kAfter).null));
-    rows.priorities.add(get(kPriority));
-    rows.headers.add(get(kHeaders));
-    rows.json.add(get(kPayloadJson));
-    rows.bytes.add(get(kPayloadBytes));
-    rows.results.add(result(uuid_of(id.value)));
-    rows.attempts.add(get(kAttempts));
-    rows.created.add(get(kCreatedAt));
-    rows.due.add(Param());
-    rows.started.add(Param());
-    rows.finished.add(TimestampTzGetDatum(now));
-    rows.until.add(TimestampTzGetDatum(now + micros_of_interval(keep)));
-    rows.keys.add(get(kChannelKey));
+    if (removed.is_null(i, column)) continue;
+    const Datum composite = removed.get(i, column + 1);
+    LockedRow row;
+    guard::call([&] {
+      for (int c = 0; c < kColumns; ++c)
+        row.values[c] = GetAttributeByNum(DatumGetHeapTupleHeader(composite), numbers[c], &row.nulls[c]);
+      ItemPointerSetInvalid(&row.location);
+    });
+    Claimed& message = batch.emplace_back(claimed(row));
+    message.attempts = DatumGetInt32(row.values[kAttempts]) - 1;  // its lease has charged this one
+    consumed.push_back({&message, micros_of_interval(removed.get(i, column))});
   }
-  write(rows);
+  keep_consumed(consumed);
 }
 
 }  // namespace mq

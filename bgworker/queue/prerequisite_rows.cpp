@@ -5,9 +5,7 @@
 
 #include "pg/dirty_scan.hpp"
 #include "pg/extension.hpp"
-#include "pg/format.hpp"
 #include "pg/guard.hpp"
-#include "pg/locks.hpp"
 #include "pg/plain_table.hpp"
 #include "pg/row_locks.hpp"
 #include "pg/statement.hpp"
@@ -30,6 +28,7 @@ namespace mq {
 namespace {
 
 constexpr const char* kTable = "mq_prerequisites";
+constexpr const char* kNotChanged = "no row of it can be changed";  // where it is locked
 
 // An array in memory of the current context, for bodies of guard::call().
 template <class T>
@@ -69,12 +68,6 @@ bool has_block(Oid table) {
   const BlockNumber blocks = RelationGetNumberOfBlocks(relation);
   table_close(relation, AccessShareLock);
   return blocks > 0;
-}
-
-// A worker does not wait for a session that has locked the table for long (CREATE INDEX, say).
-void lock_to_write(const char* table) {
-  if (!row_locks::never_waits() || locks::try_table(Extension::get().relation(table), RowExclusiveLock)) return;
-  throw Error("55P03", mq::format("the table {} is locked by another session, so no row of it can be changed", table));
 }
 
 // The table, an index of it, and the numbers of its columns.
@@ -297,7 +290,7 @@ std::vector<char> remove_rows(std::span<const PrerequisiteRow> rows) {
       {UUIDARRAYOID, UUIDARRAYOID});
   std::vector<char> removed(rows.size(), 0);
   if (rows.empty()) return removed;
-  lock_to_write(kTable);
+  row_locks::lock_to_write(kTable, kNotChanged);
   if (remove_straight(rows, removed.data())) return removed;
   ArrayParam prerequisites(UUIDOID, rows.size()), dependents(UUIDOID, rows.size());
   for (const PrerequisiteRow& row : rows) {
@@ -315,7 +308,7 @@ void add_rechecks(std::span<const Prerequisite> pairs) {
   static Statement insert("INSERT INTO $S.mq_rechecks (dependent, prerequisite) SELECT * FROM unnest($1, $2)",
                           {UUIDARRAYOID, UUIDARRAYOID});
   if (pairs.empty()) return;
-  lock_to_write("mq_rechecks");
+  row_locks::lock_to_write("mq_rechecks", kNotChanged);
   ArrayParam dependents(UUIDOID, pairs.size()), prerequisites(UUIDOID, pairs.size());
   for (const Prerequisite& pair : pairs) {
     dependents.add(uuid_datum(pair.dependent));

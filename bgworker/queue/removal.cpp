@@ -277,7 +277,7 @@ void remove_messages(const std::vector<Uuid>& ids, bool consumed) {
   count_removed(removed);
   ended(removed, 7);
   if (!consumed) return;
-  keep_consumed(removed, 8, [](const Uuid&) { return Param(); });
+  keep_removed(removed, 8);
   count_consumed(removed);
   remove_dead_letters(ids, removed);
 }

@@ -5,10 +5,8 @@
 #include <set>
 
 #include "pg/extension.hpp"
-#include "pg/format.hpp"
 #include "pg/guard.hpp"
 #include "pg/kept.hpp"
-#include "pg/locks.hpp"
 #include "pg/plain_table.hpp"
 #include "pg/refused_rows.hpp"
 #include "pg/row_locks.hpp"
@@ -17,6 +15,7 @@
 #include "queue/cancel_notes.hpp"
 #include "queue/commit_actions.hpp"
 #include "queue/done.hpp"
+#include "queue/handler_of.hpp"
 #include "queue/prerequisites.hpp"
 #include "queue/removal.hpp"
 #include "queue/retries.hpp"
@@ -132,7 +131,7 @@ Rows record_by_statement(const std::vector<Failure>& failures) {
 }
 
 void record(const std::vector<Failure>& failures) {
-  lock_to_write("mq_failures");
+  row_locks::lock_to_write("mq_failures");
   remove_superseded(failures);
   sequences::insert(sequences::Numbered::kFailures,
                     [&] { return record_straight(failures) ? Rows() : record_by_statement(failures); });
@@ -203,12 +202,9 @@ int charge_of(const DeadLetter& dead_letter) {
 
 // Adds to `blocking` those with block_as_registered whose handlers have on_dead => 'block'.
 void add_blocking(const std::vector<DeadLetter>& dead_letters, std::set<Uuid>& blocking) {
-  static Statement select(
-      "SELECT m.id FROM unnest($1, $2) AS r (id, seq) JOIN $S.mq_msgs m ON " IS_CLAIMED
-      " CROSS JOIN LATERAL (SELECT h.on_dead FROM $S.mq_handlers h WHERE h.channel_name = m.channel_name"
-      "    AND (h.message_name IS NULL OR h.message_name = m.message_name) ORDER BY h.message_name IS NULL LIMIT 1) h"
-      " WHERE h.on_dead = 'block'",
-      {UUIDARRAYOID, INT8ARRAYOID});
+  static Statement select("SELECT m.id FROM unnest($1, $2) AS r (id, seq) JOIN $S.mq_msgs m ON " IS_CLAIMED
+                          " WHERE " HANDLER_OF("h.on_dead", "m.channel_name", "m.message_name") " = 'block'",
+                          {UUIDARRAYOID, INT8ARRAYOID});
   ClaimedRows claimed;
   for (const DeadLetter& dead_letter : dead_letters) {
     if (!dead_letter.block_as_registered || !dead_letter.message->ordered) continue;
@@ -265,7 +261,7 @@ void dead_letter(const std::vector<DeadLetter>& dead_letters, std::vector<const 
       removed.push_back(dead_letter.message);
     }
   }
-  lock_to_write("mq_dead");
+  row_locks::lock_to_write("mq_dead");
   cancel_notes::remove(dead_letters);
   const Rows inserted = sequences::insert(sequences::Numbered::kDead, [&] {
     return insert.run({rows.ids.datum(), rows.numbers.datum(), charged.datum(), reasons.datum(),
