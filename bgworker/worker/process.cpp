@@ -37,6 +37,7 @@
 #include "pg/session.hpp"
 #include "pg/settings.h"
 #include "pg/trouble.hpp"
+#include "queue/backoff.hpp"
 #include "queue/cancel_watch.hpp"
 #include "queue/enabled.hpp"
 #include "queue/settle.hpp"
@@ -132,8 +133,9 @@ class WorkerHost : public ServerHost {
       // Two workers of a pool, A and B, may begin to wait at once:
       //   A   says that it waits (begin_wait()), then asks whether another one does (is_extra())
       //   B   does the same
-      // One lock covers these steps, so at least the one that asks last sees the other.
-      if (most > kExtraLingers && shared::is_extra()) most = kExtraLingers;
+      // One lock covers these steps, so at least the one that asks last sees the other. If both see it, they
+      // must not wake together, or neither would find the other waiting when it asks whether to leave.
+      if (most > kExtraLingers && shared::is_extra()) most = std::min(most, jittered(kExtraLingers, clock_.random()));
       wait_for_events(most);
       shared::end_wait();
     }
