@@ -193,11 +193,13 @@ void put_aside(const std::vector<const Claimed*>& messages) {
   expect_updated(rows, update.run({rows.ids.datum(), rows.numbers.datum()}).size());
 }
 
-// How many attempts the death adds to those that were made. A lease has charged one that a cancel interrupts.
+// How many attempts the death adds to those that were made. The lease of a worker's call has charged one that a
+// cancel interrupts. A message that is only claimed, or has an open cancel, is held as well.
 int charge_of(const DeadLetter& dead_letter) {
   const Claimed& message = *dead_letter.message;
   if (dead_letter.charged) return to_charge(message);
-  return dead_letter.reason == cancel_notes::kReason && (message.lease != 0 || message.held) ? -1 : 0;
+  return dead_letter.reason == cancel_notes::kReason && (message.lease != 0 || (message.held && message.token > 0)) ? -1
+                                                                                                                    : 0;
 }
 
 // Adds to `blocking` those with block_as_registered whose handlers have on_dead => 'block'.
