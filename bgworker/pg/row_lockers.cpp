@@ -23,7 +23,7 @@ Lockers lockers_of(Oid table, Datum location) {
       if (!TransactionIdIsInProgress(xid) || lockers.count == kMostLockers) return;
       const TransactionId top = SubTransGetTopmostTransaction(xid);
       const int pid = BackendXidGetPid(top);
-      lockers.lockers[lockers.count++] = {pid, top};
+      lockers.lockers[lockers.count++] = {pid, top, xid};
     };
     Relation relation = table_open(table, AccessShareLock);
     HeapTupleData tuple;

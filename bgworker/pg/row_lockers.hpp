@@ -12,6 +12,7 @@ inline constexpr int kMostLockers = 16;  // of a row, at most
 struct Locker {
   int pid;                    // 0: the transaction is prepared, or has just ended
   TransactionId transaction;  // the top-level one
+  TransactionId locked_in;    // it or the subtransaction that has the lock: a rollback to a savepoint ends that
 };
 
 struct Lockers {

@@ -1,6 +1,7 @@
 #include "queue/cancel.hpp"
 
 #include <algorithm>
+#include <list>
 #include <set>
 #include <span>
 #include <unordered_set>
@@ -110,10 +111,13 @@ void add_running(const RunningMessage& message, int open) {
   running->entries.add({message, open, false});
 }
 
-bool is_open_here(const Uuid& id, std::int64_t seq) {
+// With another token it is another cancel: since the first one the message was leased.
+bool is_open_here(const RunningMessage& message) {
   return running != nullptr &&
          std::any_of(running->entries.entries().begin(), running->entries.entries().end(), [&](const auto& entry) {
-           return entry.second.open >= 0 && entry.second.message.id == id && entry.second.message.seq == seq;
+           const RunningMessage& open = entry.second.message;
+           return entry.second.open >= 0 && open.id == message.id && open.seq == message.seq &&
+                  open.token == message.token;
          });
 }
 
@@ -138,7 +142,7 @@ void wait_for(const VirtualTransactionId& transaction) {
 
 // Opens a cancel of the message. False: another transaction has one; with `waits` it has been waited for.
 bool open(const RunningMessage& message, bool waits = true) {
-  if (is_open_here(message.id, message.seq)) return true;
+  if (is_open_here(message)) return true;
   const shared::Opened opened = shared::open_cancel(message);
   switch (opened.result) {
     case shared::Opened::kOther:
@@ -157,40 +161,45 @@ bool open(const RunningMessage& message, bool waits = true) {
   "m.id = ANY ($1) AND m.attempt_at IS NOT NULL" \
   " AND (m.commit_interval IS NULL OR m.attempt_at > pg_catalog.clock_timestamp())"
 
-// Several messages are cancelled together as long as nothing has to be waited for. Otherwise the first half is,
-// then the second: so the messages are locked in the order of their ids, lest two sessions that cancel the
-// same ones wait for each other.
+// Several messages are locked together as long as nothing has to be waited for. Otherwise the first half is,
+// then the second: so they are locked in the order of their ids, lest two sessions that cancel the same ones
+// wait for each other. Nothing is moved before all are locked: moving locks rows of other messages.
 class Cancel {
  public:
   explicit Cancel(std::string_view why) : why_(why) {}
 
-  void run(std::span<const Uuid> ids) {
+  std::vector<Uuid> run(std::span<const Uuid> ids) {
+    lock(ids);
+    if (!settlement_.dead_letters.empty()) settle(settlement_);
+    return {done_.begin(), done_.end()};
+  }
+
+ private:
+  void lock(std::span<const Uuid> ids) {
     if (ids.size() > 1) {
-      if (together(ids)) return;
-      run(ids.first(ids.size() / 2));
-      run(ids.subspan(ids.size() / 2));
+      if (lock_together(ids)) return;
+      lock(ids.first(ids.size() / 2));
+      lock(ids.subspan(ids.size() / 2));
       return;
     }
     left_ = {ids.begin(), ids.end()};
     while (!left_.empty()) {
-      (void)move_unlocked(true);
+      (void)lock_free(true);
       if (left_.empty()) break;
       look_at_locked();
       guard::call([] { CHECK_FOR_INTERRUPTS(); });
     }
   }
 
-  std::vector<Uuid> done() const { return {done_.begin(), done_.end()}; }
-
- private:
-  bool together(std::span<const Uuid> ids) {
+  bool lock_together(std::span<const Uuid> ids) {
     static Statement others("SELECT 1 FROM $S.mq_msgs m WHERE " PENDING " LIMIT 1", {UUIDARRAYOID});
     SavepointOnly session;
     const std::set<Uuid> before = done_;
+    const std::size_t locked = settlement_.dead_letters.size();
     left_ = {ids.begin(), ids.end()};
     session.set_savepoint();
     try {
-      if (move_unlocked(false) && (left_.empty() || others.run({left()}).empty())) {
+      if (lock_free(false) && (left_.empty() || others.run({left()}).empty())) {
         (void)session.release_savepoint();
         return true;
       }
@@ -200,6 +209,7 @@ class Cancel {
     }
     session.rollback_to_savepoint();
     done_ = before;
+    settlement_.dead_letters.resize(locked);
     return false;
   }
 
@@ -210,21 +220,21 @@ class Cancel {
     return message.held && lease > 0 && shared::lease_has_call(lease) ? lease : 0;
   }
 
-  // Moves the messages that no other transaction has locked. A worker may have claimed them without a lock: it
-  // finds the row gone when it settles. False, without `waits`: another transaction would have to be waited for.
-  bool move_unlocked(bool waits) {
+  // Locks the messages that no other transaction has locked, to be moved. A worker may have claimed them without
+  // a lock: it finds the row gone when it settles. False, without `waits`: another transaction would have to be
+  // waited for.
+  bool lock_free(bool waits) {
     static Statement lock("SELECT " CLAIMED_COLUMNS " FROM $S.mq_msgs m WHERE " PENDING
                           " ORDER BY m.id FOR UPDATE OF m SKIP LOCKED",
                           {UUIDARRAYOID});
     const Rows rows = lock.run({left()});
-    Batch batch;
+    Batch& batch = batches_.emplace_back();
     append(rows, batch);
     std::vector<VirtualTransactionId> others;  // asked before the notes: it closes its cancel after its commit
     for (const Claimed& message : batch) others.push_back(shared::canceller_of(message.id, message.seq));
     const std::unordered_set<Uuid, UuidHash> noted = cancel_notes::noted(batch);
-    Settlement settlement;
     for (std::size_t i = 0; i < batch.size(); ++i) {
-      Claimed& message = batch[i];
+      const Claimed& message = batch[i];
       if (noted.contains(message.id)) {  // somebody has cancelled it already
         has_ended(message.id);
         continue;
@@ -249,15 +259,12 @@ class Cancel {
       } else if (shared::is_claimed_by_other(message.location)) {
         add_running(here, -1);
       }
-      DeadLetter dead_letter{.message = &message,
-                             .reason = cancel_notes::kReason,
-                             .error = Error(cancel_notes::kSqlstate, std::string(why_)),
-                             .charged = false};
-      settlement.dead_letters.push_back(dead_letter);
+      settlement_.dead_letters.push_back({.message = &message,
+                                          .reason = cancel_notes::kReason,
+                                          .error = Error(cancel_notes::kSqlstate, std::string(why_)),
+                                          .charged = false});
+      is_done(message.id);
     }
-    if (settlement.dead_letters.empty()) return true;
-    settle(settlement);
-    for (const DeadLetter& dead_letter : settlement.dead_letters) is_done(dead_letter.message->id);
     return true;
   }
 
@@ -298,25 +305,25 @@ class Cancel {
       const bool of_call = leased.backend != 0 && locker.pid == leased.backend;
       const shared::Holder holder = shared::holder(locker.pid, locker.transaction);
       if (!of_call && holder == shared::Holder::kStranger) {
-        wait_for(locker.transaction, location);
+        wait_for(locker.locked_in, location);
         return;
       }
       // Opened first, then looked at again: docs/internals/cancelling.md.
-      if (!is_open_here(message.id, message.seq)) {
+      if (!is_open_here(message)) {
         (void)open(message);
         return;
       }
       const bool settles = of_call ? leased.settling == locker.transaction : holder == shared::Holder::kSettles;
       if (settles) {
-        wait_for(locker.transaction, location);
+        wait_for(locker.locked_in, location);
         return;
       }
-      if (of_call && leased.ended) {
+      if (leased.ended) {  // its worker has locked the row and is about to settle
         has_ended(message.id);
         return;
       }
     }
-    if (lockers.count == 0 || !is_open_here(message.id, message.seq)) return;
+    if (lockers.count == 0 || !is_open_here(message)) return;
     cancel_notes::write(message.id, message.seq, why_);
     commit_actions::wake(channel_name);
     is_done(message.id);
@@ -345,15 +352,15 @@ class Cancel {
   static void wait_for(const VirtualTransactionId& transaction) { mq::wait_for(transaction); }
 
   std::set<Uuid> left_, done_;
+  std::list<Batch> batches_;  // what the settlement refers to
+  Settlement settlement_;
   const std::string_view why_;
 };
 
 }  // namespace
 
 std::vector<Uuid> cancel(const std::vector<Uuid>& ids, std::string_view why) {
-  Cancel cancel(why);
-  cancel.run(ids);
-  return cancel.done();
+  return Cancel(why).run(ids);
 }
 
 }  // namespace mq
