@@ -111,6 +111,7 @@ void poll(const Value& channel_names, int batch_size, ResultSet& result) {
       batch_size, true);
   if (!claim.messages.empty()) {
     std::sort(claim.messages.begin(), claim.messages.end(), [](const Claimed& a, const Claimed& b) {
+      if (a.priority != b.priority) return a.priority > b.priority;
       return a.attempt_at != b.attempt_at ? a.attempt_at < b.attempt_at : a.seq < b.seq;
     });
     for (const Claimed& message : claim.messages) add_message(result, message);
@@ -139,7 +140,7 @@ std::vector<Uuid> commit_messages(const std::vector<Uuid>& ids) {
       "UPDATE $S.mq_msgs m SET attempt_at = LEAST(m.attempt_at - m.commit_interval, m.expires_at),"
       "   commit_interval = NULL"
       " WHERE m.id = ANY ($1) AND m.commit_interval IS NOT NULL AND m.attempt_at > pg_catalog.clock_timestamp()"
-      " RETURNING m.id, m.channel_name, m.attempt_at, m.seq",
+      " RETURNING m.id, m.channel_name, m.attempt_at, m.seq, m.priority",
       {UUIDARRAYOID});
   const Rows rows = update.run({uuid_array(ids)});
   std::vector<Uuid> committed;
@@ -147,7 +148,8 @@ std::vector<Uuid> commit_messages(const std::vector<Uuid>& ids) {
     committed.push_back(uuid_of(rows.get(i, 1)));
     const std::string_view channel_name = text_view(rows.get(i, 2));
     commit_actions::wake(channel_name);
-    commit_actions::due(channel_name, {DatumGetTimestampTz(rows.get(i, 3)), DatumGetInt64(rows.get(i, 4))});
+    commit_actions::due(channel_name, DatumGetInt16(rows.get(i, 5)),
+                        {DatumGetTimestampTz(rows.get(i, 3)), DatumGetInt64(rows.get(i, 4))});
   }
   return committed;
 }

@@ -171,7 +171,7 @@ bool send_in_place(const NewMessage& message, bool waits) {
   const std::string_view channel_name = text_view(message.channel_name.datum);
   commit_actions::wake(channel_name);
   if (DatumGetBool(rows.get(0, 3)))
-    commit_actions::due(channel_name, {DatumGetTimestampTz(rows.get(0, 1)), DatumGetInt64(rows.get(0, 2))});
+    commit_actions::due(channel_name, 0, {DatumGetTimestampTz(rows.get(0, 1)), DatumGetInt64(rows.get(0, 2))});
   return true;
 }
 

@@ -30,11 +30,11 @@ extern "C" Datum mq_row_holders_entry(FunctionCallInfo fcinfo) {
   return mq::guard::entry([&] {
     static mq::Statement due(
         "WITH RECURSIVE n (name) AS ("
-        "  SELECT (SELECT m.channel_name FROM $S.mq_msgs m WHERE $H ORDER BY m.channel_name LIMIT 1)"
-        "  UNION ALL SELECT (SELECT m.channel_name FROM $S.mq_msgs m WHERE m.channel_name > n.name AND $H"
+        "  SELECT (SELECT m.channel_name FROM $S.mq_heads m ORDER BY m.channel_name LIMIT 1)"
+        "  UNION ALL SELECT (SELECT m.channel_name FROM $S.mq_heads m WHERE m.channel_name > n.name"
         " ORDER BY m.channel_name LIMIT 1) FROM n WHERE n.name IS NOT NULL)"
-        " SELECT d.ctid, n.name FROM n CROSS JOIN LATERAL (SELECT m.ctid FROM $S.mq_msgs m"
-        "   WHERE m.channel_name = n.name AND m.attempt_at <= pg_catalog.clock_timestamp() AND $H"
+        " SELECT d.location, n.name FROM n CROSS JOIN LATERAL (SELECT m.location FROM $S.mq_heads m"
+        "   WHERE m.channel_name = n.name AND m.attempt_at <= pg_catalog.clock_timestamp()"
         " ORDER BY m.attempt_at, m.seq LIMIT $1) AS d",
         {INT8OID});
     mq::ResultSet result(fcinfo);

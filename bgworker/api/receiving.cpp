@@ -352,7 +352,7 @@ void slots_freed(const Batch& messages, const std::vector<Registered>& registere
   const Micros now = GetCurrentTimestamp();
   for (const std::string_view name : names) {
     commit_actions::wake(name);
-    commit_actions::due(name, {now, INT64_MIN});
+    commit_actions::due(name, 0, {now, INT64_MIN});
   }
 }
 

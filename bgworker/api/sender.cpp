@@ -217,7 +217,7 @@ void Sender::announce() const {
     // A worker sees to it that messages expire, whether they have a handler or not.
     if (!m.two_phase)
       expires_at_ == kNever ? commit_actions::wake_handlers(m.channel_name) : commit_actions::wake(m.channel_name);
-    if (!m.waits && (!m.ordered || m.follows == Uuid())) commit_actions::due(m.channel_name, {m.attempt_at, m.seq});
+    if (!m.waits && (!m.ordered || m.follows == Uuid())) commit_actions::due(m.channel_name, m.priority, {m.attempt_at, m.seq});
     changes.add(m.channel_name, 1, m.ordered, m.attempt_at > now);
   }
 }
@@ -306,8 +306,8 @@ void Sender::choose_fair() {
   std::string_view name;  // the last one that was asked for
   bool needs = true;
   for (Checked& m : messages_) {
-    m.fair = true;
-    if (!m.channel_args.empty() || m.two_phase || m.attempt_at > now) continue;
+    m.fair = m.priority == 0;
+    if (m.priority != 0 || !m.channel_args.empty() || m.two_phase || m.attempt_at > now) continue;
     if (m.channel_name != name) needs = fairness::needs_entry(name = m.channel_name);
     m.fair = needs;
   }
@@ -316,7 +316,8 @@ void Sender::choose_fair() {
 void Sender::note_channels() const {
   std::string_view name;
   for (const Checked& m : messages_)
-    if (!m.channel_args.empty() && m.channel_name != name) fairness::has_channels(name = m.channel_name);
+    if (m.priority == 0 && !m.channel_args.empty() && m.channel_name != name)
+      fairness::has_channels(name = m.channel_name);
 }
 
 void Sender::send() {

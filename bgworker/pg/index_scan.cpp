@@ -10,15 +10,17 @@ extern "C" {
 
 namespace mq {
 
-void EntryScan::open(Oid table, Oid index, const RegProcedure* compare, int columns, int first, Datum prefix) {
-  table_ = table_open(table, AccessShareLock);
-  index_ = index_open(index, AccessShareLock);
-  slot_ = table_slot_create(table_, nullptr);
+void EntryScan::open(Oid table, Oid index, const RegProcedure* compare, int columns, int first, Datum prefix,
+                     std::int16_t second) {
+  open_relations(table, index);
   columns_ = columns;
   key_count_ = 0;
   if (first > 1)
     ScanKeyEntryInitialize(&keys_[key_count_++], 0, 1, BTEqualStrategyNumber, InvalidOid, C_COLLATION_OID, F_TEXTEQ,
                            prefix);
+  if (first > 2)
+    ScanKeyEntryInitialize(&keys_[key_count_++], 0, 2, BTEqualStrategyNumber, InvalidOid, InvalidOid, F_INT2EQ,
+                           Int16GetDatum(second));
   // The keys of a row comparison, as the executor builds them.
   for (int i = 0; i < columns; ++i)
     ScanKeyEntryInitialize(&row_[i], SK_ROW_MEMBER | (i == columns - 1 ? SK_ROW_END : 0),
@@ -30,6 +32,25 @@ void EntryScan::open(Oid table, Oid index, const RegProcedure* compare, int colu
   header.sk_attno = row_[0].sk_attno;
   header.sk_strategy = BTGreaterEqualStrategyNumber;
   header.sk_argument = PointerGetDatum(row_);
+  begin();
+}
+
+void EntryScan::open_below(Oid table, Oid index, Datum prefix) {
+  open_relations(table, index);
+  columns_ = 0;
+  key_count_ = 2;
+  ScanKeyEntryInitialize(&keys_[0], 0, 1, BTEqualStrategyNumber, InvalidOid, C_COLLATION_OID, F_TEXTEQ, prefix);
+  ScanKeyEntryInitialize(&keys_[1], 0, 2, BTLessStrategyNumber, InvalidOid, InvalidOid, F_INT2LT, 0);
+  begin();
+}
+
+void EntryScan::open_relations(Oid table, Oid index) {
+  table_ = table_open(table, AccessShareLock);
+  index_ = index_open(index, AccessShareLock);
+  slot_ = table_slot_create(table_, nullptr);
+}
+
+void EntryScan::begin() {
   PushActiveSnapshot(GetLatestSnapshot());
 #if PG_VERSION_NUM >= 180000
   scan_ = index_beginscan(table_, index_, GetActiveSnapshot(), nullptr, key_count_, 0);
@@ -41,6 +62,7 @@ void EntryScan::open(Oid table, Oid index, const RegProcedure* compare, int colu
 
 void EntryScan::descend(const Datum* position) {
   for (int i = 0; i < columns_; ++i) row_[i].sk_argument = position[i];
+  if (columns_ == 0) keys_[1].sk_argument = position[0];
   index_rescan(scan_, keys_, key_count_, nullptr, 0);
 }
 

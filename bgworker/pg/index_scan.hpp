@@ -10,6 +10,8 @@
 // For bodies of guard::call: after an error the transaction cleans up all that the scan owns.
 #pragma once
 
+#include <cstdint>
+
 #include "pg/postgres.hpp"
 
 extern "C" {
@@ -28,9 +30,13 @@ class EntryScan {
 
   // A position is a value for each of `columns` columns of the index from `first` on. They are
   // compared one after the other by `compare`, functions of the index's operator classes. Columns
-  // before `first`, at most one, are text and must equal `prefix`.
-  void open(Oid table, Oid index, const RegProcedure* compare, int columns, int first = 1, Datum prefix = 0);
-  // Goes to the first entry at or above the position.
+  // before `first`, a text and perhaps a smallint, must equal `prefix` and `second`.
+  void open(Oid table, Oid index, const RegProcedure* compare, int columns, int first = 1, Datum prefix = 0,
+            std::int16_t second = 0);
+  // The entries of the text `prefix` whose second column, a smallint in descending order, is below the
+  // position, the greatest first.
+  void open_below(Oid table, Oid index, Datum prefix);
+  // Goes to the first entry at or above the position (open_below(): below it).
   void descend(const Datum* position);
   bool next();  // false: there is no further entry
   // Whether next() returns entries, too, that some scan has found to be of rows that nobody sees any
@@ -43,13 +49,16 @@ class EntryScan {
   void close();
 
  private:
+  void open_relations(Oid table, Oid index);
+  void begin();
+
   Relation table_;
   Relation index_;
   IndexScanDesc scan_;
   TupleTableSlot* slot_;
   ScanKeyData row_[kMostColumns];
-  ScanKeyData keys_[2];
-  int columns_;
+  ScanKeyData keys_[3];
+  int columns_;  // of the position that is compared as a row; 0: open_below()
   int key_count_;
 };
 

@@ -37,6 +37,7 @@ void drop_repeats(Batch& batch, std::size_t from) {
 }
 
 bool due_before(const Claimed& a, const Claimed& b) {
+  if (a.priority != b.priority) return a.priority > b.priority;
   return a.attempt_at != b.attempt_at ? a.attempt_at < b.attempt_at : a.seq < b.seq;
 }
 
@@ -56,13 +57,15 @@ Claim Claimer::claim(const std::vector<Source>& sources, int limit, bool with_ru
   for (const Source& source : sources) names.push_back(source.channel_name);
   begin(names);
   const OwnerScope scope;
+  prioritized_ = any_prioritized();
   const Micros now = clock_.now();
   const auto start = static_cast<std::size_t>(clock_.random() * static_cast<double>(sources.size()));
   std::vector<Scan> scans;
   scans.reserve(sources.size());
   for (std::size_t i = 0; i < sources.size(); ++i) {
     const Source& source = sources[(start + i) % sources.size()];
-    scans.push_back({source.channel_name, source.priority, source.most});
+    Scan& scan = scans.emplace_back(source.channel_name, source.priority, source.most);
+    if (prioritized_) scan.level = kAbovePriorities;
   }
   std::stable_sort(scans.begin(), scans.end(), [](const Scan& a, const Scan& b) { return a.priority > b.priority; });
 
@@ -132,20 +135,43 @@ int Claimer::add_found(Scan& scan, std::size_t from, int room, Micros now, Claim
   return added;
 }
 
+// Where the index has no other priority than 0, each scan begins with that and ends with it.
+void Claimer::descend(Scan& scan) {
+  const std::optional<int> below = prioritized_ ? priority_below(scan.channel_name, scan.level) : std::nullopt;
+  scan.behind.reset();
+  if (scan.level > 0)
+    scan.level = std::max(below.value_or(0), 0);
+  else if (below)
+    scan.level = *below;
+  else
+    scan.more = false;
+}
+
+// Messages of scan.level, until there are none left; then goes to the next.
+int Claimer::take_level(Scan& scan, int limit, Micros now) {
+  const std::size_t before = scan.found.size();
+  oldest(scan.channel_name, scan.level, now, scan.behind, limit, scan.found);
+  const auto got = static_cast<int>(scan.found.size() - before);
+  if (got > 0) scan.behind = Position{scan.found.back().attempt_at, scan.found.back().seq};
+  drop_repeats(scan.found, before);
+  if (got < limit) descend(scan);
+  const auto taken = static_cast<int>(scan.found.size() - before);
+  scan.most -= taken;
+  return taken;
+}
+
 int Claimer::take_oldest(Scan& scan, int limit, Micros now) {
+  int taken = take_above(scan, limit, now);
+  limit = std::min(limit, taken + scan.most);
+  while (taken < limit && scan.more) taken += take_level(scan, limit - taken, now);
+  return taken;
+}
+
+int Claimer::take_above(Scan& scan, int limit, Micros now) {
+  if (scan.level == kAbovePriorities) descend(scan);
   limit = std::min(limit, scan.most);
   int taken = 0;
-  while (taken < limit && scan.more) {
-    const std::size_t before = scan.found.size();
-    const int wanted = limit - taken;
-    oldest(scan.channel_name, now, scan.behind, wanted, scan.found);
-    const auto got = static_cast<int>(scan.found.size() - before);
-    scan.more = got == wanted;
-    if (got > 0) scan.behind = Position{scan.found.back().attempt_at, scan.found.back().seq};
-    drop_repeats(scan.found, before);
-    taken += static_cast<int>(scan.found.size() - before);
-  }
-  scan.most -= taken;
+  while (taken < limit && scan.level > 0) taken += take_level(scan, limit - taken, now);
   return taken;
 }
 
@@ -162,6 +188,9 @@ int Claimer::sample(Scan& scan, int limit, Micros now) {
 
 int Claimer::take_share(Scan& scan, int share, Micros now) {
   share = std::min(share, scan.most);
+  const int above = take_above(scan, share, now);
+  share -= above;
+  if (share == 0) return above;
   // A share of one cannot be divided: at random, half of the time, it is a sample.
   int sampled = share > 1 ? std::max(1, share / kFairShare) : (clock_.random() < 0.5 ? 1 : 0);
   const auto unsampled = unsampled_.find(scan.channel_name);
@@ -171,9 +200,9 @@ int Claimer::take_share(Scan& scan, int share, Micros now) {
   }
   if (sampled > 0 && fairness::is_one_channel(scan.channel_name)) sampled = 0;
   int taken = take_oldest(scan, share - sampled, now);
-  if (sampled > 0 && scan.more) taken += sample(scan, sampled, now);
+  if (sampled > 0 && scan.level == 0 && scan.more) taken += sample(scan, sampled, now);
   // The sample may find messages that are among the oldest: then more of the oldest fill its part.
-  return taken + take_oldest(scan, share - taken, now);
+  return above + taken + take_oldest(scan, share - taken, now);
 }
 
 // Followers go right behind their head. They end before the first one that cannot be delivered.
@@ -231,58 +260,59 @@ void Claimer::begin(std::span<const std::string_view> channel_names) {
 
 namespace {
 
+#define DUE(from, condition)                                                    \
+  "SELECT " CLAIMED_COLUMNS                                                     \
+  " FROM $S.mq_msgs m"                                                          \
+  " WHERE m.channel_name = $1 AND m.attempt_at <= $2 AND $H AND " condition     \
+  " AND (m.attempt_at, m.seq) " from " ($4, $5)"                                \
+  " ORDER BY m.attempt_at, m.seq LIMIT $3 " LOCKED
+#define DUE_TYPES {TEXTOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID, INT2OID}
+// The conditions of mq_msgs_due and mq_msgs_priority.
+#define ORDINARY "m.priority = 0"
+#define PRIORITIZED "m.priority = $6 AND m.priority <> 0"
+#define DELIVERABLE " AND m.attempts > 0 AND m.commit_interval IS NULL AND (m.expires_at IS NULL OR m.expires_at > $2)"
+
+Rows run_due(Statement& statement, Datum name, int priority, Micros now, Position from, int limit) {
+  return statement.run({name, TimestampTzGetDatum(now), Int64GetDatum(limit), TimestampTzGetDatum(from.attempt_at),
+                        Int64GetDatum(from.seq), Int16GetDatum(static_cast<std::int16_t>(priority))});
+}
+
 // The due heads from a position on, or only those `behind` it, by a query.
-Rows query_due(Datum name, Micros now, Position from, bool behind, int limit) {
-  static Statement first("SELECT " CLAIMED_COLUMNS
-                         " FROM $S.mq_msgs m"
-                         " WHERE m.channel_name = $1 AND m.attempt_at <= $2 AND $H"
-                         " AND (m.attempt_at, m.seq) >= ($4, $5)"
-                         " ORDER BY m.attempt_at, m.seq LIMIT $3 " LOCKED,
-                         {TEXTOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID});
-  static Statement more("SELECT " CLAIMED_COLUMNS
-                        " FROM $S.mq_msgs m"
-                        " WHERE m.channel_name = $1 AND m.attempt_at <= $2 AND $H"
-                        " AND (m.attempt_at, m.seq) > ($4, $5)"
-                        " ORDER BY m.attempt_at, m.seq LIMIT $3 " LOCKED,
-                        {TEXTOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID});
-  return (behind ? more : first)
-      .run({name, TimestampTzGetDatum(now), Int64GetDatum(limit), TimestampTzGetDatum(from.attempt_at),
-            Int64GetDatum(from.seq)});
+Rows query_due(Datum name, int priority, Micros now, Position from, bool behind, int limit) {
+  static Statement first(DUE(">=", ORDINARY), DUE_TYPES);
+  static Statement more(DUE(">", ORDINARY), DUE_TYPES);
+  static Statement prioritized_first(DUE(">=", PRIORITIZED), DUE_TYPES);
+  static Statement prioritized_more(DUE(">", PRIORITIZED), DUE_TYPES);
+  Statement& statement = priority == 0 ? (behind ? more : first) : (behind ? prioritized_more : prioritized_first);
+  return run_due(statement, name, priority, now, from, limit);
 }
 
 // Those of them that can be delivered.
-Rows query_deliverable(Datum name, Micros now, Position behind, int limit) {
-  static Statement deliverable(
-      "SELECT " CLAIMED_COLUMNS
-      " FROM $S.mq_msgs m"
-      " WHERE m.channel_name = $1 AND m.attempt_at <= $2"
-      "   AND m.attempts > 0 AND m.commit_interval IS NULL AND (m.expires_at IS NULL OR m.expires_at > $2)"
-      "   AND $H AND (m.attempt_at, m.seq) > ($4, $5)"
-      " ORDER BY m.attempt_at, m.seq LIMIT $3 " LOCKED,
-      {TEXTOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID});
-  return deliverable.run({name, TimestampTzGetDatum(now), Int64GetDatum(limit), TimestampTzGetDatum(behind.attempt_at),
-                          Int64GetDatum(behind.seq)});
+Rows query_deliverable(Datum name, int priority, Micros now, Position behind, int limit) {
+  static Statement deliverable(DUE(">", ORDINARY DELIVERABLE), DUE_TYPES);
+  static Statement prioritized(DUE(">", PRIORITIZED DELIVERABLE), DUE_TYPES);
+  return run_due(priority == 0 ? deliverable : prioritized, name, priority, now, behind, limit);
 }
 
 }  // namespace
 
-void Claimer::oldest(std::string_view channel_name, Micros now, std::optional<Position> after, int limit,
+void Claimer::oldest(std::string_view channel_name, int priority, Micros now, std::optional<Position> after, int limit,
                      Batch& batch) {
   const Datum name = text_datum(channel_name);
   const std::size_t before = batch.size();
   if (undeliverable_left_) {
-    append(query_deliverable(name, now, after.value_or(low_water::kNone), limit), batch);
+    append(query_deliverable(name, priority, now, after.value_or(low_water::kNone), limit), batch);
   } else {
-    const auto raise = after ? std::nullopt : low_water::to_raise(channel_name);
-    const Position from = after.value_or(low_water::start(channel_name));
-    if (const auto due = lock_due(name, now, from, after.has_value(), limit, unlocked_)) {
+    const auto raise = after ? std::nullopt : low_water::to_raise(channel_name, priority);
+    const Position from = after.value_or(low_water::start(channel_name, priority));
+    if (const auto due = lock_due(name, priority, now, from, after.has_value(), limit, unlocked_)) {
       for (const LockedRow& row : due->rows) batch.push_back(claimed(row));
       if (raise) low_water::raise(*raise, due->first.value_or(Position{now, INT64_MIN}));
     } else {
-      append(query_due(name, now, from, after.has_value(), limit), batch);
+      append(query_due(name, priority, now, from, after.has_value(), limit), batch);
     }
   }
-  low_water::taken(channel_name, static_cast<int>(batch.size() - before));
+  low_water::taken(channel_name, priority, static_cast<int>(batch.size() - before));
 }
 
 namespace {
@@ -292,7 +322,7 @@ Rows query_sample(Datum name, const std::vector<std::int64_t>& keys, Micros now,
       "SELECT c.* FROM unnest($3) AS k (key) CROSS JOIN LATERAL ("
       "  SELECT " CLAIMED_COLUMNS
       " FROM $S.mq_msgs m"
-      "   WHERE m.channel_name = $1 AND m.channel_key = k.key AND m.attempt_at <= $2 AND m.fair AND $H"
+      "   WHERE m.channel_name = $1 AND m.channel_key = k.key AND m.attempt_at <= $2 AND m.fair AND m.priority = 0 AND $H"
       " AND (m.attempt_at, m.seq) >= ($5, $6)"
       "   ORDER BY m.attempt_at, m.seq LIMIT 1 " LOCKED ") c LIMIT $4",
       {TEXTOID, TIMESTAMPTZOID, INT8ARRAYOID, INT8OID, TIMESTAMPTZOID, INT8OID});
@@ -306,7 +336,7 @@ Rows query_sample(Datum name, const std::vector<std::int64_t>& keys, Micros now,
 
 void Claimer::fair(std::string_view channel_name, Micros now, std::int64_t start, int limit, Batch& batch) {
   if (undeliverable_left_) return;
-  const Position from = low_water::start(channel_name);
+  const Position from = low_water::start(channel_name, 0);
   const std::vector<std::int64_t> keys = fair_keys(channel_name, from, start, limit * kProbes);
   if (keys.empty()) return;
   const std::size_t before = batch.size();
@@ -315,7 +345,7 @@ void Claimer::fair(std::string_view channel_name, Micros now, std::int64_t start
     for (const LockedRow& row : *rows) batch.push_back(claimed(row));
   else
     append(query_sample(name, keys, now, from, limit), batch);
-  low_water::taken(channel_name, static_cast<int>(batch.size() - before));
+  low_water::taken(channel_name, 0, static_cast<int>(batch.size() - before));
 }
 
 namespace {

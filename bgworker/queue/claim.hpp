@@ -5,9 +5,9 @@
 // the server's row locks (pg/row_locks.hpp) hold the messages.
 //
 // 1. Channel names with a greater priority come first; equals share the batch evenly.
-// 2. Within a channel name the oldest messages come first.
-// 3. When more is due than a channel name's share, a quarter of the share is a fair sample: one
-//    message a channel, from a random channel on. So a channel with a million messages cannot shut
+// 2. Within a channel name messages of a greater priority come first, and of one priority the oldest.
+// 3. When more messages of priority 0 are due than a channel name's share has room for, a quarter of
+//    that room is a fair sample: one message a channel, from a random channel on. So a channel with a million messages cannot shut
 //    out a channel with one. The next few claims go without a sample after a fruitless one.
 // 4. Where ordered channels have long runs, one head in sixteen of a share brings its followers along:
 //    for each run one row becomes the next head, and not for each message.
@@ -35,7 +35,8 @@ struct Source {
 };
 
 struct Claim {
-  // Can be delivered: by channel name, then by (attempt_at, seq), followers behind their head.
+  // Can be delivered: by channel name, then by priority, then by (attempt_at, seq), followers behind
+  // their head.
   Batch messages;
   // Cannot be delivered: expired, two-phase and not committed in time, leased to a call that is
   // gone, or no attempt left. The caller gives them to settle_undeliverable().
@@ -75,8 +76,9 @@ class Claimer {
     std::string_view channel_name;
     int priority = 0;
     int most = 0;                         // messages that it may still give
-    std::optional<Position> behind = {};  // where the scan of the oldest has come to
-    bool more = true;                     // more may be due behind that
+    int level = 0;                        // the priority of messages that the scan has come to
+    std::optional<Position> behind = {};  // where the scan of the oldest of those has come to
+    bool more = true;                     // more may be due behind that, or with less priority
     bool runs = false;                    // its share has few heads, and their followers
     int longest = 1;                      // messages of the longest run so far
     Batch found = {};                     // holds no message twice
@@ -91,7 +93,12 @@ class Claimer {
 
   // Claims up to `limit` messages from channel names of one priority; returns how many it claimed.
   int claim_equals(std::span<Scan> scans, int limit, bool with_runs, Micros now, Claim& claim);
-  // Each adds up to `limit` (`share`) messages to scan.found, and returns how many were new.
+  // Goes to the next lower priority of the name's messages.
+  void descend(Scan& scan);
+  // Each adds up to `limit` (`share`) messages to scan.found, and returns how many were new. take_above()
+  // ends with the priorities above 0.
+  int take_level(Scan& scan, int limit, Micros now);
+  int take_above(Scan& scan, int limit, Micros now);
   int take_oldest(Scan& scan, int limit, Micros now);
   int sample(Scan& scan, int limit, Micros now);
   int take_share(Scan& scan, int share, Micros now);
@@ -99,8 +106,9 @@ class Claimer {
   int add_found(Scan& scan, std::size_t from, int room, Micros now, Claim& claim);
   int add_with_runs(const Batch& heads, int room, Micros now, Scan& scan, Claim& claim, bool& long_runs);
 
-  // The oldest due heads of the channel name, only those behind `after` if that is given.
-  void oldest(std::string_view channel_name, Micros now, std::optional<Position> after, int limit, Batch& batch);
+  // The oldest due heads of the channel name and priority, only those behind `after` if that is given.
+  void oldest(std::string_view channel_name, int priority, Micros now, std::optional<Position> after, int limit,
+              Batch& batch);
   // One due head of each of up to `limit` channels of the name, by channel_key from `start` on.
   void fair(std::string_view channel_name, Micros now, std::int64_t start, int limit, Batch& batch);
 
@@ -109,6 +117,7 @@ class Claimer {
   bool undeliverable_left_ = false;
   bool unlocked_ = false;
   bool left_waiting_ = false;
+  bool prioritized_ = false;  // during a claim: there are messages of other priorities than 0
   // Channel names whose last sample found nothing new.
   std::map<std::string, Unsampled, std::less<>> unsampled_;
   // Names whose last claim had followers behind its heads, or no room to look for them.

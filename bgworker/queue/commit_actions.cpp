@@ -314,9 +314,9 @@ void wake_handlers(std::string_view channel_name) {
   l.woken.emplace(channel_name);
 }
 
-void due(std::string_view channel_name, Position position) {
+void due(std::string_view channel_name, int priority, Position position) {
   if (!shared::available()) return;
-  const auto [entry, is_new] = actions().due.try_emplace(low_water::key_of(channel_name), Due{position, 0});
+  const auto [entry, is_new] = actions().due.try_emplace(low_water::key_of(channel_name, priority), Due{position, 0});
   Due& due = entry->second;
   if (is_new) {
     due.name_key = channel_key(channel_name, {});

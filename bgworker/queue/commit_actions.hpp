@@ -36,7 +36,7 @@ void wake_handlers(std::string_view channel_name);
 void wake_workers();
 // A message was written or retried, or became head: claims have to find it at `position`, and so have
 // sessions that wait in mq_receive.
-void due(std::string_view channel_name, Position position);
+void due(std::string_view channel_name, int priority, Position position);
 // The lowest position that due() was given for a name, by its key (low_water::key_of).
 std::optional<Position> own_lowest(std::uint64_t name_key);
 // Messages were appended to an ordered channel behind another transaction's `predecessor`.

@@ -1,5 +1,8 @@
 #include "queue/due.hpp"
 
+#include <algorithm>
+#include <utility>
+
 #include "pg/extension.hpp"
 #include "pg/statement.hpp"
 #include "queue/due_scan.hpp"
@@ -14,22 +17,51 @@ constexpr int kMostHeld = 1000;  // the most expired messages that next_expiry()
 
 }  // namespace
 
+namespace {
+
+int count_due(std::string_view channel_name, int priority, Micros now, int limit) {
+#define COUNT(of_priority)                                                                                 \
+  "SELECT pg_catalog.count(*)::int4 FROM (SELECT 1 FROM $S.mq_msgs m WHERE m.channel_name = $1 AND " of_priority \
+  "   AND m.attempt_at <= $2 AND (m.attempt_at, m.seq) >= ($4, $5)"                                        \
+  "   AND $H LIMIT $3) d"
+  static Statement count(COUNT("m.priority = 0"), {TEXTOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID, INT2OID});
+  static Statement prioritized(COUNT("m.priority = $6 AND m.priority <> 0"),
+                               {TEXTOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID, INT2OID});
+  const Position from = low_water::start(channel_name, priority);
+  const Rows rows = (priority == 0 ? count : prioritized)
+                        .run({text_datum(channel_name), TimestampTzGetDatum(now), Int64GetDatum(limit),
+                              TimestampTzGetDatum(from.attempt_at), Int64GetDatum(from.seq),
+                              Int16GetDatum(static_cast<std::int16_t>(priority))});
+  return DatumGetInt32(rows.get(0, 1));
+}
+
+// The other priorities than 0 of the channel name.
+std::vector<int> others(std::string_view channel_name) {
+  return any_prioritized() ? priorities_of(channel_name) : std::vector<int>();
+}
+
+}  // namespace
+
 bool is_due(std::string_view channel_name, Micros now) {
-  const std::optional<Micros> due = next_due(channel_name);
-  return due && *due <= now;
+  const OwnerScope scope;
+  const auto has_due = [&](int priority) {
+    const std::optional<Position> head = first_head(channel_name, priority, low_water::start(channel_name, priority));
+    return head && head->attempt_at <= now;
+  };
+  if (has_due(0)) return true;
+  const std::vector<int> priorities = others(channel_name);
+  return std::any_of(priorities.begin(), priorities.end(), has_due);
 }
 
 int count_due(std::string_view channel_name, Micros now, int limit) {
-  static Statement count(
-      "SELECT pg_catalog.count(*)::int4 FROM (SELECT 1 FROM $S.mq_msgs m WHERE m.channel_name = $1"
-      "   AND m.attempt_at <= $2 AND (m.attempt_at, m.seq) >= ($4, $5)"
-      "   AND $H LIMIT $3) d",
-      {TEXTOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID});
   const OwnerScope scope;
-  const Position from = low_water::start(channel_name);
-  const Rows rows = count.run({text_datum(channel_name), TimestampTzGetDatum(now), Int64GetDatum(limit),
-                               TimestampTzGetDatum(from.attempt_at), Int64GetDatum(from.seq)});
-  return DatumGetInt32(rows.get(0, 1));
+  int count = count_due(channel_name, 0, now, limit);
+  if (count >= limit) return count;
+  for (const int priority : others(channel_name)) {
+    count += count_due(channel_name, priority, now, limit - count);
+    if (count >= limit) break;
+  }
+  return count;
 }
 
 namespace {
@@ -38,16 +70,26 @@ std::optional<Micros> due_of(std::optional<Position> head) {
   return head && head->attempt_at != kNever ? std::optional(head->attempt_at) : std::nullopt;
 }
 
+std::optional<Micros> earlier(std::optional<Micros> a, std::optional<Micros> b) {
+  return a && b ? std::min(a, b) : a ? a : b;
+}
+
 }  // namespace
 
 std::optional<Micros> next_due(std::string_view channel_name) {
   const OwnerScope scope;
-  return due_of(first_head(channel_name, low_water::start(channel_name)));
+  std::optional<Micros> next = due_of(first_head(channel_name, 0, low_water::start(channel_name, 0)));
+  for (const int priority : others(channel_name))
+    next = earlier(next, due_of(first_head(channel_name, priority, low_water::start(channel_name, priority))));
+  return next;
 }
 
 std::optional<Micros> next_due(std::string_view channel_name, Micros after) {
   const OwnerScope scope;
-  return due_of(first_head(channel_name, {after, INT64_MAX}));
+  std::optional<Micros> next = due_of(first_head(channel_name, 0, {after, INT64_MAX}));
+  for (const int priority : others(channel_name))
+    next = earlier(next, due_of(first_head(channel_name, priority, {after, INT64_MAX})));
+  return next;
 }
 
 std::optional<Micros> next_expiry(Micros now) {
@@ -69,7 +111,19 @@ std::optional<Micros> next_expiry(Micros now) {
 
 std::vector<std::string> channel_names() {
   const OwnerScope scope;
-  return names_with_heads();
+  std::vector<std::string> names = names_with_heads();
+  if (!any_prioritized()) return names;
+  const auto ordinary = static_cast<std::ptrdiff_t>(names.size());
+  for (std::string& name : prioritized_names()) {
+    if (std::binary_search(names.begin(), names.begin() + ordinary, name)) continue;
+    const std::vector<int> priorities = priorities_of(name);
+    if (std::any_of(priorities.begin(), priorities.end(), [&](int priority) {
+          return first_head(name, priority, low_water::start(name, priority)).has_value();
+        }))
+      names.push_back(std::move(name));
+  }
+  std::inplace_merge(names.begin(), names.begin() + ordinary, names.end());
+  return names;
 }
 
 bool is_pending(const Uuid& id) {

@@ -60,12 +60,28 @@ class Scan {
     rescan(add_due(1, 2, from));
   }
 
+  // Goes to those of one priority, in mq_msgs_priority.
+  void find_prioritized(Datum channel_name, int priority, Position from) {
+    ScanKeyEntryInitialize(&keys_[0], 0, 1, BTEqualStrategyNumber, InvalidOid, C_COLLATION_OID, F_TEXTEQ, channel_name);
+    ScanKeyEntryInitialize(&keys_[1], 0, 2, BTEqualStrategyNumber, InvalidOid, InvalidOid, F_INT2EQ,
+                           Int16GetDatum(static_cast<std::int16_t>(priority)));
+    rescan(add_due(2, 3, from));
+  }
+
   // Goes to those of one channel, in mq_msgs_fair.
   void find_sampled(Datum channel_name, std::int64_t channel_key, Position from) {
     ScanKeyEntryInitialize(&keys_[0], 0, 1, BTEqualStrategyNumber, InvalidOid, C_COLLATION_OID, F_TEXTEQ, channel_name);
     ScanKeyEntryInitialize(&keys_[1], 0, 2, BTEqualStrategyNumber, InvalidOid, InvalidOid, F_INT8EQ,
                            Int64GetDatum(channel_key));
     rescan(add_due(2, 3, from));
+  }
+
+  // In the index that holds the messages of this priority (index_of()).
+  void find_heads(Datum channel_name, int priority, Position from) {
+    if (priority == 0)
+      find_due(channel_name, from);
+    else
+      find_prioritized(channel_name, priority, from);
   }
 
   // Goes to the messages of the channel behind a sequence number, in mq_msgs_chain.
@@ -236,6 +252,10 @@ class Scan {
   ScanKeyData keys_[4];
 };
 
+Oid index_of(int priority) {
+  return Extension::get().relation(priority == 0 ? "mq_msgs_due" : "mq_msgs_priority");
+}
+
 // Rows in memory of the context that was current, as many as are found.
 class RowArray {
  public:
@@ -305,10 +325,11 @@ void claim_pending(Scan& scan, Unlocked& pending, RowArray& found) {
 
 }  // namespace
 
-std::optional<DueRows> lock_due(Datum channel_name, Micros now, Position from, bool behind, int limit, bool unlocked) {
+std::optional<DueRows> lock_due(Datum channel_name, int priority, Micros now, Position from, bool behind, int limit,
+                                bool unlocked) {
   const Extension& extension = Extension::get();
   const Oid table = extension.relation("mq_msgs");
-  const Oid index = extension.relation("mq_msgs_due");
+  const Oid index = index_of(priority);
   const AttrNumber* numbers = attribute_numbers(table);
   unlocked = unlocked && !row_locks::avoiding();
   RowArray found;
@@ -319,7 +340,7 @@ std::optional<DueRows> lock_due(Datum channel_name, Micros now, Position from, b
     Scan scan;
     pending.released = unlocked ? shared::row_claims_released() : 0;
     if (!scan.open(table, index, numbers, now)) return false;
-    scan.find_due(channel_name, from);
+    scan.find_heads(channel_name, priority, from);
     for (bool more = true; more && found.count() < limit;) {
       while (found.count() < limit && pending.count < Unlocked::kMost && (more = scan.next())) {
         if (!any || behind) {
@@ -403,17 +424,17 @@ std::optional<std::span<const LockedRow>> lock_runs(const std::vector<ChainSearc
   return asked ? std::optional(found.rows()) : std::nullopt;
 }
 
-std::optional<Position> first_head(std::string_view channel_name, Position from) {
+std::optional<Position> first_head(std::string_view channel_name, int priority, Position from) {
   const Extension& extension = Extension::get();
   const Oid table = extension.relation("mq_msgs");
-  const Oid index = extension.relation("mq_msgs_due");
+  const Oid index = index_of(priority);
   const AttrNumber* numbers = attribute_numbers(table);
   const Datum name = text_datum(channel_name);
   Position first{};
   const bool found = guard::call([&] {
     Scan scan;
     (void)scan.open(table, index, numbers, DT_NOEND, false);
-    scan.find_due(name, from);
+    scan.find_heads(name, priority, from);
     const bool any = scan.next();
     if (any) first = scan.position();
     scan.close();

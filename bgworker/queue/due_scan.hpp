@@ -1,4 +1,5 @@
-// Due scan: the due heads of one channel name in the order of mq_msgs_due, and the runs behind heads
+// Due scan: the due heads of one channel name and priority in the order of mq_msgs_due (of another
+// priority than 0: mq_msgs_priority), and the runs behind heads
 // in the order of mq_msgs_chain, each row locked as it is read. Claimer (claim.cpp) claims with
 // it; head_links.cpp, due.cpp and low_water.cpp ask what is first. No state.
 //
@@ -25,11 +26,12 @@ struct DueRows {
   std::optional<Position> first;
 };
 
-// Up to `limit` heads of the channel name (text) that are due at `now`, from a position on, or only
-// those `behind` it. Passes over rows that other sessions have locked or claimed. `unlocked`: rows that
+// Up to `limit` heads of the channel name (text) and priority that are due at `now`, from a position
+// on, or only those `behind` it. Passes over rows that other sessions have locked or claimed. `unlocked`: rows that
 // need no lock are only claimed (shmem/row_claims.hpp). None: the table has policies, so a query has
 // to ask. Needs an OwnerScope.
-std::optional<DueRows> lock_due(Datum channel_name, Micros now, Position from, bool behind, int limit, bool unlocked);
+std::optional<DueRows> lock_due(Datum channel_name, int priority, Micros now, Position from, bool behind, int limit,
+                                bool unlocked);
 
 // The first message that is due of each of these channels of the name, from a position on, in the order
 // of mq_msgs_fair; at most `limit` in all. Passes over rows that other sessions have locked or claimed.
@@ -37,9 +39,9 @@ std::optional<DueRows> lock_due(Datum channel_name, Micros now, Position from, b
 std::optional<std::span<const LockedRow>> lock_sample(Datum channel_name, const std::vector<std::int64_t>& channel_keys,
                                                       Micros now, Position from, int limit);
 
-// The first head of the channel name from a position on, due or not, locked or not. None: there is no
-// such message. Needs an OwnerScope.
-std::optional<Position> first_head(std::string_view channel_name, Position from);
+// The first head of the channel name and priority from a position on, due or not, locked or not. None:
+// there is no such message. Needs an OwnerScope.
+std::optional<Position> first_head(std::string_view channel_name, int priority, Position from);
 
 // A search for what is behind a message in its ordered channel.
 struct ChainSearch {

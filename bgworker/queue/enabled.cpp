@@ -13,6 +13,7 @@
 #include "queue/commit_actions.hpp"
 #include "queue/due.hpp"
 #include "queue/low_water.hpp"
+#include "queue/skip_scan.hpp"
 #include "shmem/requests.hpp"
 
 extern "C" {
@@ -317,7 +318,8 @@ void enable() {
   advance_sequences();
   // Rows that a restore or a subscription wrote did not lower the low-water marks.
   for (const std::string& name : channel_names()) {
-    commit_actions::due(name, low_water::kNone);
+    commit_actions::due(name, 0, low_water::kNone);
+    for (const int priority : priorities_of(name)) commit_actions::due(name, priority, low_water::kNone);
     commit_actions::wake(name);
   }
 }

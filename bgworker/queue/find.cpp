@@ -59,7 +59,7 @@ void find_due(std::span<const Uuid> ids, Micros now, Batch& batch) {
   static Statement select("SELECT " CLAIMED_COLUMNS
                           " FROM $S.mq_msgs m"
                           " WHERE m.id = ANY ($1) AND m.attempt_at <= $2"
-                          " AND $H ORDER BY m.attempt_at, m.seq " LOCKED,
+                          " AND $H ORDER BY m.priority DESC, m.attempt_at, m.seq " LOCKED,
                           {UUIDARRAYOID, TIMESTAMPTZOID});
   const OwnerScope scope;
   CancelWatch::begin_claim();

@@ -91,7 +91,7 @@ std::vector<HeadlessChannel> link_channels(const std::vector<HeadlessChannel>& c
     const HeadlessChannel& channel = channels[message.search];
     commit_actions::wake(channel.name);
     if (!linked.contains(message.id)) headless.push_back(channel);
-    if (message.attempt_at) commit_actions::due(channel.name, {*message.attempt_at, message.seq});
+    if (message.attempt_at) commit_actions::due(channel.name, 0, {*message.attempt_at, message.seq});
   }
   return headless;
 }

@@ -45,7 +45,7 @@ void lease(const std::vector<NewLease>& leases, std::int64_t token) {
   // Who waits for messages has to know when these will be due.
   if (token <= 0)
     for (const NewLease& lease : leases)
-      commit_actions::due(lease.message->channel_name, {lease.until, lease.message->seq});
+      commit_actions::due(lease.message->channel_name, lease.message->priority, {lease.until, lease.message->seq});
   const std::vector<char> written = write_leases(leases, token);
   ArrayParam ids(UUIDOID), ends(TIMESTAMPTZOID), backoffs(INTERVALOID);
   std::size_t others = 0;

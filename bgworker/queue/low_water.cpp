@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <optional>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "pg/extension.hpp"
@@ -63,6 +65,18 @@ Searched end_search(std::uint64_t key, const HeadSearch& result, Micros now, Mic
   return {set->end_step(key, took, result.reached), false};
 }
 
+// Each of the names with priority 0, and with each other one that the index has entries of.
+std::vector<std::pair<std::string_view, int>> with_priorities(std::span<const std::string_view> channel_names) {
+  std::vector<std::pair<std::string_view, int>> all;
+  const bool any = any_prioritized();
+  for (const std::string_view name : channel_names) {
+    all.emplace_back(name, 0);
+    if (any)
+      for (const int priority : priorities_of(name)) all.emplace_back(name, priority);
+  }
+  return all;
+}
+
 // Searches from the beginning for the names whose last check is at least `interval` µs ago. `step`:
 // how many index entries to read at most; the next step goes on there. Without it each search goes
 // to its end. True: some mark was too high.
@@ -73,12 +87,12 @@ bool search_all(std::span<const std::string_view> channel_names, Micros interval
   };
   std::vector<Search> searches;
   const Micros now = GetCurrentTimestamp();
-  for (const std::string_view name : channel_names) {
-    const std::uint64_t key = key_of(name);
+  for (const auto& [name, priority] : with_priorities(channel_names)) {
+    const std::uint64_t key = key_of(name, priority);
     const std::optional<Position> from = begin_search(key, now, interval);
     if (!from) continue;
-    const HeadSearch result =
-        step ? search_head(name, *from, *step) : HeadSearch{true, first_head(name, kNone).value_or(kEnd), 0};
+    const HeadSearch result = step ? search_head(name, priority, *from, *step)
+                                   : HeadSearch{true, first_head(name, priority, kNone).value_or(kEnd), 0};
     searches.push_back({key, result});
     if (step && (*step -= result.read) <= 0) break;
   }
@@ -97,9 +111,14 @@ std::uint64_t key_of(std::string_view channel_name) {
   return seeded_key(channel_name, state->mark_seed ^ extension);
 }
 
-Position start(std::string_view channel_name) {
-  if (!shared::available()) return kNone;
+std::uint64_t key_of(std::string_view channel_name, int priority) {
   const std::uint64_t key = key_of(channel_name);
+  return priority == 0 || key == 0 ? key : seeded_key(std::to_string(priority), key);
+}
+
+Position start(std::string_view channel_name, int priority) {
+  if (!shared::available()) return kNone;
+  const std::uint64_t key = key_of(channel_name, priority);
   std::optional<Position> mark;
   {
     const LockedSet set(key, LW_SHARED);
@@ -109,9 +128,9 @@ Position start(std::string_view channel_name) {
   return mark ? std::min(*mark, commit_actions::own_lowest(key).value_or(*mark)) : kNone;
 }
 
-void taken(std::string_view channel_name, int messages) {
+void taken(std::string_view channel_name, int priority, int messages) {
   if (!shared::available() || messages == 0) return;
-  const std::uint64_t key = key_of(channel_name);
+  const std::uint64_t key = key_of(channel_name, priority);
   const LockedSet set(key, LW_EXCLUSIVE);
   set->taken(key, messages);
 }
@@ -137,11 +156,11 @@ void begin_wait(std::span<const std::string_view> channel_names, const std::func
   const Micros began = GetCurrentTimestamp();
   if (began >= ended && began - ended < (took - kCheap) * LowWaterMarks::kCheckShare) return;
   took = 0;
-  for (const std::string_view name : channel_names) {
-    const std::uint64_t key = key_of(name);
+  for (const auto& [name, priority] : with_priorities(channel_names)) {
+    const std::uint64_t key = key_of(name, priority);
     std::optional<Position> from = begin_search(key, began, check_interval());
     while (from) {
-      const HeadSearch result = search_head(name, *from, kStep);
+      const HeadSearch result = search_head(name, priority, *from, kStep);
       const Micros now = GetCurrentTimestamp();
       const bool goes_on = end_search(key, result, began, now - began).goes_on;
       if (is_wanted()) {
@@ -154,9 +173,9 @@ void begin_wait(std::span<const std::string_view> channel_names, const std::func
   }
 }
 
-std::optional<ToRaise> to_raise(std::string_view channel_name) {
+std::optional<ToRaise> to_raise(std::string_view channel_name, int priority) {
   if (!shared::available() || has_written()) return std::nullopt;
-  const std::uint64_t key = key_of(channel_name);
+  const std::uint64_t key = key_of(channel_name, priority);
   const LockedSet set(key, LW_SHARED);
   const LowWaterMarks::Look look = set->look(key);
   return look.raise ? std::optional(ToRaise{key, look.ticket}) : std::nullopt;

@@ -23,27 +23,29 @@ inline constexpr Position kNone = LowWaterMarks::kBeginning;
 
 // The name's key in the table. It is another one after DROP and CREATE EXTENSION.
 std::uint64_t key_of(std::string_view channel_name);
+// Each priority of a name has a mark of its own; that of 0 has the name's key.
+std::uint64_t key_of(std::string_view channel_name, int priority);
 
-// Where a scan of the name's due messages may begin; kNone without a mark.
-Position start(std::string_view channel_name);
-// A claim took so many messages of the name.
-void taken(std::string_view channel_name, int messages);
+// Where a scan of the name's due messages of this priority may begin; kNone without a mark.
+Position start(std::string_view channel_name, int priority);
+// A claim took so many of them.
+void taken(std::string_view channel_name, int priority, int messages);
 
-// For the beginning of a claim: each half mq.poll_interval a search from the beginning for each of
-// these names, as check() makes it. In short steps, of which each claim makes one at most.
+// For the beginning of a claim: each half mq.poll_interval a search from the beginning for each
+// priority of these names, as check() makes it. In short steps, of which each claim makes one at most.
 void begin_claim(std::span<const std::string_view> channel_names);
 // Before a worker waits: such a search to its end, no more often, unless is_wanted() says that the
 // worker has something else to do. It is asked before each step.
 void begin_wait(std::span<const std::string_view> channel_names, const std::function<bool()>& is_wanted);
 
-// A name of which so many messages were taken that its mark should be raised.
+// A name and priority of which so many messages were taken that its mark should be raised.
 struct ToRaise {
   std::uint64_t key;
   LowWaterMarks::Ticket ticket;
 };
 // Asked before the scan of a claim begins at start(). None also once the transaction has written:
 // it does not see what it deleted, which is left if it rolls back.
-std::optional<ToRaise> to_raise(std::string_view channel_name);
+std::optional<ToRaise> to_raise(std::string_view channel_name, int priority);
 // The scan has met no message below `first`, locked or not.
 void raise(const ToRaise& name, Position first);
 

@@ -260,15 +260,15 @@ bool follow_clock(const std::vector<std::string>& channel_names, Micros now) {
   // A send without a delay writes the same time into both columns.
 #define SENT_LATER "m.attempt_at = m.created_at AND m.attempt = 0 AND m.lease IS NULL AND m.commit_interval IS NULL"
   static Statement find(
-      "SELECT m.id FROM unnest($1) AS n (name) CROSS JOIN LATERAL (SELECT * FROM $S.mq_msgs m"
-      "   WHERE m.channel_name = n.name AND m.attempt_at > $2 AND $H"
+      "SELECT m.id FROM unnest($1) AS n (name) CROSS JOIN LATERAL (SELECT * FROM $S.mq_heads m"
+      "   WHERE m.channel_name = n.name AND m.attempt_at > $2"
       " ORDER BY m.attempt_at, m.seq LIMIT $3) AS m WHERE " SENT_LATER,
       {TEXTARRAYOID, TIMESTAMPTZOID, INT8OID});
   static Statement make_due(
       "UPDATE $S.mq_msgs m SET attempt_at = $2 FROM ("
       "   SELECT m.id FROM $S.mq_msgs m WHERE m.id = ANY ($1) AND m.attempt_at > $2 AND " SENT_LATER
       "   ORDER BY m.id FOR NO KEY UPDATE SKIP LOCKED) AS l"
-      " WHERE m.id = l.id RETURNING m.channel_name, m.seq",
+      " WHERE m.id = l.id RETURNING m.channel_name, m.seq, m.priority",
       {UUIDARRAYOID, TIMESTAMPTZOID});
   constexpr int kHeads = 100;
   ArrayParam names(TEXTOID), ids(UUIDOID);
@@ -281,7 +281,7 @@ bool follow_clock(const std::vector<std::string>& channel_names, Micros now) {
   for (std::size_t i = 0; i < due.size(); ++i) {
     const std::string_view channel_name = text_view(due.get(i, 1));
     commit_actions::wake(channel_name);
-    commit_actions::due(channel_name, {now, DatumGetInt64(due.get(i, 2))});
+    commit_actions::due(channel_name, DatumGetInt16(due.get(i, 3)), {now, DatumGetInt64(due.get(i, 2))});
   }
   return !due.empty();
 }

@@ -79,7 +79,7 @@ std::size_t release(const std::vector<Prerequisite>& pairs, Open& open) {
       "WITH w AS MATERIALIZED (SELECT m.id FROM $S.mq_msgs m WHERE m.id = ANY ($1) AND m.due_at IS NOT NULL"
       "                          ORDER BY m.id FOR NO KEY UPDATE SKIP LOCKED)"
       " UPDATE $S.mq_msgs m SET attempt_at = LEAST(GREATEST(m.due_at, $2), m.expires_at), due_at = NULL, fair = true"
-      "  FROM w WHERE m.id = w.id RETURNING m.id, m.channel_name, m.attempt_at, m.seq, $H",
+      "  FROM w WHERE m.id = w.id RETURNING m.id, m.channel_name, m.attempt_at, m.seq, $H, m.priority",
       {UUIDARRAYOID, TIMESTAMPTZOID});
   if (pairs.empty()) return 0;
   std::vector<Uuid> ids;
@@ -89,7 +89,8 @@ std::size_t release(const std::vector<Prerequisite>& pairs, Open& open) {
     const std::string_view channel_name = text_view(released.get(i, 2));
     commit_actions::wake(channel_name);
     if (DatumGetBool(released.get(i, 5)))
-      commit_actions::due(channel_name, {DatumGetTimestampTz(released.get(i, 3)), DatumGetInt64(released.get(i, 4))});
+      commit_actions::due(channel_name, DatumGetInt16(released.get(i, 6)),
+                          {DatumGetTimestampTz(released.get(i, 3)), DatumGetInt64(released.get(i, 4))});
   }
   if (released.size() == ids.size()) return released.size();
   const auto waiting = still_waiting(ids);

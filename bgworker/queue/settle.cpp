@@ -143,7 +143,7 @@ void retry(const std::vector<Retry>& retries) {
       "       attempt = m.attempt + r.charged, lease = NULL, fair = true"
       "  FROM unnest($1, $2, $3, $4, $5) AS r (id, seq, attempt_at, backoff, charged) WHERE " IS_CLAIMED,
       {UUIDARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID, INTERVALARRAYOID, INT4ARRAYOID});
-  for (const Retry& r : retries) commit_actions::due(r.message->channel_name, {r.attempt_at, r.message->seq});
+  for (const Retry& r : retries) commit_actions::due(r.message->channel_name, r.message->priority, {r.attempt_at, r.message->seq});
   const std::vector<char> written = write_retries(retries);
   ClaimedRows rows;
   ArrayParam times(TIMESTAMPTZOID), backoffs(INTERVALOID), charged(INT4OID);
@@ -175,7 +175,7 @@ void snooze(const std::vector<Snooze>& snoozes) {
   for (const Snooze& s : snoozes) {
     rows.add(*s.message);
     times.add(TimestampTzGetDatum(s.attempt_at));
-    commit_actions::due(s.message->channel_name, {s.attempt_at, s.message->seq});
+    commit_actions::due(s.message->channel_name, s.message->priority, {s.attempt_at, s.message->seq});
     back.add(Int32GetDatum(1 - to_charge(*s.message)));
   }
   const Rows updated = update.run({rows.ids.datum(), rows.numbers.datum(), times.datum(), back.datum()});

@@ -1,6 +1,9 @@
 #include "queue/skip_scan.hpp"
 
+#include <algorithm>
+#include <functional>
 #include <limits>
+#include <utility>
 
 #include "pg/extension.hpp"
 #include "pg/guard.hpp"
@@ -115,11 +118,16 @@ class Names {
     }
     for (; there_ && is(name); there_ = scan_.next()) {
       if (!position_of(scan_, 2, position) || !scan_.is_visible()) continue;
-      descend(name, {kGreatest, kGreatest});
-      go_to_name();
+      pass_by(name);
       return true;
     }
     return false;
+  }
+
+  // Moves the scan to the next name.
+  void pass_by(Datum name) {
+    descend(name, {kGreatest, kGreatest});
+    go_to_name();
   }
 
   // Whether `name` has an entry at infinity. Moves the scan to the next name.
@@ -129,10 +137,7 @@ class Names {
     there_ = scan_.next();
     Position position{};
     const bool found = there_ && is(name) && position_of(scan_, 2, position);
-    if (there_ && is(name)) {
-      descend(name, {kGreatest, kGreatest});
-      go_to_name();
-    }
+    if (there_ && is(name)) pass_by(name);
     return found;
   }
 
@@ -182,21 +187,22 @@ std::vector<std::int64_t> fair_keys(std::string_view channel_name, Position mark
   return keys;
 }
 
-HeadSearch search_head(std::string_view channel_name, Position from, int most) {
+HeadSearch search_head(std::string_view channel_name, int priority, Position from, int most) {
   const Extension& extension = Extension::get();
   const Oid table = extension.relation("mq_msgs");
-  const Oid index = extension.relation("mq_msgs_due");
+  const Oid index = extension.relation(priority == 0 ? "mq_msgs_due" : "mq_msgs_priority");
+  const int first = priority == 0 ? 2 : 3;  // the column of attempt_at
   const Datum name = text_datum(channel_name);
   return guard::call([&] {
     HeadSearch search{false, from, 0};
     EntryScan scan;
-    scan.open(table, index, kCompareDue + 1, 2, 2, name);
+    scan.open(table, index, kCompareDue + 1, 2, first, name, static_cast<std::int16_t>(priority));
     scan.read_gone(true);  // to pass over a long row of them may take any time
     const Datum position[] = {TimestampTzGetDatum(from.attempt_at), Int64GetDatum(from.seq)};
     scan.descend(position);
     while (!search.ended && search.read < most) {
       ++search.read;
-      if (!scan.next() || !position_of(scan, 2, search.reached))
+      if (!scan.next() || !position_of(scan, first, search.reached))
         search = {true, kEnd, search.read};
       else
         search.ended = scan.is_visible();
@@ -216,17 +222,97 @@ std::vector<std::string> names_with_heads() {
   guard::call([&] { scan.open(table, index, least); });
   while (const Datum name = guard::call([&] { return scan.name(); })) {
     const std::string_view text = text_view(name);
-    const Position mark = low_water::start(text);
+    const Position mark = low_water::start(text, 0);
     if (guard::call([&] { return scan.pass(name, mark); })) names.emplace_back(text);
   }
   guard::call([&] { scan.close(); });
   return names;
 }
 
-std::vector<std::string> names_with_unhandled(std::string& from, std::size_t most) {
+bool any_prioritized() {
   const Extension& extension = Extension::get();
   const Oid table = extension.relation("mq_msgs");
-  const Oid index = extension.relation("mq_msgs_due");
+  const Oid index = extension.relation("mq_msgs_prioritized");
+  const Datum least = text_datum("");
+  return guard::call([&] {
+    EntryScan scan;
+    scan.open(table, index, kCompareDue, 1);
+    scan.read_gone(true);
+    scan.descend(&least);
+    const bool any = scan.next();
+    scan.close();
+    return any;
+  });
+}
+
+namespace {
+
+// Goes down the priorities of the channel name that are below one, until `is_enough` says so.
+void go_through_priorities(std::string_view channel_name, int below, const std::function<bool(int)>& is_enough) {
+  const Extension& extension = Extension::get();
+  const Oid table = extension.relation("mq_msgs");
+  const Oid index = extension.relation("mq_msgs_priority");
+  const Datum name = text_datum(channel_name);
+  EntryScan scan;
+  guard::call([&] {
+    scan.open_below(table, index, name);
+    scan.read_gone(true);
+  });
+  for (bool more = true; more;) {
+    const std::optional<int> next = guard::call([&]() -> std::optional<int> {
+      const Datum position = Int16GetDatum(static_cast<std::int16_t>(below));
+      scan.descend(&position);
+      bool null = false;
+      return scan.next() ? std::optional<int>(DatumGetInt16(scan.column(2, null))) : std::nullopt;
+    });
+    if (next) below = *next;
+    more = next && !is_enough(below);
+  }
+  guard::call([&] { scan.close(); });
+}
+
+}  // namespace
+
+std::optional<int> priority_below(std::string_view channel_name, int priority) {
+  std::optional<int> found;
+  go_through_priorities(channel_name, priority, [&](int next) {
+    found = next;
+    return true;
+  });
+  return found;
+}
+
+std::vector<int> priorities_of(std::string_view channel_name) {
+  std::vector<int> found;
+  go_through_priorities(channel_name, kAbovePriorities, [&](int next) {
+    found.push_back(next);
+    return false;
+  });
+  return found;
+}
+
+std::vector<std::string> prioritized_names() {
+  const Extension& extension = Extension::get();
+  const Oid table = extension.relation("mq_msgs");
+  const Oid index = extension.relation("mq_msgs_prioritized");
+  const Datum least = text_datum("");
+  std::vector<std::string> names;
+  Names scan;
+  guard::call([&] { scan.open(table, index, least); });
+  while (const Datum name = guard::call([&] { return scan.name(); })) {
+    names.emplace_back(text_view(name));
+    guard::call([&] { scan.pass_by(name); });
+  }
+  guard::call([&] { scan.close(); });
+  return names;
+}
+
+namespace {
+
+std::vector<std::string> names_with_unhandled(const char* index_name, std::string& from, std::size_t most) {
+  const Extension& extension = Extension::get();
+  const Oid table = extension.relation("mq_msgs");
+  const Oid index = extension.relation(index_name);
   const Datum least = text_datum(from);
   std::vector<std::string> names;
   Names scan;
@@ -240,6 +326,21 @@ std::vector<std::string> names_with_unhandled(std::string& from, std::size_t mos
     if (guard::call([&] { return scan.pass_to_infinity(name); })) names.emplace_back(text_view(name));
   }
   guard::call([&] { scan.close(); });
+  return names;
+}
+
+}  // namespace
+
+std::vector<std::string> names_with_unhandled(std::string& from, std::size_t most) {
+  std::string prioritized_from = from;
+  std::vector<std::string> names = names_with_unhandled("mq_msgs_due", from, most);
+  for (std::string& name : names_with_unhandled("mq_msgs_prioritized", prioritized_from, most))
+    names.push_back(std::move(name));
+  std::sort(names.begin(), names.end());
+  names.erase(std::unique(names.begin(), names.end()), names.end());
+  // What only one of the two scans has come to is for the next step.
+  if (from.empty() || (!prioritized_from.empty() && prioritized_from < from)) from = prioritized_from;
+  if (!from.empty()) names.erase(std::lower_bound(names.begin(), names.end(), from), names.end());
   return names;
 }
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -20,17 +21,28 @@ namespace mq {
 // Returns at most `most`, and fewer if the scan reads too many entries.
 std::vector<std::int64_t> fair_keys(std::string_view channel_name, Position mark, std::int64_t start, int most);
 
-// Searches for the first visible head of the channel name from a position on, and reads up to `most`
-// entries.
+// Searches for the first visible head of the channel name and priority from a position on, and reads
+// up to `most` entries.
 struct HeadSearch {
   bool ended;        // it has come to a visible head or, if there is none, to kEnd
   Position reached;  // below that there is none
   int read;          // entries
 };
 inline constexpr Position kEnd{INT64_MAX, INT64_MAX};  // behind every message
-HeadSearch search_head(std::string_view channel_name, Position from, int most);
+HeadSearch search_head(std::string_view channel_name, int priority, Position from, int most);
 
-// The names of all channels with a visible head that is not below the name's low-water mark.
+// Whether there are entries of another priority than 0, perhaps of rows that are gone.
+bool any_prioritized();
+// The greatest such priority of the channel name below another one.
+std::optional<int> priority_below(std::string_view channel_name, int priority);
+inline constexpr int kAbovePriorities = INT16_MAX;
+// All of them, the greatest first.
+std::vector<int> priorities_of(std::string_view channel_name);
+// The names of all channels that have some.
+std::vector<std::string> prioritized_names();
+
+// The names of all channels with a visible head of priority 0 that is not below the name's low-water
+// mark.
 std::vector<std::string> names_with_heads();
 
 // Looks at `most` channel names from `from` on. Returns those that have an entry at infinity

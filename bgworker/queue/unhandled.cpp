@@ -31,8 +31,8 @@ Looked look(std::string_view channel_name, std::int64_t& seq, std::int64_t most,
       "         OR NOT EXISTS (SELECT FROM $S.mq_handlers h WHERE h.channel_name = $1),"
       "       m.due_at IS NOT NULL,"
       "       m.due_at IS NOT NULL AND NOT EXISTS (SELECT FROM $S.mq_prerequisites q WHERE q.dependent = m.id)"
-      "  FROM (SELECT m.id, m.seq, m.message_name, m.due_at FROM $S.mq_msgs m"
-      "         WHERE m.channel_name = $1 AND m.attempt_at = 'infinity' AND m.seq > $2 AND $H"
+      "  FROM (SELECT m.id, m.seq, m.message_name, m.due_at FROM $S.mq_heads m"
+      "         WHERE m.channel_name = $1 AND m.attempt_at = 'infinity' AND m.seq > $2"
       " ORDER BY m.attempt_at, m.seq LIMIT $3) AS m",
       {TEXTOID, INT8OID, INT8OID});
   // attempt_at is never later than expires_at. The sweep comes back to messages that others hold.
@@ -41,7 +41,7 @@ Looked look(std::string_view channel_name, std::int64_t& seq, std::int64_t most,
       "                                 AND m.due_at IS NULL"
       "                              ORDER BY m.id FOR NO KEY UPDATE SKIP LOCKED)"
       " UPDATE $S.mq_msgs m SET attempt_at = LEAST($2, m.expires_at), fair = true FROM aside WHERE m.id = aside.id"
-      " RETURNING m.attempt_at, m.seq",
+      " RETURNING m.attempt_at, m.seq, m.priority",
       {UUIDARRAYOID, TIMESTAMPTZOID});
   const Rows rows = find.run({text_datum(channel_name), Int64GetDatum(seq), Int64GetDatum(most)});
   Looked looked{static_cast<std::int64_t>(rows.size()), false};
@@ -59,7 +59,8 @@ Looked look(std::string_view channel_name, std::int64_t& seq, std::int64_t most,
   if (!any) return looked;
   const Rows woken = wake.run({ids.datum(), TimestampTzGetDatum(now)});
   for (std::size_t i = 0; i < woken.size(); ++i)
-    commit_actions::due(channel_name, {DatumGetTimestampTz(woken.get(i, 1)), DatumGetInt64(woken.get(i, 2))});
+    commit_actions::due(channel_name, DatumGetInt16(woken.get(i, 3)),
+                        {DatumGetTimestampTz(woken.get(i, 1)), DatumGetInt64(woken.get(i, 2))});
   if (!woken.empty()) commit_actions::wake(channel_name);
   looked.woken = looked.woken || !woken.empty();
   return looked;

@@ -97,7 +97,7 @@ struct Followers {
 #define HEADS(due, condition)                          \
   "(SELECT m.channel_key, m.channel_args, m.seq, " due \
   " AS due FROM $S.mq_msgs m"                          \
-  "  WHERE m.channel_name = $1 AND m.after_message_id = $N AND " condition " ORDER BY m.attempt_at)"
+  "  WHERE m.channel_name = $1 AND m.after_message_id = $N AND m.priority = 0 AND " condition " ORDER BY m.attempt_at)"
 
 Followers followers(Statement& statement, std::string_view name, Micros now, const Param& limit, Snapshot snapshot) {
   const Rows rows = statement.run({text_datum(name), TimestampTzGetDatum(now), limit}, snapshot);
@@ -122,7 +122,7 @@ Followers followers_of_later(std::string_view name, Micros now, std::int64_t lim
 row_counts::Counted count_all(std::string_view name, Micros now, bool ordered, bool cached) {
   static Statement heads(
       "SELECT count(*) FILTER (WHERE m.attempt_at <= $2), count(*) FILTER (WHERE m.attempt_at > $2), count(*)"
-      "  FROM $S.mq_msgs m WHERE m.channel_name = $1 AND $H",
+      "  FROM $S.mq_heads m WHERE m.channel_name = $1",
       {TEXTOID, TIMESTAMPTZOID});
   row_counts::Recount recount(Extension::msgs(), channel_key(name, {}), cached);
   const Rows rows = heads.run({text_datum(name), TimestampTzGetDatum(now)}, recount.snapshot());

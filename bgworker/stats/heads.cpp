@@ -9,11 +9,11 @@ std::vector<Look> find_names() {
   // A skip scan over the names. The first row of each name has its least attempt_at.
   static Statement names(
       "WITH RECURSIVE n (name, oldest) AS ("
-      "  (SELECT m.channel_name, m.attempt_at FROM $S.mq_msgs m WHERE $H"
+      "  (SELECT m.channel_name, m.attempt_at FROM $S.mq_heads m"
       " ORDER BY m.channel_name, m.attempt_at LIMIT 1)"
       "  UNION ALL"
       "  SELECT o.channel_name, o.attempt_at FROM n CROSS JOIN LATERAL ("
-      "    SELECT m.channel_name, m.attempt_at FROM $S.mq_msgs m WHERE m.channel_name > n.name AND $H"
+      "    SELECT m.channel_name, m.attempt_at FROM $S.mq_heads m WHERE m.channel_name > n.name"
       " ORDER BY m.channel_name, m.attempt_at LIMIT 1) AS o)"
       " SELECT n.name, n.oldest FROM n",
       {});
@@ -40,10 +40,9 @@ void find_known(std::vector<Look>& looks) {
 void count_heads(std::vector<Look>& looks, Micros now, bool due) {
 #define COUNT_HEADS(condition)                                               \
   "SELECT n.n::int4, h.count FROM unnest($1) WITH ORDINALITY AS n (name, n)" \
-  " CROSS JOIN LATERAL (SELECT count(*) FROM (SELECT 1 FROM $S.mq_msgs m"    \
+  " CROSS JOIN LATERAL (SELECT count(*) FROM (SELECT 1 FROM $S.mq_heads m"   \
   "   WHERE m.channel_name = n.name AND m.attempt_at " condition             \
-  " $2 AND $H"                                                               \
-  " ORDER BY m.attempt_at LIMIT $3) AS head) AS h (count)"
+  " $2 ORDER BY m.attempt_at LIMIT $3) AS head) AS h (count)"
   static Statement count_due(COUNT_HEADS("<="), {TEXTARRAYOID, TIMESTAMPTZOID, INT8OID});
   static Statement count_later(COUNT_HEADS(">"), {TEXTARRAYOID, TIMESTAMPTZOID, INT8OID});
   ArrayParam names(TEXTOID, looks.size());
@@ -68,12 +67,12 @@ void count_heads(std::vector<Look>& looks, Micros now, bool due) {
 
 std::int64_t count_heads(std::string_view name, Micros now, bool due, std::int64_t limit) {
   static Statement count_due(
-      "SELECT count(*) FROM (SELECT 1 FROM $S.mq_msgs m WHERE m.channel_name = $1 AND m.attempt_at <= $2"
-      " AND $H ORDER BY m.attempt_at LIMIT $3) AS due",
+      "SELECT count(*) FROM (SELECT 1 FROM $S.mq_heads m WHERE m.channel_name = $1 AND m.attempt_at <= $2"
+      " ORDER BY m.attempt_at LIMIT $3) AS due",
       {TEXTOID, TIMESTAMPTZOID, INT8OID});
   static Statement count_later(
-      "SELECT count(*) FROM (SELECT 1 FROM $S.mq_msgs m WHERE m.channel_name = $1 AND m.attempt_at > $2"
-      " AND $H ORDER BY m.attempt_at LIMIT $3) AS later",
+      "SELECT count(*) FROM (SELECT 1 FROM $S.mq_heads m WHERE m.channel_name = $1 AND m.attempt_at > $2"
+      " ORDER BY m.attempt_at LIMIT $3) AS later",
       {TEXTOID, TIMESTAMPTZOID, INT8OID});
   Statement& statement = due ? count_due : count_later;
   return DatumGetInt64(statement.run({text_datum(name), TimestampTzGetDatum(now), Int64GetDatum(limit)}).get(0, 1));

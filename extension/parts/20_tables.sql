@@ -51,7 +51,7 @@ COMMENT ON COLUMN mq_msgs.expires_at IS 'Not NULL: dead by then if nobody has ha
 COMMENT ON COLUMN mq_msgs.due_at IS 'Not NULL: it waits until other messages have been handled (mq_prerequisites), and is due at this time then. NULL: it waits for none.';
 COMMENT ON COLUMN mq_msgs.keep IS 'How long it is kept once it is handled; above 0, at most 36,500 days. NULL: as mq_handlers.keep says.';
 COMMENT ON COLUMN mq_msgs.priority IS 'From -1000 to 1000: of the due messages of a channel name those with the greatest come first. 0 in an ordered message.';
-COMMENT ON COLUMN mq_msgs.fair IS 'Has an entry in mq_msgs_fair. false: it has no channel_args, was due at once, and no other channel of its name had messages when it was sent.';
+COMMENT ON COLUMN mq_msgs.fair IS 'Has an entry in mq_msgs_fair, if its priority is 0. false: it has another priority; or it has no channel_args, was due at once, and no other channel of its name had messages when it was sent.';
 COMMENT ON COLUMN mq_msgs.message_name IS 'The name. This and the payload have other names here than in mq_payloads, so that a join of the two needs no prefixes.';
 COMMENT ON COLUMN mq_msgs.headers IS 'A JSON object that goes with the payload and is handed on as it is: trace context, tenant, content type. NULL: none.';
 COMMENT ON COLUMN mq_msgs.message_json IS 'The payload as jsonb: key order and duplicate keys are not kept, \u0000 is refused. NULL in a dead message that blocks its ordered channel, as message_bytes is.';
@@ -60,10 +60,15 @@ COMMENT ON COLUMN mq_msgs.message_bytes IS 'The payload as bytea.';
 -- Due messages of a channel name, oldest first. Heads only: an unordered message, or the head of an ordered
 -- channel.
 CREATE INDEX mq_msgs_due ON mq_msgs (channel_name, attempt_at, seq)
-  WHERE after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000';
+  WHERE (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000') AND priority = 0;
 -- The same by channel, so that part of a batch can be taken fairly from the channels of one name.
 CREATE INDEX mq_msgs_fair ON mq_msgs (channel_name, channel_key, attempt_at, seq)
-  WHERE fair AND (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000');
+  WHERE fair AND (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000') AND priority = 0;
+-- Messages of another priority than 0, which are in neither of those: in the order of claims, and oldest first.
+CREATE INDEX mq_msgs_priority ON mq_msgs (channel_name, priority DESC, attempt_at, seq)
+  WHERE (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000') AND priority <> 0;
+CREATE INDEX mq_msgs_prioritized ON mq_msgs (channel_name, attempt_at, seq)
+  WHERE (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000') AND priority <> 0;
 -- Ordered channels: their tail, their first message, the run behind a head.
 CREATE INDEX mq_msgs_chain ON mq_msgs (channel_key, seq) WHERE after_message_id IS NOT NULL;
 -- For the sweep: two-phase messages that expire, and last attempts whose lease runs out.
@@ -115,6 +120,18 @@ CREATE VIEW mq_payloads AS
   SELECT id, message_name AS name, message_json AS payload_json, message_bytes AS payload_bytes, channel_key FROM mq_msgs WHERE attempt_at IS NOT NULL;
 COMMENT ON COLUMN mq_payloads.channel_key IS 'As in mq_msgs.';
 COMMENT ON VIEW mq_payloads IS 'Names and payloads of pending messages. An UPDATE changes them in mq_msgs; DELETE and TRUNCATE remove the messages.';
+
+-- Two parts, so that each is read in the order of its index: mq_msgs_due and mq_msgs_prioritized.
+CREATE VIEW mq_heads AS
+  SELECT id, channel_name, channel_args, channel_key, seq, created_at, attempt_at, attempt, attempts, after_message_id, commit_interval, lease, expires_at,
+         due_at, priority, message_name, ctid AS location
+    FROM mq_msgs WHERE (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000') AND priority = 0
+  UNION ALL
+  SELECT id, channel_name, channel_args, channel_key, seq, created_at, attempt_at, attempt, attempts, after_message_id, commit_interval, lease, expires_at,
+         due_at, priority, message_name, ctid AS location
+    FROM mq_msgs WHERE (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000') AND priority <> 0;
+COMMENT ON VIEW mq_heads IS 'Messages that may be the next of their channel: unordered ones, and the first of each ordered channel. For mq_stats, mq_health() and mq_why().';
+COMMENT ON COLUMN mq_heads.location IS 'The ctid of the row in mq_msgs.';
 
 CREATE TABLE mq_dead (
   dead_no bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

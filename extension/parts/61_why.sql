@@ -157,8 +157,7 @@ CREATE FUNCTION mq_preferred(channel_names text[], OUT channel_name text, OUT ow
              FROM c
             WHERE c.priority > (SELECT min(m.priority) FROM m)
               AND NOT EXISTS (SELECT FROM mq_paused p WHERE p.channel_name = c.channel_name)
-              AND EXISTS (SELECT FROM mq_msgs d WHERE d.channel_name = c.channel_name AND d.attempt_at <= clock_timestamp()
-                             AND (d.after_message_id IS NULL OR d.after_message_id = '00000000-0000-0000-0000-000000000000'))
+              AND EXISTS (SELECT FROM mq_heads d WHERE d.channel_name = c.channel_name AND d.attempt_at <= clock_timestamp())
               AND NOT EXISTS (SELECT FROM calls r WHERE r.channel_name = c.channel_name AND r.calls >= c.most)
             ORDER BY c.priority, c.leased, c.roles, c.channel_name)
     SELECT m.channel_name, m.priority, g.channel_name, g.priority
@@ -222,6 +221,8 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
         THEN pg_catalog.format('is due, but all %s sessions for leased handlers sit in calls, the longest since %s: raise mq.leased_sessions or mq.max_workers', q.calls, date_trunc('second', q.since))
       WHEN g.priority IS NOT NULL
         THEN pg_catalog.format('waits since channel "%s" with priority %s has due messages, and its own channel has priority %s: mq_register_handler sets the priority', g.preferred, g.priority, g.own_priority)
+      WHEN z.priority IS NOT NULL
+        THEN pg_catalog.format('waits since its channel has due messages of priority %s, and its own priority is %s', z.priority, m.priority)
       WHEN b.busy >= current_setting('mq.max_workers')::bigint
         THEN pg_catalog.format('is due, but all %s workers sit in calls, the longest since %s for channel "%s": raise mq.max_workers, or register handlers that take long with mode => ''leased''',
                     b.busy, date_trunc('second', b.since), b.channel_name)
@@ -253,6 +254,21 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
                                 (pg_catalog.array_agg(x.channel_name ORDER BY x.since) FILTER (WHERE x.state IN ('handling', 'settling', 'committing')))[1] AS channel_name
                            FROM mq_worker_slots() AS x WHERE x.database = current_database()) AS b
       LEFT JOIN LATERAL mq_preferred(CASE WHEN h.handlers > 0 AND m.attempt_at <= t.now THEN ARRAY[m.channel_name] END) AS g ON true
+      -- Due messages of its channel that come before it, but for those that are being handled.
+      LEFT JOIN LATERAL (
+             SELECT o.priority
+               FROM ((SELECT p.priority, p.id FROM mq_msgs p
+                       WHERE p.channel_name = m.channel_name AND p.priority <> 0 AND p.priority > m.priority AND p.attempt_at <= t.now
+                         AND (p.after_message_id IS NULL OR p.after_message_id = '00000000-0000-0000-0000-000000000000')
+                         AND NOT EXISTS (SELECT FROM mq_worker_slots() AS x WHERE x.message_id = p.id)
+                       ORDER BY p.priority DESC, p.attempt_at LIMIT 1)
+                     UNION ALL
+                     (SELECT p.priority, p.id FROM mq_msgs p
+                       WHERE p.channel_name = m.channel_name AND p.priority = 0 AND m.priority < 0 AND p.attempt_at <= t.now
+                         AND (p.after_message_id IS NULL OR p.after_message_id = '00000000-0000-0000-0000-000000000000')
+                         AND NOT EXISTS (SELECT FROM mq_worker_slots() AS x WHERE x.message_id = p.id)
+                       ORDER BY p.attempt_at LIMIT 1)) AS o
+              ORDER BY o.priority DESC LIMIT 1) AS z ON m.attempt_at <= t.now
      CROSS JOIN LATERAL (SELECT bool_or(x.pid = w.pid OR x.pid = l.pid) AS handler, pg_catalog.count(*) > 0 AS waits FROM mq_waiting_commits() AS x
                           WHERE x.backend_type IS DISTINCT FROM 'client backend' OR x.pid = l.pid) AS v
      WHERE m.id = message_id;

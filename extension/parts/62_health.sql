@@ -147,28 +147,24 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
                                           ELSE r.rolname = h.run_as AND h.run_as_oid IS DISTINCT FROM 0::pg_catalog.oid END),
          -- Channel names with messages to handle, by a skip scan.
          n (name) AS (
-           SELECT (SELECT m.channel_name FROM mq_msgs m
-                    WHERE m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000'
+           SELECT (SELECT m.channel_name FROM mq_heads m
                     ORDER BY m.channel_name LIMIT 1)
            UNION ALL
-           SELECT (SELECT m.channel_name FROM mq_msgs m WHERE m.channel_name > n.name
-                      AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')
+           SELECT (SELECT m.channel_name FROM mq_heads m WHERE m.channel_name > n.name
                     ORDER BY m.channel_name LIMIT 1)
              FROM n WHERE n.name IS NOT NULL),
          -- Consumers outside the server may take their time.
          unhandled AS (
            SELECT n.name FROM n
             WHERE NOT EXISTS (SELECT FROM mq_handlers h WHERE h.channel_name = n.name)
-              AND (SELECT m.attempt_at FROM mq_msgs m WHERE m.channel_name = n.name
-                      AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')
+              AND (SELECT m.attempt_at FROM mq_heads m WHERE m.channel_name = n.name
                     ORDER BY m.attempt_at LIMIT 1) <= now() - CASE WHEN mq_has_consumers() THEN interval '1 minute' ELSE interval '1 second' END),
          -- Messages that failed and wait for their retry, of the first that wait of each channel; mq_failures need not know of them.
          waiting AS (
            SELECT a.* FROM n
             CROSS JOIN LATERAL (
-                   SELECT m.id, m.channel_name, m.channel_args, m.channel_key, m.seq, m.attempt, m.attempt_at, m.after_message_id, m.lease, m.commit_interval FROM mq_msgs m
+                   SELECT m.id, m.channel_name, m.channel_args, m.channel_key, m.seq, m.attempt, m.attempt_at, m.after_message_id, m.lease, m.commit_interval FROM mq_heads m
                     WHERE m.channel_name = n.name AND m.attempt_at > now() AND m.attempt_at < 'infinity'
-                      AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')
                     ORDER BY m.attempt_at, m.seq LIMIT 200) AS a
             LIMIT 5000),
          failed AS (SELECT w.* FROM waiting w WHERE w.attempt > 0 AND w.lease IS NULL),
@@ -216,9 +212,8 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
            SELECT DISTINCT n.name AS channel_name, a.message_name AS name
              FROM n
             CROSS JOIN LATERAL (
-                    SELECT m.message_name FROM mq_msgs m
+                    SELECT m.message_name FROM mq_heads m
                      WHERE m.channel_name = n.name AND m.attempt_at = 'infinity' AND m.due_at IS NULL
-                       AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')
                      ORDER BY m.attempt_at, m.seq LIMIT 1000) AS a
             WHERE EXISTS (SELECT FROM mq_handlers h WHERE h.channel_name = n.name)
               AND NOT EXISTS (SELECT FROM mq_handlers h WHERE h.channel_name = n.name AND (h.message_name IS NULL OR h.message_name = a.message_name))),
@@ -233,9 +228,8 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
                    SELECT n.name, a.id
                      FROM n
                     CROSS JOIN LATERAL (
-                            SELECT m.id, m.due_at FROM mq_msgs m
+                            SELECT m.id, m.due_at FROM mq_heads m
                              WHERE m.channel_name = n.name AND m.attempt_at = 'infinity'
-                               AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')
                              ORDER BY m.attempt_at, m.seq LIMIT 1000) AS a
                     WHERE a.due_at IS NOT NULL AND NOT EXISTS (SELECT FROM mq_prerequisites q WHERE q.dependent = a.id)) AS w
             GROUP BY w.channel_name),
@@ -243,8 +237,8 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
          late AS (
            SELECT n.name, o.attempt_at
              FROM n CROSS JOIN LATERAL (
-                    SELECT m.attempt_at FROM mq_msgs m
-                     WHERE m.channel_name = n.name AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')
+                    SELECT m.attempt_at FROM mq_heads m
+                     WHERE m.channel_name = n.name
                      ORDER BY m.attempt_at LIMIT 1) AS o
             WHERE o.attempt_at < now() - interval '2 seconds' AND (SELECT min(h.priority) < max(h.priority) FROM mq_handlers h)
               AND NOT EXISTS (SELECT FROM mq_paused p WHERE p.channel_name = n.name)),
@@ -257,8 +251,7 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
            SELECT g.name, g.attempt_at
              FROM (SELECT w.channel_name AS name, min(w.attempt_at) AS attempt_at FROM waiting w
                     WHERE w.lease IS NULL AND w.commit_interval IS NULL GROUP BY w.channel_name) AS g
-            WHERE NOT EXISTS (SELECT FROM mq_msgs m WHERE m.channel_name = g.name AND m.attempt_at <= now()
-                                 AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')))
+            WHERE NOT EXISTS (SELECT FROM mq_heads m WHERE m.channel_name = g.name AND m.attempt_at <= now()))
     SELECT 'database enabled', e.enabled, e.reason FROM mq_enabled_state() e
     UNION ALL
     SELECT 'handlers enabled', pg_catalog.count(h.handler) = 0,
@@ -368,9 +361,8 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
            '; what was due then is made due within mq.poll_interval, what was scheduled waits for its time'
       FROM (SELECT n.name, max(o.created_at) AS created_at
               FROM n CROSS JOIN LATERAL (
-                     SELECT m.created_at FROM mq_msgs m
+                     SELECT m.created_at FROM mq_heads m
                       WHERE m.channel_name = n.name AND m.attempt_at > now()
-                        AND (m.after_message_id IS NULL OR m.after_message_id = '00000000-0000-0000-0000-000000000000')
                       ORDER BY m.attempt_at LIMIT 100) AS o
              WHERE o.created_at > clock_timestamp() + interval '1 second'
              GROUP BY n.name) AS f

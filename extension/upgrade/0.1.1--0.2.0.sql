@@ -41,15 +41,19 @@ COMMENT ON COLUMN mq_msgs.attempt_at IS 'When the message is due next; while an 
 COMMENT ON COLUMN mq_msgs.expires_at IS 'Not NULL: dead by then if nobody has handled it. attempt_at is not beyond it, but for a lease, while commit_interval is not NULL, and while it waits for a handler or for other messages.';
 COMMENT ON COLUMN mq_msgs.keep IS 'How long it is kept once it is handled; above 0, at most 36,500 days. NULL: as mq_handlers.keep says.';
 COMMENT ON COLUMN mq_msgs.priority IS 'From -1000 to 1000: of the due messages of a channel name those with the greatest come first. 0 in an ordered message.';
-COMMENT ON COLUMN mq_msgs.fair IS 'Has an entry in mq_msgs_fair. false: it has no channel_args, was due at once, and no other channel of its name had messages when it was sent.';
+COMMENT ON COLUMN mq_msgs.fair IS 'Has an entry in mq_msgs_fair, if its priority is 0. false: it has another priority; or it has no channel_args, was due at once, and no other channel of its name had messages when it was sent.';
 COMMENT ON COLUMN mq_msgs.message_name IS 'The name. This and the payload have other names here than in mq_payloads, so that a join of the two needs no prefixes.';
 COMMENT ON COLUMN mq_msgs.headers IS 'A JSON object that goes with the payload and is handed on as it is: trace context, tenant, content type. NULL: none.';
 COMMENT ON COLUMN mq_msgs.message_json IS 'The payload as jsonb: key order and duplicate keys are not kept, \u0000 is refused. NULL in a dead message that blocks its ordered channel, as message_bytes is.';
 COMMENT ON COLUMN mq_msgs.message_bytes IS 'The payload as bytea.';
 CREATE INDEX mq_msgs_due ON mq_msgs (channel_name, attempt_at, seq)
-  WHERE after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000';
+  WHERE (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000') AND priority = 0;
 CREATE INDEX mq_msgs_fair ON mq_msgs (channel_name, channel_key, attempt_at, seq)
-  WHERE fair AND (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000');
+  WHERE fair AND (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000') AND priority = 0;
+CREATE INDEX mq_msgs_priority ON mq_msgs (channel_name, priority DESC, attempt_at, seq)
+  WHERE (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000') AND priority <> 0;
+CREATE INDEX mq_msgs_prioritized ON mq_msgs (channel_name, attempt_at, seq)
+  WHERE (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000') AND priority <> 0;
 CREATE INDEX mq_msgs_chain ON mq_msgs (channel_key, seq) WHERE after_message_id IS NOT NULL;
 CREATE INDEX mq_msgs_exhausted ON mq_msgs (attempt_at) WHERE commit_interval IS NOT NULL OR attempts <= 0;
 CREATE INDEX mq_msgs_lease ON mq_msgs (lease) WHERE lease > 0;
@@ -156,6 +160,20 @@ ALTER TABLE mq_cancelled REPLICA IDENTITY FULL;
 SELECT pg_catalog.pg_extension_config_dump('mq_cancelled', '');
 -- Whoever updates may be another superuser than the owner.
 DO $$ BEGIN EXECUTE pg_catalog.format('ALTER TABLE mq_cancelled OWNER TO %s', (SELECT c.relowner::pg_catalog.regrole FROM pg_catalog.pg_class c WHERE c.oid = 'mq_msgs'::pg_catalog.regclass)); END $$;
+
+CREATE VIEW mq_heads AS
+  SELECT id, channel_name, channel_args, channel_key, seq, created_at, attempt_at, attempt, attempts, after_message_id, commit_interval, lease, expires_at,
+         due_at, priority, message_name, ctid AS location
+    FROM mq_msgs WHERE (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000') AND priority = 0
+  UNION ALL
+  SELECT id, channel_name, channel_args, channel_key, seq, created_at, attempt_at, attempt, attempts, after_message_id, commit_interval, lease, expires_at,
+         due_at, priority, message_name, ctid AS location
+    FROM mq_msgs WHERE (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000') AND priority <> 0;
+COMMENT ON VIEW mq_heads IS 'Messages that may be the next of their channel: unordered ones, and the first of each ordered channel. For mq_stats, mq_health() and mq_why().';
+COMMENT ON COLUMN mq_heads.location IS 'The ctid of the row in mq_msgs.';
+
+-- Whoever updates may be another superuser than the owner.
+DO $$ BEGIN EXECUTE pg_catalog.format('ALTER VIEW mq_heads OWNER TO %s', (SELECT c.relowner::pg_catalog.regrole FROM pg_catalog.pg_class c WHERE c.oid = 'mq_msgs'::pg_catalog.regclass)); END $$;
 
 -- --- functions -----------------------------------------------------------------------------------
 ALTER FUNCTION mq_worker_seats() RENAME TO mq_worker_slots;
