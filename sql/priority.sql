@@ -14,7 +14,7 @@ CREATE FUNCTION handle(message mq_message) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
   INSERT INTO handled (name, attempt) VALUES (message.name, message.attempt);
   IF message.payload_json = '"snooze"' AND (SELECT count(*) FROM handled WHERE name = message.name) = 1 THEN
-    PERFORM mq_snooze('1 ms');
+    PERFORM mq_snooze('1 hour');
   ELSIF message.payload_json = '"send"' THEN
     PERFORM mq_send('c', name => 'sent by ' || message.name, priority => 3);
   END IF;
@@ -98,7 +98,6 @@ SELECT count(mq_send('c', name => 'later', priority => 1000, delay => '1 hour', 
        count(mq_send('c', name => 'zero'));
 CALL mq_run();
 SELECT pg_temp.handled();
-SELECT state FROM mq_status(ARRAY[md5('later')::uuid]);
 SELECT channel_name, ready, scheduled FROM mq_stats;
 SELECT mq_send('c', name => 'zero') IS NOT NULL AS sent;
 UPDATE mq_msgs SET attempt_at = now() WHERE message_name = 'later';
@@ -116,14 +115,12 @@ SELECT mq_send('c', name => 'one', priority => 1) IS NOT NULL AND mq_send('c', n
 CALL mq_run();
 SELECT pg_temp.handled();
 SELECT mq_unregister_handler('c', 'fails');
-SET mq.batch_size = 1;
 SELECT mq_send('c', '"snooze"', 'snoozed', priority => -2) IS NOT NULL AS sent;
 CALL mq_run();
-SELECT pg_sleep(0.002);
+UPDATE mq_msgs SET attempt_at = now();
 SELECT mq_send('c', name => 'lower', priority => -3) IS NOT NULL AND mq_send('c', name => 'zero') IS NOT NULL AS sent;
 CALL mq_run();
-RESET mq.batch_size;
-SELECT pg_temp.handled() IN ('snoozed snoozed zero lower', 'snoozed zero snoozed lower') AS in_order;
+SELECT pg_temp.handled();
 
 -- What waits for others, two-phase messages, and what expires.
 SELECT count(mq_send('c', name => name, priority => priority, id => md5(name)::uuid, after => after))
@@ -150,7 +147,7 @@ SELECT mq_send('c', name => 'unknown', priority => 9) IS NOT NULL AND mq_send('c
 CALL mq_run();
 SELECT pg_temp.handled();
 SELECT message_name, attempt_at FROM mq_msgs;
-SELECT ok, detail FROM mq_health() WHERE "check" = 'names handled' OR detail LIKE '%unknown%';
+SELECT ok, detail FROM mq_health() WHERE detail LIKE '%unknown%';
 SELECT mq_register_handler('c', 'handle(mq_message)');
 SELECT mq_send('c', name => 'known', priority => 5) IS NOT NULL AS sent;
 CALL mq_run();
@@ -161,11 +158,11 @@ SELECT mq_unregister_handler('c', 'known');
 SELECT mq_unregister_handler('c');
 SELECT mq_send('c', name => 'due', priority => -9, id => md5('due')::uuid) IS NOT NULL AND mq_send('d', name => 'later', priority => 9, delay => '1 hour') IS NOT NULL AS sent;
 UPDATE mq_msgs SET attempt_at = attempt_at - interval '1 hour' WHERE message_name = 'due';
-SELECT channel_name, ready, scheduled, oldest_ready < now() - interval '1 minute' AS old FROM mq_stats ORDER BY 1;
-SELECT "check", ok, regexp_replace(detail, '\(next at .*\)', '(next at ...)') AS detail FROM mq_health() WHERE detail ~ '\m[cd]\M' AND "check" IN ('handlers', 'scheduled messages', 'messages handled') OR detail LIKE '%no handler%' ORDER BY 1;
+SELECT channel_name, ready, scheduled, oldest_ready > '1 minute' AS old FROM mq_stats ORDER BY 1;
+SELECT "check", ok, regexp_replace(detail, '\(next at .*\)', '(next at ...)') AS detail FROM mq_health() WHERE "check" IN ('channels handled', 'scheduled messages') ORDER BY 1;
 SELECT mq_why(md5('due')::uuid);
 SELECT mq_delete(ARRAY[md5('due')::uuid]);
-SELECT mq_clear('d');
+SELECT mq_clear('{d}');
 SELECT count(*) FROM mq_msgs;
 
 -- Ten thousand of any priority, in the order of a sort.
@@ -191,20 +188,15 @@ SELECT pg_temp.handled();
 RESET mq.batch_size;
 ALTER TABLE mq_msgs DISABLE ROW LEVEL SECURITY;
 
--- A single send still has all its locks on the fast path, which has room for 16.
-BEGIN;
-SELECT mq_send('c', name => 'a', priority => 1) IS NOT NULL AS sent;
-SELECT count(*) AS slow FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'relation' AND NOT fastpath;
-ROLLBACK;
+-- A single send has room for all its locks on the fast path, which are 16 at most: the table, its indexes, the sequence.
+SELECT count(*) + 2 <= 14 AS few FROM pg_index WHERE indrelid = 'mq_msgs'::regclass;
 \c
 BEGIN;
-SELECT mq_send('c', name => 'a') IS NOT NULL AS sent;
-SELECT count(*) AS slow FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'relation' AND NOT fastpath;
+SELECT mq_send('c', name => 'a') IS NOT NULL AND mq_send('c', name => 'b', priority => 1) IS NOT NULL AS sent;
+SELECT count(*) FILTER (WHERE NOT fastpath) AS slow FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'relation';
 ROLLBACK;
-
 
 DROP EXTENSION mq CASCADE;
 DROP TABLE handled, expected;
-DROP FUNCTION IF EXISTS handle, handle_all, fail;
 ALTER SYSTEM RESET mq.max_workers;
 SELECT pg_reload_conf();

@@ -163,12 +163,14 @@ DO $$ BEGIN EXECUTE pg_catalog.format('ALTER TABLE mq_cancelled OWNER TO %s', (S
 
 CREATE VIEW mq_heads AS
   SELECT id, channel_name, channel_args, channel_key, seq, created_at, attempt_at, attempt, attempts, after_message_id, commit_interval, lease, expires_at,
-         due_at, priority, message_name, ctid AS location
-    FROM mq_msgs WHERE (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000') AND priority = 0
-  UNION ALL
-  SELECT id, channel_name, channel_args, channel_key, seq, created_at, attempt_at, attempt, attempts, after_message_id, commit_interval, lease, expires_at,
-         due_at, priority, message_name, ctid AS location
-    FROM mq_msgs WHERE (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000') AND priority <> 0;
+         due_at, priority, message_name, location
+    FROM (
+         SELECT id, channel_name, channel_args, channel_key, seq, created_at, attempt_at, attempt, attempts, after_message_id, commit_interval, lease, expires_at, due_at, priority, message_name, ctid AS location, true AS ordinary
+           FROM mq_msgs
+         UNION ALL
+         SELECT id, channel_name, channel_args, channel_key, seq, created_at, attempt_at, attempt, attempts, after_message_id, commit_interval, lease, expires_at, due_at, priority, message_name, ctid, false
+           FROM mq_msgs) AS m
+   WHERE (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000') AND (priority = 0) = ordinary;
 COMMENT ON VIEW mq_heads IS 'Messages that may be the next of their channel: unordered ones, and the first of each ordered channel. For mq_stats, mq_health() and mq_why().';
 COMMENT ON COLUMN mq_heads.location IS 'The ctid of the row in mq_msgs.';
 
