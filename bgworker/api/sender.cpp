@@ -217,7 +217,8 @@ void Sender::announce() const {
     // A worker sees to it that messages expire, whether they have a handler or not.
     if (!m.two_phase)
       expires_at_ == kNever ? commit_actions::wake_handlers(m.channel_name) : commit_actions::wake(m.channel_name);
-    if (!m.waits && (!m.ordered || m.follows == Uuid())) commit_actions::due(m.channel_name, m.priority, {m.attempt_at, m.seq});
+    if (!m.waits && (!m.ordered || m.follows == Uuid()))
+      commit_actions::due(m.channel_name, m.priority, {m.attempt_at, m.seq});
     changes.add(m.channel_name, 1, m.ordered, m.attempt_at > now);
   }
 }

@@ -5,10 +5,18 @@ extern "C" {
 #include "access/table.h"
 #include "access/tableam.h"
 #include "catalog/pg_collation.h"
+#include "storage/bufmgr.h"
 #include "utils/fmgroids.h"
 }
 
 namespace mq {
+
+bool is_unused(Oid index) {
+  const Relation relation = index_open(index, AccessShareLock);
+  const bool unused = RelationGetNumberOfBlocks(relation) <= 1;  // the metapage
+  index_close(relation, NoLock);
+  return unused;
+}
 
 void EntryScan::open(Oid table, Oid index, const RegProcedure* compare, int columns, int first, Datum prefix,
                      std::int16_t second) {

@@ -24,6 +24,9 @@ extern "C" {
 
 namespace mq {
 
+// Whether a btree index never had an entry since it was made. Costs next to nothing.
+bool is_unused(Oid index);
+
 class EntryScan {
  public:
   static constexpr int kMostColumns = 3;

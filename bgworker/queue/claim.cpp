@@ -260,13 +260,14 @@ void Claimer::begin(std::span<const std::string_view> channel_names) {
 
 namespace {
 
-#define DUE(from, condition)                                                    \
-  "SELECT " CLAIMED_COLUMNS                                                     \
-  " FROM $S.mq_msgs m"                                                          \
-  " WHERE m.channel_name = $1 AND m.attempt_at <= $2 AND $H AND " condition     \
-  " AND (m.attempt_at, m.seq) " from " ($4, $5)"                                \
+#define DUE(from, condition)                                                                                   \
+  "SELECT " CLAIMED_COLUMNS                                                                                    \
+  " FROM $S.mq_msgs m"                                                                                         \
+  " WHERE m.channel_name = $1 AND m.attempt_at <= $2 AND $H AND " condition " AND (m.attempt_at, m.seq) " from \
+  " ($4, $5)"                                                                                                  \
   " ORDER BY m.attempt_at, m.seq LIMIT $3 " LOCKED
-#define DUE_TYPES {TEXTOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID, INT2OID}
+#define DUE_TYPES \
+  { TEXTOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID, INT2OID }
 // The conditions of mq_msgs_due and mq_msgs_priority.
 #define ORDINARY "m.priority = 0"
 #define PRIORITIZED "m.priority = $6 AND m.priority <> 0"
@@ -322,7 +323,8 @@ Rows query_sample(Datum name, const std::vector<std::int64_t>& keys, Micros now,
       "SELECT c.* FROM unnest($3) AS k (key) CROSS JOIN LATERAL ("
       "  SELECT " CLAIMED_COLUMNS
       " FROM $S.mq_msgs m"
-      "   WHERE m.channel_name = $1 AND m.channel_key = k.key AND m.attempt_at <= $2 AND m.fair AND m.priority = 0 AND $H"
+      "   WHERE m.channel_name = $1 AND m.channel_key = k.key AND m.attempt_at <= $2 AND m.fair AND m.priority = 0 AND "
+      "$H"
       " AND (m.attempt_at, m.seq) >= ($5, $6)"
       "   ORDER BY m.attempt_at, m.seq LIMIT 1 " LOCKED ") c LIMIT $4",
       {TEXTOID, TIMESTAMPTZOID, INT8ARRAYOID, INT8OID, TIMESTAMPTZOID, INT8OID});

@@ -7,8 +7,8 @@
 // 1. Channel names with a greater priority come first; equals share the batch evenly.
 // 2. Within a channel name messages of a greater priority come first, and of one priority the oldest.
 // 3. When more messages of priority 0 are due than a channel name's share has room for, a quarter of
-//    that room is a fair sample: one message a channel, from a random channel on. So a channel with a million messages cannot shut
-//    out a channel with one. The next few claims go without a sample after a fruitless one.
+//    that room is a fair sample: one message a channel, from a random channel on. So a channel with a million messages
+//    cannot shut out a channel with one. The next few claims go without a sample after a fruitless one.
 // 4. Where ordered channels have long runs, one head in sixteen of a share brings its followers along:
 //    for each run one row becomes the next head, and not for each message.
 #pragma once

@@ -20,9 +20,9 @@ constexpr int kMostHeld = 1000;  // the most expired messages that next_expiry()
 namespace {
 
 int count_due(std::string_view channel_name, int priority, Micros now, int limit) {
-#define COUNT(of_priority)                                                                                 \
+#define COUNT(of_priority)                                                                                       \
   "SELECT pg_catalog.count(*)::int4 FROM (SELECT 1 FROM $S.mq_msgs m WHERE m.channel_name = $1 AND " of_priority \
-  "   AND m.attempt_at <= $2 AND (m.attempt_at, m.seq) >= ($4, $5)"                                        \
+  "   AND m.attempt_at <= $2 AND (m.attempt_at, m.seq) >= ($4, $5)"                                              \
   "   AND $H LIMIT $3) d"
   static Statement count(COUNT("m.priority = 0"), {TEXTOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID, INT2OID});
   static Statement prioritized(COUNT("m.priority = $6 AND m.priority <> 0"),

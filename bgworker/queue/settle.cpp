@@ -143,7 +143,8 @@ void retry(const std::vector<Retry>& retries) {
       "       attempt = m.attempt + r.charged, lease = NULL, fair = true"
       "  FROM unnest($1, $2, $3, $4, $5) AS r (id, seq, attempt_at, backoff, charged) WHERE " IS_CLAIMED,
       {UUIDARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID, INTERVALARRAYOID, INT4ARRAYOID});
-  for (const Retry& r : retries) commit_actions::due(r.message->channel_name, r.message->priority, {r.attempt_at, r.message->seq});
+  for (const Retry& r : retries)
+    commit_actions::due(r.message->channel_name, r.message->priority, {r.attempt_at, r.message->seq});
   const std::vector<char> written = write_retries(retries);
   ClaimedRows rows;
   ArrayParam times(TIMESTAMPTZOID), backoffs(INTERVALOID), charged(INT4OID);

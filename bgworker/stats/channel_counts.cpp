@@ -94,10 +94,11 @@ struct Followers {
   "      FROM $S.mq_msgs m WHERE m.channel_key = h.channel_key AND m.seq > h.seq"                               \
   "       AND m.after_message_id IS NOT NULL AND m.channel_name = $1 AND m.channel_args = h.channel_args) AS f" \
   "  LIMIT $3) AS r"
-#define HEADS(due, condition)                          \
-  "(SELECT m.channel_key, m.channel_args, m.seq, " due \
-  " AS due FROM $S.mq_msgs m"                          \
-  "  WHERE m.channel_name = $1 AND m.after_message_id = $N AND m.priority = 0 AND " condition " ORDER BY m.attempt_at)"
+#define HEADS(due, condition)                                                                 \
+  "(SELECT m.channel_key, m.channel_args, m.seq, " due                                        \
+  " AS due FROM $S.mq_msgs m"                                                                 \
+  "  WHERE m.channel_name = $1 AND m.after_message_id = $N AND m.priority = 0 AND " condition \
+  " ORDER BY m.attempt_at)"
 
 Followers followers(Statement& statement, std::string_view name, Micros now, const Param& limit, Snapshot snapshot) {
   const Rows rows = statement.run({text_datum(name), TimestampTzGetDatum(now), limit}, snapshot);

@@ -66,9 +66,9 @@ CREATE INDEX mq_msgs_fair ON mq_msgs (channel_name, channel_key, attempt_at, seq
   WHERE fair AND (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000') AND priority = 0;
 -- Messages of another priority than 0, which are in neither of those: in the order of claims, and oldest first.
 CREATE INDEX mq_msgs_priority ON mq_msgs (channel_name, priority DESC, attempt_at, seq)
-  WHERE (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000') AND priority <> 0;
+  WHERE priority <> 0 AND (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000');
 CREATE INDEX mq_msgs_prioritized ON mq_msgs (channel_name, attempt_at, seq)
-  WHERE (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000') AND priority <> 0;
+  WHERE priority <> 0 AND (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000');
 -- Ordered channels: their tail, their first message, the run behind a head.
 CREATE INDEX mq_msgs_chain ON mq_msgs (channel_key, seq) WHERE after_message_id IS NOT NULL;
 -- For the sweep: two-phase messages that expire, and last attempts whose lease runs out.

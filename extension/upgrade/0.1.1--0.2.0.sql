@@ -51,9 +51,9 @@ CREATE INDEX mq_msgs_due ON mq_msgs (channel_name, attempt_at, seq)
 CREATE INDEX mq_msgs_fair ON mq_msgs (channel_name, channel_key, attempt_at, seq)
   WHERE fair AND (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000') AND priority = 0;
 CREATE INDEX mq_msgs_priority ON mq_msgs (channel_name, priority DESC, attempt_at, seq)
-  WHERE (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000') AND priority <> 0;
+  WHERE priority <> 0 AND (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000');
 CREATE INDEX mq_msgs_prioritized ON mq_msgs (channel_name, attempt_at, seq)
-  WHERE (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000') AND priority <> 0;
+  WHERE priority <> 0 AND (after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000');
 CREATE INDEX mq_msgs_chain ON mq_msgs (channel_key, seq) WHERE after_message_id IS NOT NULL;
 CREATE INDEX mq_msgs_exhausted ON mq_msgs (attempt_at) WHERE commit_interval IS NOT NULL OR attempts <= 0;
 CREATE INDEX mq_msgs_lease ON mq_msgs (lease) WHERE lease > 0;

@@ -92,7 +92,7 @@ for my $priority (-4, 4) {
 	comes("priority $priority: a retry", 'fails', "SELECT send('fails', $priority, retry_backoff => '100 ms')");
 	comes("priority $priority: a two-phase message is committed", 'a', "SELECT mq_send('c', name => 'a', priority => $priority, id => md5('a')::uuid, commit_interval => '1 hour')",
 		"SELECT mq_commit(ARRAY[md5('a')::uuid])");
-	comes("priority $priority: what it waits for is handled", 'a b', "SELECT mq_send('c', name => 'b', priority => $priority, after => ARRAY[send('a', -$priority)])");
+	comes("priority $priority: what it waits for is handled", 'a b', "SELECT mq_send('c', name => 'b', priority => $priority, after => ARRAY[send('a', ${\(-$priority)})])");
 	sql(qq{SELECT mq_register_handler('none', 'work(mq_message)', 'other')});
 	comes("priority $priority: its name has a handler at last", 'aside', "SELECT send('aside', $priority, 'none')",
 		q{SELECT mq_register_handler('none', 'work(mq_message)')});
