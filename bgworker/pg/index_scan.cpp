@@ -43,12 +43,12 @@ void EntryScan::open(Oid table, Oid index, const RegProcedure* compare, int colu
   begin();
 }
 
-void EntryScan::open_below(Oid table, Oid index, Datum prefix) {
+void EntryScan::open_downwards(Oid table, Oid index, Datum prefix) {
   open_relations(table, index);
   columns_ = 0;
   key_count_ = 2;
   ScanKeyEntryInitialize(&keys_[0], 0, 1, BTEqualStrategyNumber, InvalidOid, C_COLLATION_OID, F_TEXTEQ, prefix);
-  ScanKeyEntryInitialize(&keys_[1], 0, 2, BTLessStrategyNumber, InvalidOid, InvalidOid, F_INT2LT, 0);
+  ScanKeyEntryInitialize(&keys_[1], 0, 2, BTLessEqualStrategyNumber, InvalidOid, InvalidOid, F_INT2LE, 0);
   begin();
 }
 

@@ -36,10 +36,10 @@ class EntryScan {
   // before `first`, a text and perhaps a smallint, must equal `prefix` and `second`.
   void open(Oid table, Oid index, const RegProcedure* compare, int columns, int first = 1, Datum prefix = 0,
             std::int16_t second = 0);
-  // The entries of the text `prefix` whose second column, a smallint in descending order, is below the
-  // position, the greatest first.
-  void open_below(Oid table, Oid index, Datum prefix);
-  // Goes to the first entry at or above the position (open_below(): below it).
+  // The entries of the text `prefix` whose second column, a smallint in descending order, is at or below
+  // the position, the greatest first.
+  void open_downwards(Oid table, Oid index, Datum prefix);
+  // Goes to the first entry at or above the position (open_downwards(): at or below).
   void descend(const Datum* position);
   bool next();  // false: there is no further entry
   // Whether next() returns entries, too, that some scan has found to be of rows that nobody sees any
@@ -61,7 +61,7 @@ class EntryScan {
   TupleTableSlot* slot_;
   ScanKeyData row_[kMostColumns];
   ScanKeyData keys_[3];
-  int columns_;  // of the position that is compared as a row; 0: open_below()
+  int columns_;  // of the position that is compared as a row; 0: open_downwards()
   int key_count_;
 };
 

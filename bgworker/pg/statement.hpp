@@ -77,7 +77,7 @@ class Rows {
 // The text may hold
 //   $S   the extension's schema, quoted
 //   $H   the head predicate: the message `m` may be the first of its channel to be delivered. The
-//        partial indexes have the same condition
+//        partial indexes have the same condition, and one on the priority
 //   $N   the id that after_message_id has in the head of an ordered channel
 //   $L   the strength of a claim's row locks (row_locks.hpp)
 //

@@ -256,18 +256,18 @@ void go_through_priorities(std::string_view channel_name, int below, const std::
   const Datum name = text_datum(channel_name);
   EntryScan scan;
   guard::call([&] {
-    scan.open_below(table, index, name);
+    scan.open_downwards(table, index, name);
     scan.read_gone(true);
   });
-  for (bool more = true; more;) {
+  for (bool more = below > INT16_MIN; more;) {
     const std::optional<int> next = guard::call([&]() -> std::optional<int> {
-      const Datum position = Int16GetDatum(static_cast<std::int16_t>(below));
+      const Datum position = Int16GetDatum(static_cast<std::int16_t>(below - 1));
       scan.descend(&position);
       bool null = false;
       return scan.next() ? std::optional<int>(DatumGetInt16(scan.column(2, null))) : std::nullopt;
     });
     if (next) below = *next;
-    more = next && !is_enough(below);
+    more = next && !is_enough(below) && below > INT16_MIN;
   }
   guard::call([&] { scan.close(); });
 }

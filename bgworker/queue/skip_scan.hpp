@@ -35,7 +35,7 @@ HeadSearch search_head(std::string_view channel_name, int priority, Position fro
 bool any_prioritized();
 // The greatest such priority of the channel name below another one.
 std::optional<int> priority_below(std::string_view channel_name, int priority);
-inline constexpr int kAbovePriorities = INT16_MAX;
+inline constexpr int kAbovePriorities = INT16_MAX + 1;
 // All of them, the greatest first.
 std::vector<int> priorities_of(std::string_view channel_name);
 // The names of all channels that have some.

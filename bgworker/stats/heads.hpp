@@ -1,8 +1,8 @@
 // Heads: the channel names that have heads, and how many heads of each are due and later, read from
-// the index of heads (mq_msgs_due).
+// the view mq_heads along the indexes of heads (mq_msgs_due, mq_msgs_prioritized).
 //
 // channel_counts.cpp calls it, in a transaction, an SPI connection and an OwnerScope. The file owns
-// no state. Each statement asks for the order of that index, or the planner might take another
+// no state. Each statement asks for the order of those indexes, or the planner might take another
 // index that begins with the name.
 #pragma once
 
