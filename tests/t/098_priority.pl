@@ -193,7 +193,7 @@ SKIP: {
 # --- plans ---------------------------------------------------------------------------------------------------
 
 # With and without statistics each part of mq_heads is read along its index.
-sql(q{SELECT mq_clear_all(); SELECT count(mq_send_many('c', array_fill('0'::jsonb, ARRAY[5000]), priority => p)) FROM unnest('{0,5}'::int[]) p});
+sql(q{SELECT mq_clear_all(); SELECT count(*) FROM unnest('{0,5}'::int[]) p, LATERAL mq_send_many('c', array_fill('0'::jsonb, ARRAY[5000]), priority => p)});
 for my $analyze ('', 'ANALYZE mq_msgs; ') {
 	my $plan = $one->query($analyze . q{EXPLAIN (COSTS off) SELECT m.attempt_at FROM mq_heads m WHERE m.channel_name = 'c' ORDER BY m.attempt_at LIMIT 1});
 	like($plan, qr/Merge Append.*mq_msgs_due.*mq_msgs_prioritized/s, ($analyze ? 'with' : 'without') . ' statistics: mq_heads is read along two indexes');
