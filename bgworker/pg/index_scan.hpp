@@ -48,7 +48,11 @@ class EntryScan {
   // A column of the entry, counted from 1.
   Datum column(int n, bool& null) const { return index_getattr(scan_->xs_itup, n, scan_->xs_itupdesc, &null); }
   // Whether the entry's row is visible to the snapshot that open() took.
-  bool is_visible() { return index_fetch_heap(scan_, slot_); }
+  bool is_visible() { return read(slot_); }
+  // The row that is_visible() has found.
+  TupleTableSlot* row() const { return slot_; }
+  // As is_visible(), and reads the row into a slot of the caller's.
+  bool read(TupleTableSlot* slot) { return index_fetch_heap(scan_, slot); }
   void close();
 
  private:

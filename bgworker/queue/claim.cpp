@@ -244,6 +244,10 @@ namespace {
 #define LOCKED "FOR $L OF m SKIP LOCKED"
 
 constexpr int kProbes = 4;  // channels that a fair sample tries for each message that it may take
+// About what a message of a sample takes in memory. A sample that takes longer has fewer messages,
+// but not fewer than kLeastSample.
+constexpr Micros kSampleTime = 3;
+constexpr int kLeastSample = 4;
 
 }  // namespace
 
@@ -337,16 +341,17 @@ Rows query_sample(Datum name, const std::vector<std::int64_t>& keys, Micros now,
 }  // namespace
 
 void Claimer::fair(std::string_view channel_name, Micros now, std::int64_t start, int limit, Batch& batch) {
-  if (undeliverable_left_) return;
+  if (undeliverable_left_ || limit <= 0) return;
   const Position from = low_water::start(channel_name, 0);
-  const std::vector<std::int64_t> keys = fair_keys(channel_name, from, start, limit * kProbes);
-  if (keys.empty()) return;
   const std::size_t before = batch.size();
   const Datum name = text_datum(channel_name);
-  if (const auto rows = lock_sample(name, keys, now, from, limit))
+  Effort effort(clock_, kSampleTime * limit, std::min(kLeastSample, limit), limit);
+  if (const auto rows = lock_sample(name, start, now, from, limit * kProbes, effort)) {
     for (const LockedRow& row : *rows) batch.push_back(claimed(row));
-  else
-    append(query_sample(name, keys, now, from, limit), batch);
+  } else {
+    const std::vector<std::int64_t> keys = fair_keys(channel_name, from, start, limit * kProbes);
+    if (!keys.empty()) append(query_sample(name, keys, now, from, limit), batch);
+  }
   low_water::taken(channel_name, 0, static_cast<int>(batch.size() - before));
 }
 

@@ -6,9 +6,10 @@
 //
 // 1. Channel names with a greater priority come first; equals share the batch evenly.
 // 2. Within a channel name messages of a greater priority come first, and of one priority the oldest.
-// 3. When more messages of priority 0 are due than a channel name's share has room for, a quarter of
-//    that room is a fair sample: one message a channel, from a random channel on. So a channel with a million messages
-//    cannot shut out a channel with one. The next few claims go without a sample after a fruitless one.
+// 3. When more messages of priority 0 are due than a channel name's share has room for, up to a quarter
+//    of that room is a fair sample: one message a channel, from a random channel on. So a channel with
+//    a million messages cannot shut out a channel with one. A sample that is slow, as its rows are not
+//    in memory, ends sooner. The next few claims go without a sample after a fruitless one.
 // 4. Where ordered channels have long runs, one head in sixteen of a share brings its followers along:
 //    for each run one row becomes the next head, and not for each message.
 #pragma once
@@ -109,7 +110,8 @@ class Claimer {
   // The oldest due heads of the channel name and priority, only those behind `after` if that is given.
   void oldest(std::string_view channel_name, int priority, Micros now, std::optional<Position> after, int limit,
               Batch& batch);
-  // One due head of each of up to `limit` channels of the name, by channel_key from `start` on.
+  // One due head of each of up to `limit` channels of the name, by channel_key from `start` on; of fewer
+  // where that takes long.
   void fair(std::string_view channel_name, Micros now, std::int64_t start, int limit, Batch& batch);
 
   Clock& clock_;

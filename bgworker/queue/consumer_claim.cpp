@@ -16,7 +16,11 @@ namespace mq {
 
 namespace {
 
-constexpr std::size_t kRepaired = 50;  // ordered channels whose heads a claim that finds nothing looks at
+constexpr std::size_t kSwept = 50;  // rows of mq_prerequisites that a claim that finds nothing looks at
+// Ordered channels whose heads it looks at: the least, the most, and for how long.
+constexpr int kLeastRepaired = 4;
+constexpr int kMostRepaired = 50;
+constexpr Micros kRepairTime = 100;
 
 bool is_ordered(const Claimed& message) {
   return message.ordered;
@@ -57,8 +61,9 @@ Claim ConsumerClaim::run(const std::function<std::vector<Source>()>& sources, in
     for (const Source& source : from) names.emplace_back(source.channel_name);
     const bool overlooked = claimer_.overlooked();
     const bool followed = follow_clock(names, clock_.now());
-    const bool swept = prerequisites::sweep(kRepaired);
-    if (!repair_heads(kRepaired) && !overlooked && !followed && !swept) return {};
+    const bool swept = prerequisites::sweep(kSwept);
+    if (!repair_heads(Effort(clock_, kRepairTime, kLeastRepaired, kMostRepaired)) && !overlooked && !followed && !swept)
+      return {};
     repaired = true;
   }
 }

@@ -6,6 +6,7 @@
 #include "pg/extension.hpp"
 #include "pg/guard.hpp"
 #include "pg/row_locks.hpp"
+#include "queue/fair_scan.hpp"
 #include "shmem/row_claims.hpp"
 
 extern "C" {
@@ -68,14 +69,6 @@ class Scan {
     rescan(add_due(2, 3, from));
   }
 
-  // Goes to those of one channel, in mq_msgs_fair.
-  void find_sampled(Datum channel_name, std::int64_t channel_key, Position from) {
-    ScanKeyEntryInitialize(&keys_[0], 0, 1, BTEqualStrategyNumber, InvalidOid, C_COLLATION_OID, F_TEXTEQ, channel_name);
-    ScanKeyEntryInitialize(&keys_[1], 0, 2, BTEqualStrategyNumber, InvalidOid, InvalidOid, F_INT8EQ,
-                           Int64GetDatum(channel_key));
-    rescan(add_due(2, 3, from));
-  }
-
   // In the index that holds the messages of this priority (index_of()).
   void find_heads(Datum channel_name, int priority, Position from) {
     if (priority == 0)
@@ -109,7 +102,7 @@ class Scan {
     TM_FailureData failure;
     ItemPointerData location = slot_->tts_tid;
     const TM_Result result =
-        table_tuple_lock(table_, &location, scan_->xs_snapshot, locked_, command_, mode_, LockWaitSkip,
+        table_tuple_lock(table_, &location, GetActiveSnapshot(), locked_, command_, mode_, LockWaitSkip,
                          TUPLE_LOCK_FLAG_LOCK_UPDATE_IN_PROGRESS | TUPLE_LOCK_FLAG_FIND_LAST_VERSION, &failure);
     if (result != TM_Ok) return false;
     if (failure.traversed && !is_due(locked_)) return false;
@@ -368,8 +361,8 @@ std::optional<DueRows> lock_due(Datum channel_name, int priority, Micros now, Po
   return DueRows{found.rows(), any ? std::optional(first) : std::nullopt};
 }
 
-std::optional<std::span<const LockedRow>> lock_sample(Datum channel_name, const std::vector<std::int64_t>& channel_keys,
-                                                      Micros now, Position from, int limit) {
+std::optional<std::span<const LockedRow>> lock_sample(Datum channel_name, std::int64_t start, Micros now, Position from,
+                                                      int channels, Effort& effort) {
   const Extension& extension = Extension::get();
   const Oid table = extension.relation("mq_msgs");
   const Oid index = extension.relation("mq_msgs_fair");
@@ -378,14 +371,23 @@ std::optional<std::span<const LockedRow>> lock_sample(Datum channel_name, const 
   const bool asked = guard::call([&] {
     Scan scan;
     if (!scan.open(table, index, numbers, now)) return false;
-    for (std::size_t i = 0; i < channel_keys.size() && found.count() < limit; ++i) {
-      scan.find_sampled(channel_name, channel_keys[i], from);
-      for (bool locked = false; !locked && scan.next();) {
-        CHECK_FOR_INTERRUPTS();
-        locked = scan.lock_head(found.next(limit), channel_name);
-        if (locked) found.keep();
+    FairScan entries;
+    entries.open(table, index, channel_name, from);
+    std::optional<std::int64_t> current;
+    entries.walk(start, [&](std::int64_t channel_key, Position position) {
+      CHECK_FOR_INTERRUPTS();
+      if (current != channel_key) {
+        if (channels-- == 0) return FairScan::kEnd;
+        current = channel_key;
       }
-    }
+      if (position.attempt_at > now) return FairScan::kChannel;
+      if (!entries.read(scan.slot()) || !scan.lock_head(found.next(effort.most()), channel_name))
+        return FairScan::kEntry;
+      found.keep();
+      effort.add();
+      return effort.is_over() ? FairScan::kEnd : FairScan::kChannel;
+    });
+    entries.close();
     scan.close();
     return true;
   });

@@ -16,6 +16,7 @@
 
 #include "pg/postgres.hpp"
 #include "queue/claimed_rows.hpp"
+#include "queue/effort.hpp"
 #include "shmem/low_water_marks.hpp"
 
 namespace mq {
@@ -33,11 +34,12 @@ struct DueRows {
 std::optional<DueRows> lock_due(Datum channel_name, int priority, Micros now, Position from, bool behind, int limit,
                                 bool unlocked);
 
-// The first message that is due of each of these channels of the name, from a position on, in the order
-// of mq_msgs_fair; at most `limit` in all. Passes over rows that other sessions have locked or claimed.
-// None: as above. Needs an OwnerScope.
-std::optional<std::span<const LockedRow>> lock_sample(Datum channel_name, const std::vector<std::int64_t>& channel_keys,
-                                                      Micros now, Position from, int limit);
+// The first message that is due of each channel of the name, from a position on, in the order of
+// mq_msgs_fair: by channel_key from `start` on, then from the least one. Looks at up to `channels`, and
+// ends with the effort, of which each message is a part. Passes over rows that other sessions have
+// locked or claimed. None: as above. Needs an OwnerScope.
+std::optional<std::span<const LockedRow>> lock_sample(Datum channel_name, std::int64_t start, Micros now, Position from,
+                                                      int channels, Effort& effort);
 
 // The first head of the channel name and priority from a position on, due or not, locked or not. None:
 // there is no such message. Needs an OwnerScope.

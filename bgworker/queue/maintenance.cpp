@@ -219,8 +219,8 @@ Swept forget_old(Transaction& transaction, Retention& retention, int minutes) {
 
 namespace {
 
-// Takes the first message of each of some ordered channels, and makes those the head that are not.
-// True: it made some the head.
+// Takes the first messages of some ordered channels that are no heads, and makes them the head. True: it
+// made some the head.
 bool repair(const std::vector<ChainPosition>& first) {
   static Statement find(
       "SELECT f.channel_key, f.channel_name, f.channel_args, f.seq"
@@ -245,12 +245,12 @@ bool repair(const std::vector<ChainPosition>& first) {
 
 }  // namespace
 
-bool repair_heads(std::size_t most) {
+bool repair_heads(Effort effort) {
   static ChainPosition from;  // where the last call ended
   const bool at_the_start = from.channel_key == ChainPosition().channel_key;
-  std::vector<ChainPosition> first = first_messages(from, most);
+  std::vector<ChainPosition> first = first_no_heads(from, effort);
   if (!at_the_start && from.channel_key == ChainPosition().channel_key) {
-    const std::vector<ChainPosition> more = first_messages(from, most - first.size());
+    const std::vector<ChainPosition> more = first_no_heads(from, effort);
     first.insert(first.end(), more.begin(), more.end());
   }
   return repair(first);
@@ -336,7 +336,7 @@ Swept sweep(Transaction& transaction, Micros now) {
   step([&] { return more(unblock()); });
   step([&] {
     const OwnerScope scope;
-    return more(repair_heads(kStep));
+    return more(repair_heads(Effort(kStep)));
   });
   step([&] {
     const OwnerScope scope;

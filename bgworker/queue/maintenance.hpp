@@ -7,11 +7,11 @@
 // All functions run in the current transaction and SPI connection. Times are µs.
 #pragma once
 
-#include <cstddef>
 #include <string>
 #include <vector>
 
 #include "pg/transaction.hpp"
+#include "queue/effort.hpp"
 #include "queue/message.hpp"
 #include "queue/swept.hpp"
 
@@ -33,8 +33,8 @@ Swept sweep(Transaction& transaction, Micros now);
 bool dead_letter_expired(Transaction& transaction, Micros now);
 
 // Makes the first message of each ordered channel its head, where a user deleted the head by hand.
-// Looks at up to `most` channels, and goes on from there at the next call. True: it made some the
-// head. Needs an OwnerScope.
-bool repair_heads(std::size_t most);
+// Looks at as many channels as the effort goes, and goes on from there at the next call. True: it made
+// some the head. Needs an OwnerScope.
+bool repair_heads(Effort effort);
 
 }  // namespace mq

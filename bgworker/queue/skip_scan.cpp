@@ -9,12 +9,15 @@
 #include "pg/guard.hpp"
 #include "pg/index_scan.hpp"
 #include "pg/statement.hpp"
+#include "queue/claimed_rows.hpp"
+#include "queue/fair_scan.hpp"
 #include "queue/low_water.hpp"
 
 extern "C" {
 #include "catalog/pg_collation.h"
 #include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
+#include "utils/uuid.h"
 }
 
 namespace mq {
@@ -23,70 +26,7 @@ namespace {
 
 constexpr std::int64_t kLeast = std::numeric_limits<std::int64_t>::min();
 constexpr std::int64_t kGreatest = std::numeric_limits<std::int64_t>::max();
-constexpr int kInARow = 40;       // entries of a channel that are read before a new descent
-constexpr int kMostRead = 4000;   // entries that fair_keys reads; a descent counts as kInARow
-constexpr int kMostSeen = 20000;  // entries that first_messages reads
-
-// Reads (attempt_at, seq) from columns n and n + 1. False: attempt_at is NULL.
-bool position_of(const EntryScan& scan, int n, Position& position) {
-  bool null = false;
-  position.attempt_at = DatumGetTimestampTz(scan.column(n, null));
-  if (null) return false;
-  position.seq = DatumGetInt64(scan.column(n + 1, null));
-  return true;
-}
-
-// The scan of mq_msgs_fair for fair_keys(). For the body of guard::call().
-class FairKeys {
- public:
-  void open(Oid table, Oid index, Datum channel_name, Position mark) {
-    static constexpr RegProcedure kCompare[] = {F_BTINT8CMP, F_TIMESTAMPTZ_CMP, F_BTINT8CMP};
-    mark_ = mark;
-    read_ = 0;
-    scan_.open(table, index, kCompare, 3, 2, channel_name);
-  }
-
-  // Appends keys in [from, below) to the `count` keys that are there, up to `most` in all.
-  void collect(std::int64_t from, std::int64_t below, std::int64_t* keys, int& count, int most) {
-    std::int64_t current = 0;
-    int in_a_row = -1;    // entries of the current channel since the descent; -1: no channel yet
-    bool wanted = false;  // the current channel's key was appended
-    descend(from);
-    while (read_ < kMostRead && scan_.next()) {
-      bool null = false;
-      const std::int64_t key = DatumGetInt64(scan_.column(2, null));
-      if (key >= below) return;
-      ++read_;
-      if (in_a_row < 0 || key != current) {
-        current = key;
-        in_a_row = 0;
-        wanted = false;
-      }
-      Position position{};
-      if (!wanted && position_of(scan_, 3, position) && position >= mark_) {
-        if (count == most) return;
-        keys[count++] = key;
-        wanted = true;
-      }
-      if (++in_a_row < kInARow) continue;
-      descend(wanted ? key + 1 : key);
-      read_ += kInARow;
-      in_a_row = 0;
-    }
-  }
-
-  void close() { scan_.close(); }
-
- private:
-  void descend(std::int64_t key) {
-    const Datum position[] = {Int64GetDatum(key), TimestampTzGetDatum(mark_.attempt_at), Int64GetDatum(mark_.seq)};
-    scan_.descend(position);
-  }
-
-  EntryScan scan_;
-  Position mark_;
-  int read_;
-};
+constexpr int kMostSeen = 20000;  // entries that first_no_heads reads
 
 constexpr RegProcedure kCompareDue[] = {F_BTTEXTCMP, F_TIMESTAMPTZ_CMP, F_BTINT8CMP};
 
@@ -175,11 +115,13 @@ std::vector<std::int64_t> fair_keys(std::string_view channel_name, Position mark
   std::vector<std::int64_t> keys(static_cast<std::size_t>(most));
   std::int64_t* const first = keys.data();
   const int count = guard::call([&] {
-    FairKeys scan;
+    FairScan scan;
     int found = 0;
     scan.open(table, index, name, mark);
-    scan.collect(start, kGreatest, first, found, most);
-    if (found < most && start != kLeast) scan.collect(kLeast, start, first, found, most);
+    scan.walk(start, [&](std::int64_t key, Position) {
+      first[found++] = key;
+      return found < most ? FairScan::kChannel : FairScan::kEnd;
+    });
     scan.close();
     return found;
   });
@@ -345,14 +287,16 @@ std::vector<std::string> names_with_unhandled(std::string& from, std::size_t mos
   return names;
 }
 
-std::vector<ChainPosition> first_messages(ChainPosition& from, std::size_t most) {
+std::vector<ChainPosition> first_no_heads(ChainPosition& from, Effort& effort) {
   static constexpr RegProcedure kCompare[] = {F_BTINT8CMP, F_BTINT8CMP};
   const Extension& extension = Extension::get();
   const Oid table = extension.relation("mq_msgs");
   const Oid index = extension.relation("mq_msgs_chain");
-  std::vector<ChainPosition> positions(most);
+  const AttrNumber after = attribute_numbers(table)[kAfter];
+  std::vector<ChainPosition> positions(static_cast<std::size_t>(effort.most()));
   ChainPosition* const found = positions.data();
   const std::size_t count = guard::call([&] {
+    static const pg_uuid_t kNil = {};
     EntryScan scan;
     std::size_t n = 0;
     const auto descend = [&] {
@@ -361,12 +305,13 @@ std::vector<ChainPosition> first_messages(ChainPosition& from, std::size_t most)
     };
     scan.open(table, index, kCompare, 2);
     descend();
-    bool more = false;
-    for (int seen = 0; seen < kMostSeen && n < most && (more = scan.next()); ++seen) {
+    bool more = true;
+    for (int seen = 0; seen < kMostSeen && !effort.is_over() && (more = scan.next()); ++seen) {
       bool null = false;
       from = {DatumGetInt64(scan.column(1, null)), DatumGetInt64(scan.column(2, null))};
       if (!scan.is_visible()) continue;
-      found[n++] = from;
+      effort.add();
+      if (memcmp(DatumGetUUIDP(slot_getattr(scan.row(), after, &null)), &kNil, sizeof kNil) != 0) found[n++] = from;
       more = from.channel_key < kGreatest;
       if (!more) break;
       from = {from.channel_key + 1, kLeast};

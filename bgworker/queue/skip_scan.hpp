@@ -12,11 +12,12 @@
 #include <vector>
 
 #include "pg/types.hpp"
+#include "queue/effort.hpp"
 #include "shmem/low_water_marks.hpp"
 
 namespace mq {
 
-// For the fair sample: keys of the name's channels that have an entry in mq_msgs_fair at or above
+// For the fair sample by a query: keys of the name's channels that have an entry in mq_msgs_fair at or above
 // `mark`, perhaps of a row that is gone. They ascend from `start`, then go on from the least key.
 // Returns at most `most`, and fewer if the scan reads too many entries.
 std::vector<std::int64_t> fair_keys(std::string_view channel_name, Position mark, std::int64_t start, int most);
@@ -50,12 +51,13 @@ std::vector<std::string> names_with_heads();
 // the last name, to the beginning.
 std::vector<std::string> names_with_unhandled(std::string& from, std::size_t most);
 
-// Returns the first visible message of each ordered channel from `from` on. Returns at most `most`,
-// and fewer if the scan reads too many entries. Moves `from` as above.
+// Looks at the first visible message of each ordered channel from `from` on. Returns those that are no
+// heads. Ends with the effort, of which each channel is a part, or once the scan has read too many
+// entries. Moves `from` as above.
 struct ChainPosition {
   std::int64_t channel_key = INT64_MIN;
   std::int64_t seq = INT64_MIN;
 };
-std::vector<ChainPosition> first_messages(ChainPosition& from, std::size_t most);
+std::vector<ChainPosition> first_no_heads(ChainPosition& from, Effort& effort);
 
 }  // namespace mq

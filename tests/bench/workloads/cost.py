@@ -2,6 +2,7 @@
 import time
 
 from measure import Result, expect, median, say
+from sides import NOOP
 from workloads import duration, workload
 
 # How long a statement takes inside the server; what it did is undone. Microseconds, the median of so many.
@@ -47,47 +48,79 @@ OPERATIONS = [
     ('ordered delete', 'both', "SELECT mq_delete(ARRAY['%s'::uuid])")]
 
 
-@workload('W8', 'cost of single operations at 10,000 to 10,000,000 messages', 1200)
+def filled(bench, size, channels, delay):
+    """The session of a new database with about so many messages, half of them ordered, over as many channels each."""
+    session = bench.server.create('cost_%d' % size)
+    for sql in ('CREATE EXTENSION mq', NOOP, COST, "SELECT mq_register_handler('cost_any', 'noop(jsonb)')"):
+        session.query(sql)
+    # The channel that is measured has a successor for its head at every size.
+    grow(session, 'cost_in_order', 0, 10, 1, 'true', delay)
+    for name, ordered in (('cost_any', 'false'), ('cost_in_order', 'true')):
+        grow(session, name, 0, (size - 10) // 2, channels, ordered, delay)
+    session.query('VACUUM ANALYZE')
+    return session
+
+
+HEADS = "(after_message_id IS NULL OR after_message_id = '00000000-0000-0000-0000-000000000000')"
+# Reads the table and the indexes that the operations use.
+READ_ALL = ['SELECT count(message_name) FROM mq_msgs', 'SET enable_seqscan = off', 'SET enable_bitmapscan = off',
+            'SELECT count(*) FROM (SELECT FROM mq_msgs ORDER BY id) AS m',
+            'SELECT count(*) FROM (SELECT FROM mq_msgs WHERE after_message_id IS NOT NULL ORDER BY channel_key, seq) AS m',
+            'SELECT count(*) FROM (SELECT FROM mq_msgs WHERE %s ORDER BY channel_name, attempt_at, seq) AS m' % HEADS,
+            'SELECT count(*) FROM (SELECT FROM mq_msgs WHERE fair AND %s ORDER BY channel_name, channel_key, attempt_at, seq) AS m' % HEADS,
+            'RESET enable_seqscan', 'RESET enable_bitmapscan']
+
+
+def costs_of(bench, state, delay, channels, sizes, turns, times):
+    """{operation: {size: its cost in each turn}}. All sizes are there at once and are measured by turns, so that what
+    slows the machine down for a while slows all of them down."""
+    sessions, statements, costs = {}, {}, {}
+    for size in sizes:
+        begun = time.monotonic()
+        session = sessions[size] = filled(bench, size, channels, delay)
+        head = session.value("SELECT id FROM mq_msgs WHERE channel_name = 'cost_in_order' AND channel_args = '1' "
+                             "AND after_message_id = '00000000-0000-0000-0000-000000000000' LIMIT 1")
+        expect(head is not None, 'the ordered channel has a head')
+        statements[size] = [(text, statement % head if '%s' in statement else statement)
+                            for text, when, statement in OPERATIONS if when in (state, 'both')]
+        say('  %s, %s channels, %s messages: filled in %s' % (state, format(channels, ','), format(size, ','),
+                                                              duration(time.monotonic() - begun)))
+    session.query('CHECKPOINT')
+    # When a process first touches a page of shared memory, the kernel maps it. That must not count: the larger the
+    # tables, the more calls meet such pages. The largest comes first, since it takes the others' buffers.
+    for size in reversed(sizes):
+        for statement in READ_ALL:
+            sessions[size].query(statement)
+    for turn in range(turns):
+        for size in sizes if turn % 2 == 0 else sizes[::-1]:
+            for text, statement in statements[size]:
+                sessions[size].value('SELECT cost($q$%s$q$, 2)' % statement)
+                cost = float(sessions[size].value('SELECT cost($q$%s$q$, %d)' % (statement, times)))
+                costs.setdefault(text, {}).setdefault(size, []).append(cost)
+    for size in sizes:
+        bench.server.drop('cost_%d' % size)
+    return costs
+
+
+@workload('W8', 'cost of single operations at 10,000 to 10,000,000 messages', 900)
 def single(bench):
     sizes = bench.size([10000, 100000, 1000000, 10000000], [2000, 20000])
-    widths = bench.size([1, 1000, 100000], [1, 1000])
-    result = Result('W8', single.title, {'messages': sizes, 'channels': widths, 'measurements of each': bench.size(101, 31)})
+    widths, turns, times = bench.size([1, 1000, 100000], [1, 1000]), bench.size(15, 5), 7
+    result = Result('W8', single.title, {'messages': sizes, 'channels': widths, 'turns': turns, 'measurements of each in a turn': times})
     bench.server.set(mq__max_workers='0', autovacuum='off')
     rows, worst = [], {}
     try:
         for state, delay in (('ready', '0'), ('future', '1 day')):
             for channels in widths:
-                bench.renew_mq()
-                session, there, costs = bench.mq.session, 0, {}
-                session.query(COST)
-                session.query("SELECT mq_register_handler('cost_any', 'noop(jsonb)')")
-                # The channel that is measured has a successor for its head at every size.
-                there += grow(session, 'cost_in_order', 0, 10, 1, 'true', delay)
-                for size in sizes:
-                    begun = time.monotonic()
-                    more = (size - there) // 2
-                    for name, ordered in (('cost_any', 'false'), ('cost_in_order', 'true')):
-                        added = grow(session, name, there // 2, more, channels, ordered, delay)
-                        there += added
-                    bench.mq.settle()
-                    say('  %s, %s channels, %s messages: filled in %s' % (state, format(channels, ','), format(there, ','),
-                                                                          duration(time.monotonic() - begun)))
-                    head = session.value("SELECT id FROM mq_msgs WHERE channel_name = 'cost_in_order' AND channel_args = '1' "
-                                         "AND after_message_id = '00000000-0000-0000-0000-000000000000' LIMIT 1")
-                    expect(head is not None, 'the ordered channel has a head')
-                    for text, when, statement in OPERATIONS:
-                        if when in (state, 'both'):
-                            statement = statement % head if '%s' in statement else statement
-                            session.value('SELECT cost($q$%s$q$, 5)' % statement)
-                            cost = float(session.value('SELECT cost($q$%s$q$, %d)' % (statement, bench.size(101, 31))))
-                            costs.setdefault(text, []).append(cost)
-                for text, found in costs.items():
-                    ratio = max(found) / found[0]
+                for text, found in costs_of(bench, state, delay, channels, sizes, turns, times).items():
+                    ratio = max(median([cost / first for cost, first in zip(found[size], found[sizes[0]])]) for size in sizes)
                     worst.setdefault(text, []).append(ratio)
-                    rows.append([text, state, format(channels, ',')] + ['%.0f' % cost for cost in found] + ['%.2f' % ratio])
+                    rows.append([text, state, format(channels, ',')] + ['%.0f' % median(found[size]) for size in sizes]
+                                + ['%.2f' % ratio])
     finally:
         bench.server.set(mq__max_workers=None, autovacuum=None)
-        bench.renew_mq()
+        for size in sizes:
+            bench.server.drop('cost_%d' % size)
     for text, ratios in worst.items():
         result.figure('%s: dearest by what it costs at %s' % (text, format(sizes[0], ',')), '×', [max(ratios)], most=1.3)
     result.table('Microseconds inside the server (medians)', ['operation', 'messages are', 'channels'] + [format(size, ',') for size in sizes]
