@@ -286,6 +286,28 @@ CALL mq_run();
 SELECT handled();
 SELECT * FROM pending;
 
+-- So does one that would wait for itself through other channels: 4 waits for 3, which is behind 2, and 1 joins behind 4.
+SELECT mq_register_handler('second', 'handle(mq_message)');
+SELECT mq_send('second', '{"do": "discard"}', id => id(1), ordered => true), mq_send('ordered', '2', id => id(2), after => ARRAY[id(1)], ordered => true), mq_send('ordered', '3', id => id(3), ordered => true);
+CALL mq_run();
+SELECT * FROM dead;
+SELECT send(5, 3), mq_send('second', '4', id => id(4), after => ARRAY[id(5)], ordered => true);
+UPDATE mq_dead SET payload_json = '1' WHERE id = id(1);
+SELECT mq_redrive();
+SELECT * FROM pending;
+CALL mq_run();
+SELECT handled();
+SELECT * FROM left_over();
+-- Where nothing comes back to it, it returns to its own position.
+SELECT mq_send('second', '{"do": "discard"}', id => id(1), ordered => true), mq_send('ordered', '2', id => id(2), after => ARRAY[id(1)], ordered => true), mq_send('ordered', '3', id => id(3), ordered => true);
+CALL mq_run();
+SELECT send(5), mq_send('second', '4', id => id(4), after => ARRAY[id(5)], ordered => true);
+UPDATE mq_dead SET payload_json = '1' WHERE id = id(1);
+SELECT mq_redrive();
+CALL mq_run();
+SELECT handled();
+SELECT * FROM left_over();
+
 -- dedup_key: a message that waits is pending, and what is not sent waits for nothing.
 SELECT send(1);
 SELECT sent FROM mq_send_once('work', 'key', '2', after => ARRAY[id(1)]);

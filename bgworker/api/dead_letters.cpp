@@ -23,6 +23,7 @@
 #include "queue/prerequisites.hpp"
 #include "queue/removal.hpp"
 #include "queue/topological.hpp"
+#include "queue/wait_paths.hpp"
 #include "shmem/channel_key.hpp"
 
 namespace mq {
@@ -175,19 +176,6 @@ bool send_in_place(const NewMessage& message, bool waits) {
   return true;
 }
 
-// Whether the message is in an ordered channel before one that it waits for.
-bool is_before(const Uuid& id, const std::vector<Prerequisite>& waits) {
-  static Statement find(
-      "SELECT 1 FROM $S.mq_msgs m JOIN $S.mq_msgs o ON o.channel_key = m.channel_key AND o.channel_name = "
-      "m.channel_name"
-      "    AND o.channel_args = m.channel_args AND o.seq > m.seq AND o.after_message_id IS NOT NULL"
-      " WHERE m.id = $1 AND o.id = ANY ($2) LIMIT 1",
-      {UUIDOID, UUIDARRAYOID});
-  ArrayParam others(UUIDOID, waits.size());
-  for (const Prerequisite& pair : waits) others.add(uuid_datum(pair.prerequisite));
-  return !find.run({uuid_datum(id), others.datum()}).empty();
-}
-
 bool is_taken(const NewMessage& message) {
   const std::string_view name = text_view(message.channel_name.datum);
   const std::string_view args = text_view(message.channel_args.datum);
@@ -245,10 +233,14 @@ class Redrive {
   bool in_place(const NewMessage& message) {
     const Uuid id = uuid_of(message.id.datum);
     std::vector<Prerequisite> waits;
-    for (const Uuid& other : *message.after)
-      if (sent_.contains(other) || plan_.states.pending.contains(other)) waits.push_back({id, other});
-    // It joins the tail of its channel, as they have, rather than stand in the way of what it waits for.
-    if (!waits.empty() && is_before(id, waits)) return false;
+    std::vector<Uuid> others;
+    for (const Uuid& other : *message.after) {
+      if (!sent_.contains(other) && !plan_.states.pending.contains(other)) continue;
+      waits.push_back({id, other});
+      others.push_back(other);
+    }
+    // It joins the tail of its channel rather than stand in the way of what it waits for.
+    if (!waits.empty() && wait_for_message(others, id)) return false;
     if (!send_in_place(message, !waits.empty())) return false;
     if (!waits.empty()) prerequisites::wait_for(waits, {});
     return true;

@@ -92,4 +92,9 @@ void lock_reset() {
   guard::call([&] { (void)LockAcquire(&tag, ExclusiveLock, false, false); });
 }
 
+void lock_wait_paths() {
+  const LOCKTAG tag = tag_of(0, 0, Space::kWaitPaths);
+  guard::call([&] { (void)LockAcquire(&tag, ExclusiveLock, false, false); });
+}
+
 }  // namespace mq::locks

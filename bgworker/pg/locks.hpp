@@ -22,6 +22,7 @@ enum class Space : std::uint16_t {
   kChannel = 0x6d75,
   kSequence = 0x6d76,
   kSlots = 0x6d77,
+  kWaitPaths = 0x6d78,
 };
 LOCKTAG tag_of(std::uint32_t key1, std::uint32_t key2, Space space);
 
@@ -63,5 +64,8 @@ bool try_table(Oid table, int mode);
 
 // Lets one session at a time reset the stats totals. Waits.
 void lock_reset();
+
+// Lets one session at a time put messages that wait for others before pending ones. Waits.
+void lock_wait_paths();
 
 }  // namespace mq::locks
