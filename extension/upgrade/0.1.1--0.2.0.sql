@@ -196,7 +196,19 @@ END $$;
 -- replace 60_look.sql
 -- replace 61_why.sql
 -- replace 62_health.sql
+-- What users have granted to PUBLIC, which 80_grants.sql revokes. Where the ACL is NULL it is not theirs.
+DO $$
+DECLARE
+  schema oid := (SELECT e.extnamespace FROM pg_catalog.pg_extension e WHERE e.extname = 'mq');
+BEGIN
+  PERFORM pg_catalog.set_config('update_of_mq.grants', pg_catalog.concat(
+    (SELECT pg_catalog.string_agg(pg_catalog.format('GRANT EXECUTE ON ROUTINE %s TO PUBLIC;', p.oid::pg_catalog.regprocedure), ' ')
+       FROM pg_catalog.pg_proc p, pg_catalog.aclexplode(p.proacl) a WHERE p.pronamespace = schema AND p.proname ~ '^mq_' AND p.proname !~ '_before$' AND a.grantee = 0),
+    (SELECT pg_catalog.string_agg(pg_catalog.format('GRANT USAGE ON TYPE %s TO PUBLIC;', t.oid::pg_catalog.regtype), ' ')
+       FROM pg_catalog.pg_type t, pg_catalog.aclexplode(t.typacl) a WHERE t.typnamespace = schema AND t.typname IN ('mq_new_t', 'mq_message') AND a.grantee = 0)), true);
+END $$;
 -- replace 80_grants.sql
+DO $$ BEGIN EXECUTE pg_catalog.current_setting('update_of_mq.grants'); END $$;
 
 -- Functions of 0.1.1 depend on the table.
 ALTER EXTENSION mq DROP TABLE mq_payloads;

@@ -61,6 +61,59 @@ sub diff_of {
 	return join "\n", (map { "fresh only: $_" } grep { !$upgraded{$_} } @$fresh), (map { "upgraded only: $_" } grep { !$fresh{$_} } @$upgraded);
 }
 
+# --- what was granted -------------------------------------------------------------------------------
+
+# Some right on each object that 0.1 has, to a role, with the grant option where the number is even, and to PUBLIC. Functions
+# take more arguments after the update, tables and sequences have other names; mq_payloads is a new view.
+my %renamed = (mq_place_seq => 'mq_msgs_seq', mq_loose => 'mq_headless', mq_totals => 'mq_stats_totals', mq_tally => 'mq_stats_deltas', mq_worker_seats => 'mq_worker_slots');
+$node->safe_psql('postgres', 'CREATE ROLE grantee');
+for my $version (@older) {
+	my $db = "granted in $version";
+	$node->safe_psql('postgres', qq{CREATE DATABASE "$db"});
+	$node->safe_psql($db, qq{CREATE EXTENSION mq VERSION '$version';
+		CREATE VIEW members AS
+		  SELECT d.classid, d.objid, (SELECT relkind FROM pg_class WHERE d.classid = 'pg_class'::regclass AND oid = d.objid) AS relkind
+		    FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND e.extname = 'mq';
+		CREATE VIEW held AS
+		  SELECT concat_ws(' ', h.what, h.name, a.privilege_type, CASE WHEN a.grantee = 0 THEN 'PUBLIC' END, CASE WHEN a.is_grantable THEN 'WITH GRANT OPTION' END) AS line
+		    FROM (SELECT 'function' AS what, p.proname::text AS name, p.proacl AS acl FROM members m JOIN pg_proc p ON m.classid = 'pg_proc'::regclass AND p.oid = m.objid
+		          UNION ALL SELECT 'relation', c.relname, c.relacl FROM members m JOIN pg_class c ON m.classid = 'pg_class'::regclass AND c.oid = m.objid
+		          UNION ALL SELECT 'column', c.relname || '.' || t.attname, t.attacl FROM members m JOIN pg_class c ON m.classid = 'pg_class'::regclass AND c.oid = m.objid JOIN pg_attribute t ON t.attrelid = c.oid
+		          UNION ALL SELECT 'type', t.typname, t.typacl FROM members m JOIN pg_type t ON m.classid = 'pg_type'::regclass AND t.oid = m.objid) AS h,
+		         aclexplode(h.acl) AS a
+		   WHERE a.grantee IN (0, (SELECT oid FROM pg_roles WHERE rolname = 'grantee'))});
+	$node->safe_psql($db, q{
+		DO $$
+		DECLARE
+		  object regclass;
+		  object_kind "char";
+		  function regprocedure;
+		  type regtype;
+		BEGIN
+		  FOR function IN SELECT m.objid FROM members m WHERE m.classid = 'pg_proc'::regclass LOOP
+		    EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO grantee %s', function, CASE WHEN function::oid::bigint % 2 = 0 THEN 'WITH GRANT OPTION' END);
+		    EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO PUBLIC', function);
+		  END LOOP;
+		  FOR object, object_kind IN SELECT m.objid, m.relkind FROM members m WHERE m.relkind IS NOT NULL LOOP
+		    EXECUTE format('GRANT SELECT ON %s TO grantee, PUBLIC', object);
+		    CONTINUE WHEN object_kind <> 'r';
+		    EXECUTE format('GRANT INSERT, UPDATE (%I) ON %s TO grantee WITH GRANT OPTION', (SELECT attname FROM pg_attribute WHERE attrelid = object AND attnum = 1), object);
+		  END LOOP;
+		  FOR type IN SELECT t.oid FROM pg_type t WHERE t.typname IN ('mq_new_t', 'mq_message') LOOP
+		    EXECUTE format('GRANT USAGE ON TYPE %s TO grantee, PUBLIC', type);
+		  END LOOP;
+		END $$});
+	my $held = 'SELECT line FROM held ORDER BY line COLLATE "C"';
+	my @before = split /\n/, $node->safe_psql($db, $held);
+	for (@before) { s/\b(\w+)\b/$renamed{$1} \/\/ $1/ge }
+	cmp_ok(scalar(grep { /^function mq_send / } @before), '==', 2, "$version: there are grants");
+	$node->safe_psql($db, 'ALTER EXTENSION mq UPDATE');
+	my %after = map { $_ => 1 } split /\n/, $node->safe_psql($db, $held);
+	is(join("\n", grep { !$after{$_} } @before), join("\n", grep { /^(?:relation mq_payloads |column mq_payloads\.)/ } @before), "$version: what was granted is granted after the update, but for mq_payloads");
+	my %before = map { $_ => 1 } @before;
+	is(join("\n", grep { !$before{$_} } sort keys %after), '', "$version: and nothing more");
+}
+
 # --- between the new library and ALTER EXTENSION UPDATE -------------------------------------------
 
 for my $version (@older) {
