@@ -84,6 +84,16 @@ SELECT mq_clear_all();
 -- A producer sends, and that is all: the same attacks as it, what it may do left out.
 SELECT regexp_replace(a.statement, '\(.*', '') AS may, t.outcome FROM attacks a, pg_temp.try('regress_mq_producer', a.statement) AS t (outcome)
  WHERE t.outcome !~ '^42501 ' ORDER BY a.statement COLLATE "C";
+-- So do the others what their right is for. (A GRANT that grants nothing is a warning.)
+CREATE ROLE regress_mq_consumer;
+CREATE ROLE regress_mq_monitor;
+CREATE ROLE regress_mq_developer;
+SELECT mq_grant('regress_mq_consumer', 'consume'), mq_grant('regress_mq_monitor', 'monitor'), mq_grant('regress_mq_developer', 'develop');
+SELECT r.role, regexp_replace(a.statement, '\(.*', '') AS may, t.outcome
+  FROM (VALUES ('regress_mq_consumer'), ('regress_mq_monitor'), ('regress_mq_developer')) AS r (role), attacks a, pg_temp.try(r.role, a.statement) AS t (outcome)
+ WHERE t.outcome !~ '^42501 ' ORDER BY r.role, a.statement COLLATE "C";
+DROP OWNED BY regress_mq_consumer, regress_mq_monitor, regress_mq_developer;
+DROP ROLE regress_mq_consumer, regress_mq_monitor, regress_mq_developer;
 SELECT mq_send('work', '{"secret": 1}', id => '00000000-0000-0000-0000-000000000001');
 -- It learns of no message of another, not even by sending one of that id, and cannot make one its own.
 SELECT pg_temp.try('regress_mq_producer', $$SELECT mq_send('work', '2', id => '00000000-0000-0000-0000-000000000001')$$);
