@@ -19,7 +19,7 @@
 ##   make unit           build and run the unit tests here, under the sanitizers
 ##   make client         build the client of the original schema that t/020_client.pl plays
 ##   make bench          benchmarks of mq beside peers; an idle machine, an hour and a half
-##                         WORKLOAD="W1 W7"  some of W1 to W21; SKIP="W8 W10"  all but these
+##                         WORKLOAD="W1 W7"  some of W1 to W22; SKIP="W8 W10"  all but these
 ##                         QUICK=1  one round, smaller, in less than a minute each; ROUNDS=9  more rounds
 ##                         BASE=commit  the release before; ORIGINAL=path  a copy of the original schema
 ##   make dist           mq-VERSION.zip for PGXN

@@ -53,6 +53,7 @@ MQ_ENTRY(mq_service_state);
 MQ_ENTRY(mq_channel_stats);
 MQ_ENTRY(mq_reset_stats);
 MQ_ENTRY(mq_leased_calls);
+MQ_ENTRY(mq_cancelled_calls);
 MQ_ENTRY(mq_row_holders);
 MQ_ENTRY(mq_server_mode);
 MQ_ENTRY(mq_has_consumers);

@@ -13,6 +13,7 @@
 #include "pg/settings.h"
 #include "pg/statement.hpp"
 #include "shmem/activity.hpp"
+#include "shmem/cancels.hpp"
 #include "shmem/consumers.hpp"
 #include "shmem/databases.hpp"
 #include "shmem/failing.hpp"
@@ -83,6 +84,17 @@ extern "C" Datum mq_leased_calls_entry(FunctionCallInfo fcinfo) {
     mq::ResultSet result(fcinfo);
     for (const mq::shared::LeasedCallState& call : mq::shared::leased_calls())
       result.add({Int32GetDatum(call.backend), ObjectIdGetDatum(call.role), Int64GetDatum(call.token),
+                  TimestampTzGetDatum(call.since)});
+    return Datum{0};
+  });
+}
+
+extern "C" Datum mq_cancelled_calls_entry(FunctionCallInfo fcinfo) {
+  return mq::guard::entry([&] {
+    mq::ResultSet result(fcinfo);
+    for (const mq::shared::CancelledCall& call : mq::shared::cancelled_calls())
+      result.add({Int32GetDatum(call.pid),
+                  call.channel_name.empty() ? mq::Param() : mq::Param(mq::text_datum(call.channel_name)),
                   TimestampTzGetDatum(call.since)});
     return Datum{0};
   });

@@ -106,6 +106,7 @@ extern "C" bool mq_take_cancel(void) {
   if (!watching) return true;
   look();
   if (!was_hit) return true;
+  shared::note_cancelled_call();
   InterruptPending = true;
   QueryCancelPending = true;
   SetLatch(MyLatch);

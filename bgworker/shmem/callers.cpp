@@ -57,6 +57,7 @@ void begin_call(std::string_view channel_name, const Uuid& first, int messages) 
   Caller& caller = me();
   caller.message = first;
   caller.messages = messages;
+  caller.cancelled_at = 0;
   if (my_slot < 0) {
     caller.since = GetCurrentTimestamp();
     copy_cut(caller.channel_name, kChannelBytes, channel_name);
@@ -94,6 +95,10 @@ Holder holder(int pid, TransactionId transaction) {
                                                                                        : Holder::kCalls;
   }
   return Holder::kStranger;
+}
+
+void note_cancelled_call() {
+  if (my_caller >= 0 && me().cancelled_at == 0) me().cancelled_at = GetCurrentTimestamp();
 }
 
 std::uint32_t signals_sent() {

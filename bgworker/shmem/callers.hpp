@@ -44,6 +44,8 @@ enum class Holder {
 // What a process is that has locked a row in the transaction.
 Holder holder(int pid, TransactionId transaction);
 
+// The call that this process runs is cancelled, and has been told so. A signal handler may call it.
+void note_cancelled_call();
 // How many signals cancels have sent to this process. A signal handler may call it.
 std::uint32_t signals_sent();
 

@@ -96,6 +96,7 @@ void interrupt_leased(std::span<const RunningMessage> messages) {
     const bool concerned = std::any_of(messages.begin(), messages.end(),
                                        [&](const RunningMessage& message) { return message.token == lease.token; });
     if (!concerned) continue;
+    lease.cancelled_at = GetCurrentTimestamp();
     *const_cast<volatile bool*>(&lease.cancelled) = true;
     pg_memory_barrier();
     for (Caller& caller : state->callers)  // a session in mq_run
@@ -136,6 +137,22 @@ bool is_cancelled(std::uint64_t from, std::uint64_t to, const Uuid& id, std::int
     if (message.seq == seq && message.database == MyDatabaseId && message.message == id) return true;
   }
   return false;
+}
+
+std::vector<CancelledCall> cancelled_calls() {
+  std::vector<CancelledCall> calls;
+  if (!available()) return calls;
+  Guard guard(LW_SHARED);
+  for (std::size_t i = 0; i < kCallers; ++i) {
+    const Caller& caller = state->callers[i];
+    const TimestampTz at = caller.cancelled_at;
+    if (caller.database == MyDatabaseId && caller.in_call && at != 0)
+      calls.push_back({caller.pid, i < kWorkerSlots ? "" : caller.channel_name, at});
+  }
+  for (const Lease& lease : used_leases())
+    if (lease.token != 0 && lease.database == MyDatabaseId && lease.cancelled && lease_session_exists(lease))
+      calls.push_back({lease.backend, lease.channel_name, lease.cancelled_at});
+  return calls;
 }
 
 bool lease_was_cancelled(int number) {

@@ -14,6 +14,8 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
+#include <vector>
 
 #include "pg/postgres.hpp"
 #include "pg/types.hpp"
@@ -52,6 +54,14 @@ std::uint64_t cancelled_count();
 // Whether the message is among those that were cancelled from number `from` up to `to`. A signal handler
 // may call it.
 bool is_cancelled(std::uint64_t from, std::uint64_t to, const Uuid& id, std::int64_t seq);
+
+// A call of this database that goes on though mq_cancel has interrupted it.
+struct CancelledCall {
+  int pid;
+  std::string channel_name;  // cut to fit; empty: of a worker, whose worker slot tells
+  TimestampTz since;
+};
+std::vector<CancelledCall> cancelled_calls();
 
 // Whether the leased call that this process runs itself (mq_run) is cancelled. A signal handler may call it.
 bool lease_was_cancelled(int number);

@@ -170,9 +170,10 @@ struct Caller {
   TransactionId settling;  // the last transaction in which it settled messages
   std::uint32_t sent;      // how many signals cancels have sent to it
   bool in_call;
-  int messages;       // of the current call
-  Uuid message;       // the first of them
-  TimestampTz since;  // when the call began, like channel_name only for an mq_run
+  TimestampTz cancelled_at;  // when mq_cancel interrupted the current call; 0: it has not
+  int messages;              // of the current call
+  Uuid message;              // the first of them
+  TimestampTz since;         // when the call began, like channel_name only for an mq_run
   char channel_name[kChannelBytes];
   Told told;
 };
@@ -207,6 +208,7 @@ struct Lease {
   bool function;                     // the handler is a function: its transaction ends the call
   bool ended;                        // that transaction commits, or has committed
   bool cancelled;                    // mq_cancel has cancelled a message of it, and has committed
+  TimestampTz cancelled_at;          // when that was
   TransactionId settling;            // the last transaction of the session that began to commit
   char channel_name[kChannelBytes];  // cut to fit
   Told told;

@@ -107,6 +107,10 @@ CREATE FUNCTION mq_leased_calls(OUT pid integer, OUT role oid, OUT lease bigint,
   RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_leased_calls';
 COMMENT ON FUNCTION mq_leased_calls() IS 'The leased calls of this database that run, out of shared memory: the session, its role, the lease of its message; for mq_health() and mq_why().';
 
+CREATE FUNCTION mq_cancelled_calls(OUT pid integer, OUT channel_name text, OUT since timestamptz)
+  RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_cancelled_calls';
+COMMENT ON FUNCTION mq_cancelled_calls() IS 'The calls of this database that go on though mq_cancel has interrupted them, out of shared memory: the process, its channel (NULL: of a worker), when it was interrupted; for mq_health().';
+
 CREATE FUNCTION mq_obstacles(OUT "check" text, OUT detail text)
   RETURNS SETOF record LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_obstacles';
 COMMENT ON FUNCTION mq_obstacles() IS 'What keeps workers from this database, as the launcher found it, in words; for mq_health().';
@@ -122,7 +126,7 @@ COMMENT ON FUNCTION mq_server_mode() IS 'primary, standby or single-user; for mq
 
 CREATE FUNCTION mq_has_consumers() RETURNS boolean
   LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'mq_has_consumers';
-COMMENT ON FUNCTION mq_has_consumers() IS 'Whether a session of this database listens to a channel of mq''s, or one has called mq_poll within the last minute; for mq_health().';
+COMMENT ON FUNCTION mq_has_consumers() IS 'Whether a session of this database listens to a channel of mq''s or waits in mq_receive, or one has called mq_poll or mq_receive within the last minute; for mq_health().';
 
 CREATE FUNCTION mq_service(OUT preloaded boolean, OUT launcher boolean, OUT served boolean, OUT out_of_slots boolean,
                            OUT failing_role oid, OUT failed_starts integer, OUT mode text)
@@ -175,6 +179,9 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
     SELECT CASE
       WHEN m.attempts <= 0 AND m.attempt_at IS NULL
         THEN pg_catalog.format('is dead, and its ordered channel waits for it: mq_redrive(ARRAY[''%s'']::uuid[]) sends it again, mq_delete takes it away', m.id)
+      WHEN n.cancelled AND (w.pid IS NOT NULL OR l.pid IS NOT NULL)
+        THEN pg_catalog.format('is cancelled, and its handler, which began at %s, goes on in process %s: it is dead when that ends', date_trunc('second', COALESCE(w.since, l.since)), COALESCE(w.pid, l.pid))
+      WHEN n.cancelled THEN 'is cancelled: it will be moved to the dead letters'
       WHEN v.handler THEN pg_catalog.format('has been handled, but the commit waits for a synchronous standby (synchronous_standby_names = %s): start it, or change the setting', current_setting('synchronous_standby_names'))
       WHEN w.pid IS NOT NULL THEN pg_catalog.format('is being handled by worker %s since %s', w.pid, date_trunc('second', w.since))
       WHEN l.pid IS NOT NULL THEN pg_catalog.format('is being handled in session %s since %s', l.pid, date_trunc('second', l.since))
@@ -205,6 +212,8 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
       WHEN m.attempts <= 0 THEN 'has no attempt left: it will be moved to the dead letters'
       WHEN s.mode = 'standby' THEN 'is due, but this server is a standby: nothing is handled here until it is promoted'
       WHEN NOT e.enabled THEN 'is due, but is left alone: ' || e.reason
+      WHEN h.handlers = 0 AND m.lease <= 0
+        THEN pg_catalog.format('is due again since %s, when the lease of a consumer outside the server ran out, attempt %s: a consumer takes it with mq_receive or mq_poll', date_trunc('second', m.attempt_at), m.attempt)
       WHEN h.handlers = 0
         THEN pg_catalog.format('is due, but channel "%s" has no handler: mq_register_handler one, or a consumer outside the server takes it with mq_receive or mq_poll', m.channel_name)
       WHEN s.mode = 'single-user' THEN 'is due, but the server is in single-user mode, without workers: CALL mq_run() handles it'
@@ -233,6 +242,7 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
      CROSS JOIN mq_service() AS s
      CROSS JOIN mq_enabled_state() AS e
       LEFT JOIN mq_paused p ON p.channel_name = m.channel_name
+     CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM mq_cancelled c WHERE c.message_id = m.id AND c.seq = m.seq) AS cancelled) AS n
      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS handlers, bool_or(r.mode = 'leased') AS leased, min(r.max_workers) AS most, pg_catalog.array_agg(r.run_as_oid) AS roles,
                                 COALESCE(bool_or(r.message_name IS NULL OR r.message_name = m.message_name), false) AS takes
                            FROM mq_handlers r WHERE r.channel_name = m.channel_name) AS h

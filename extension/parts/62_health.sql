@@ -190,6 +190,17 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
              FROM calls c
              JOIN limits l ON l.channel_name = c.channel_name
             WHERE c.since + l.most + interval '2 seconds' < clock_timestamp()),
+         -- Messages whose consumers outside the server are gone: their leases ran out, and nobody has taken them since. Of the
+         -- first of each channel.
+         forsaken AS (
+           SELECT n.name, pg_catalog.count(*) AS messages, min(a.attempt_at) AS since
+             FROM n
+            CROSS JOIN LATERAL (
+                   SELECT m.attempt_at FROM mq_msgs m
+                    WHERE m.channel_name = n.name AND m.lease IS NOT NULL AND m.lease <= 0 AND m.attempt_at < now() - interval '1 minute'
+                    ORDER BY m.attempt_at LIMIT 1000) AS a
+            WHERE NOT EXISTS (SELECT FROM mq_handlers h WHERE h.channel_name = n.name) AND NOT EXISTS (SELECT FROM mq_paused p WHERE p.channel_name = n.name)
+            GROUP BY n.name),
          -- Workers that have been in one call for long, or with what follows it.
          sitting AS (
            SELECT w.channel_name, w.since FROM mq_worker_slots() AS w
@@ -390,6 +401,20 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
            mq_some(pg_catalog.array_agg(pg_catalog.format('%s in process %s since %s', o.channel_name, o.pid, date_trunc('second', o.since)) ORDER BY o.since)) ||
            '; it loops or waits without a look at interrupts; only the end of that process ends it, and kill -9 restarts the server'
       FROM overrunning o
+    UNION ALL
+    SELECT 'cancels heeded', pg_catalog.count(x.pid) = 0,
+           'a handler goes on though its message is cancelled: ' ||
+           mq_some(pg_catalog.array_agg(pg_catalog.format('%s in process %s since %s', x.channel_name, x.pid, date_trunc('second', x.since)) ORDER BY x.since)) ||
+           '; what it writes is rolled back when it ends; it catches the cancel, or loops or waits without a look at interrupts: its time limit ends it, or else only the end of that process, and kill -9 restarts the server'
+      FROM (SELECT c.pid, c.since, COALESCE(c.channel_name, s.channel_name) AS channel_name
+              FROM mq_cancelled_calls() AS c LEFT JOIN mq_worker_slots() AS s ON s.pid = c.pid
+             WHERE c.since < clock_timestamp() - interval '2 seconds') AS x
+    UNION ALL
+    SELECT 'leases of consumers', pg_catalog.count(f.name) = 0,
+           'leases of consumers outside the server ran out, and nobody has taken the messages since, in: ' ||
+           mq_some(pg_catalog.array_agg(pg_catalog.format('%s (%s%s)', f.name, CASE WHEN f.messages = 1000 THEN 'more than 999' ELSE f.messages::text END, mq_since(f.since)) ORDER BY f.since)) ||
+           '; the consumer has ended, or takes longer than its lease: start one, and have it call mq_extend'
+      FROM forsaken f
     UNION ALL
     SELECT 'messages not locked', pg_catalog.count(h.who) = 0,
            'due messages wait for the end of a transaction that has locked their rows: ' || mq_some(pg_catalog.array_agg(h.who ORDER BY h.who)) ||

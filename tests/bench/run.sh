@@ -3,7 +3,7 @@
 # rest to bench.py.
 #
 #   make bench                       all workloads, five rounds each; writes docs/benchmarks.md
-#   make bench WORKLOAD="W1 W7"      some of them: W1 to W21, layouts, scaling; their results replace those of before
+#   make bench WORKLOAD="W1 W7"      some of them: W1 to W22, layouts, scaling; their results replace those of before
 #   make bench SKIP="W8 W10"         all but these
 #   make bench QUICK=1               one round, smaller; writes below build/bench
 #   make bench ROUNDS=9              more rounds

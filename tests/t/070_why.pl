@@ -111,14 +111,45 @@ my $module = $node->basedir . '/deaf.so';
 system_or_bail('cc', '-shared', '-fPIC', '-w', '-I' . $node->config_data('--includedir-server'), '-o', $module, $source);
 $node->safe_psql($db, qq{CREATE FUNCTION deaf(jsonb) RETURNS void LANGUAGE c AS '$module', 'deaf'});
 for my $mode ('transactional', 'leased') {
-	$node->safe_psql($db, qq{SELECT mq_register_handler('deaf_$mode', 'deaf(jsonb)', mode => '$mode', timeout => '100 ms'); SELECT mq_send('deaf_$mode')});
+	$node->safe_psql($db, qq{SELECT mq_register_handler('deaf_$mode', 'deaf(jsonb)', mode => '$mode', timeout => '100 ms'); SELECT mq_send('deaf_$mode', retries => 0)});
 	within(30, $node, $db, detail('time limits'), qr/^f\|a handler ignores that its time is over: deaf_$mode in process \d+ since [^;]*; it loops or waits without a look at interrupts; only the end of that process/,
 		"a $mode handler that ignores that its time is over is named");
 	append_to_file($go_on, '');
 	within(30, $node, $db, detail('time limits'), 't|', 'until it ends');
+	within(30, $node, $db, qq{SELECT count(*) FROM mq_msgs WHERE channel_name = 'deaf_$mode'}, 0, '... and its message is dead');
 	unlink $go_on;
-	$node->safe_psql($db, qq{SELECT mq_clear('{deaf_$mode}')});
 }
+
+# The same, cancelled.
+for my $mode ('transactional', 'leased') {
+	$node->safe_psql($db, qq{SELECT mq_register_handler('deaf_$mode', 'deaf(jsonb)', mode => '$mode', timeout => '1 hour')});
+	$id = send_message(qq{'deaf_$mode', ordered => true});
+	within(30, $node, $db, why($id), qr/^is being handled /, "a $mode handler that does not look at interrupts runs");
+	holds($node, $db, detail('cancels heeded'), 't|', '... and nobody has cancelled it');
+	is($node->safe_psql($db, qq{SELECT mq_cancel(ARRAY['$id']::uuid[])}), $id, '... its message is cancelled');
+	within(10, $node, $db, why($id), $mode eq 'leased' ? qr/^is dead since .*, reason cancelled/ : qr/^is cancelled, and its handler, which began at .*, goes on in process \d+: it is dead when that ends$/, '... and mq_why() says so');
+	within(30, $node, $db, detail('cancels heeded'), qr/^f\|a handler goes on though its message is cancelled: deaf_$mode in process \d+ since [^;]*; what it writes is rolled back when it ends;/, '... and it is named');
+	append_to_file($go_on, '');
+	within(30, $node, $db, detail('cancels heeded'), 't|', '... until it ends');
+	within(30, $node, $db, why($id), qr/^is dead since .*, reason cancelled/, '... and is dead');
+	unlink $go_on;
+}
+$node->safe_psql($db, q{SELECT mq_send('deaf_transactional', id => '00000000-0000-0000-0000-0000000000aa', delay => '1 hour');
+	INSERT INTO mq_cancelled SELECT id, seq, 'noted' FROM mq_msgs WHERE id = '00000000-0000-0000-0000-0000000000aa'});
+like($node->safe_psql($db, why('00000000-0000-0000-0000-0000000000aa')), qr/^is (?:cancelled: it will be moved to the dead letters$|dead since )/, 'a note that nobody has acted on yet');
+
+# --- a consumer outside that is gone -------------------------------------------------------------------
+
+$id = send_message(q{'forsaken'});
+$node->safe_psql($db, q{SELECT FROM mq_receive('{forsaken}', lease => '1 hour')});
+within(10, $node, $db, why($id), qr/^is leased to a consumer outside the server until /, 'leased to a consumer outside');
+holds($node, $db, detail('leases of consumers'), 't|', '... who has time');
+$node->safe_psql($db, qq{UPDATE mq_msgs SET attempt_at = now() - interval '2 minutes' WHERE id = '$id'});
+within(10, $node, $db, why($id), qr/^is due again since .*, when the lease of a consumer outside the server ran out, attempt 1: a consumer takes it with mq_receive or mq_poll$/, 'its lease has run out');
+within(10, $node, $db, detail('leases of consumers'), qr/^f\|leases of consumers outside the server ran out, and nobody has taken the messages since, in: forsaken \(1 since [^)]*\); the consumer has ended/, '... which mq_health() says');
+$node->safe_psql($db, q{SELECT FROM mq_receive('{forsaken}', lease => '1 hour')});
+holds($node, $db, detail('leases of consumers'), 't|', '... until another takes it');
+$node->safe_psql($db, q{SELECT mq_clear('{forsaken}')});
 
 # --- rights --------------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ def duration(seconds):
 
 def load():
     """Imports the files that register workloads, and puts those in the order of their numbers, the others behind them."""
-    from workloads import (burn, cost, end_to_end, horizon, idle, latency, layouts, leased, outside, scaling, sending,
+    from workloads import (burn, cost, end_to_end, horizon, idle, latency, layouts, leased, outside, receiving, scaling, sending,
                            wal)  # noqa: F401
     for name in sorted(ALL, key=lambda name: (not name.startswith('W'), int(name[1:]) if name.startswith('W') else 0, name)):
         ALL[name] = ALL.pop(name)
