@@ -30,7 +30,7 @@ constexpr Right kRights[] = {
     {"produce",
      {"USAGE ON TYPE $S.mq_new_t",
       "EXECUTE ON FUNCTION $S.mq_insert, $S.mq_send, $S.mq_send_many, $S.mq_send_once, $S.mq_commit,"
-      " $S.mq_channel_key, $S.mq_uuid_exists, $S.mq_why"}},
+      " $S.mq_status, $S.mq_wait, $S.mq_channel_key, $S.mq_uuid_exists, $S.mq_why"}},
     {"consume",
      {"USAGE ON TYPE $S.mq_message, $S.mq_delivery", "SELECT (id) ON $S.mq_msgs",
       "EXECUTE ON FUNCTION $S.mq_poll, $S.mq_delete, $S.mq_cancel, $S.mq_keep_alive, $S.mq_checkpoint, "
@@ -57,7 +57,8 @@ constexpr Right kRights[] = {
       "SELECT ON SEQUENCE $S.mq_msgs_seq, $S.mq_dead_dead_no_seq, $S.mq_failures_failure_no_seq, "
       "$S.mq_done_done_no_seq",
       "EXECUTE ON FUNCTION $S.mq_insert, $S.mq_send, $S.mq_send_many, $S.mq_send_once, $S.mq_commit, $S.mq_channel_key,"
-      " $S.mq_uuid_exists, $S.mq_latest_message, $S.mq_active_channels, $S.mq_poll, $S.mq_delete, $S.mq_cancel, "
+      " $S.mq_status, $S.mq_wait, $S.mq_uuid_exists, $S.mq_latest_message, $S.mq_active_channels, $S.mq_poll, "
+      "$S.mq_delete, $S.mq_cancel, "
       "$S.mq_keep_alive,"
       " $S.mq_checkpoint, $S.mq_snooze, $S.mq_discard, $S.mq_progress, $S.mq_clear, $S.mq_clear_all, $S.mq_receive,"
       " $S.mq_ack, $S.mq_nack, $S.mq_extend, $S.mq_register_handler,"

@@ -42,6 +42,8 @@ std::array<std::uint8_t, n> random_bytes() {
   return bytes;
 }
 
+}  // namespace
+
 // Ascends within a millisecond, so that the index of ids grows at its end.
 Uuid new_id() {
   constexpr std::int64_t kEpoch = (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * std::int64_t{SECS_PER_DAY} * 1000;
@@ -56,6 +58,8 @@ Uuid new_id() {
   last_millisecond = now;
   return last = uuid_v7(now, random_bytes<10>());
 }
+
+namespace {
 
 // The attributes of mq_new_t, by position. All are NULL if the type has more or fewer than these.
 NewMessage new_message(Datum composite) {

@@ -24,6 +24,9 @@ struct NewMessage {
   const std::vector<Uuid>* after = nullptr;
 };
 
+// An id for a message: a uuid of version 7. Those of a session ascend within a millisecond.
+Uuid new_id();
+
 struct NewRow;
 
 class Sender {

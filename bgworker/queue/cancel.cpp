@@ -326,6 +326,7 @@ class Cancel {
     if (lockers.count == 0 || !is_open_here(message)) return;
     cancel_notes::write(message.id, message.seq, why_);
     commit_actions::wake(channel_name);
+    commit_actions::ended({&message.id, 1});
     is_done(message.id);
   }
 

@@ -18,6 +18,7 @@
 #include "shmem/receivers.hpp"
 #include "shmem/requests.hpp"
 #include "shmem/shared.hpp"
+#include "shmem/waiters.hpp"
 #include "stats/row_counts.hpp"
 
 extern "C" {
@@ -78,6 +79,9 @@ struct CommitActions {
   BySubtransaction<EmptyChannel> empty_channels;
   std::vector<Frame> frames;
   std::set<Oid> uncounted;  // tables whose row counts are to be dropped
+  // Messages that have ended; `some_ended`: others may have, which nobody waited for when that was noted.
+  std::vector<Uuid> ended;
+  bool some_ended = false;
   bool announced = false;
   bool databases_changed = false;
   std::set<std::pair<Oid, Oid>> settings;  // (database, role) of ALTER ... SET
@@ -220,6 +224,13 @@ void wake_receivers() {
     shared::wake_receivers(due.name_key, due.lowest.attempt_at, now, due.messages);
 }
 
+void wake_waiters() {
+  if (open_actions->announced || open_actions->some_ended)
+    shared::wake_all_waiters();
+  else
+    shared::wake_waiters(open_actions->ended);
+}
+
 void transaction_event(XactEvent event, void*) {
   if (open_actions == nullptr) return;
   switch (event) {
@@ -242,6 +253,9 @@ void transaction_event(XactEvent event, void*) {
       else if (!open_actions->handled.empty())
         shared::wake_handlers(MyDatabaseId, open_actions->handled);
       if (shared::any_receivers()) wake_receivers();
+      if ((open_actions->announced || open_actions->some_ended || !open_actions->ended.empty()) &&
+          shared::any_waiters())
+        wake_waiters();
       forget();
       break;
     case XACT_EVENT_ABORT:
@@ -324,6 +338,28 @@ void due(std::string_view channel_name, int priority, Position position) {
     due.lowest = std::min(due.lowest, position);
     ++due.messages;
   }
+}
+
+// A session that begins to wait after this, and before the commit, is woken by that, whatever it waits for.
+void ended(std::span<const Uuid> messages) {
+  constexpr std::size_t kMost = 100'000;
+  if (messages.empty() || !wants_ended()) return;
+  CommitActions& l = actions();
+  if (l.ended.size() + messages.size() > kMost)
+    l.some_ended = true;
+  else
+    l.ended.insert(l.ended.end(), messages.begin(), messages.end());
+}
+
+bool wants_ended() {
+  if (!shared::available() || (open_actions != nullptr && open_actions->some_ended)) return false;
+  if (shared::any_waiters()) return true;
+  actions().some_ended = true;
+  return false;
+}
+
+void any_ended() {
+  if (shared::available()) actions().some_ended = true;
 }
 
 std::optional<Position> own_lowest(std::uint64_t name_key) {

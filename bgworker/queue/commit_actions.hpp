@@ -10,7 +10,7 @@
 //                    COMMIT PREPARED
 //   after COMMIT     adds to the row counts; tells the launcher what changed; lowers the low-water
 //                    marks of channel names whose messages became due; then wakes workers and
-//                    sessions that wait in mq_receive
+//                    sessions that wait in mq_receive, mq_wait or mq_call
 //
 // A subtransaction that is rolled back takes its leases, row changes and channels that were empty
 // with it. Its other notes stay: they are hints, and what they name is gone.
@@ -18,6 +18,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_set>
@@ -37,6 +38,14 @@ void wake_workers();
 // A message was written or retried, or became head: claims have to find it at `position`, and so have
 // sessions that wait in mq_receive.
 void due(std::string_view channel_name, int priority, Position position);
+// Messages have ended: they were handled, removed, cancelled or moved to the dead letters. Wakes sessions that
+// wait for them.
+void ended(std::span<const Uuid> messages);
+// Any message may have ended.
+void any_ended();
+// Whether ended() has to know which; costs the look at an atomic. False: nobody waits, and that some have ended
+// is noted.
+bool wants_ended();
 // The lowest position that due() was given for a name, by its key (low_water::key_of).
 std::optional<Position> own_lowest(std::uint64_t name_key);
 // Messages were appended to an ordered channel behind another transaction's `predecessor`.

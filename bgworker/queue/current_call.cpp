@@ -5,6 +5,7 @@
 #include "entries.h"
 #include "pg/format.hpp"
 #include "pg/guard.hpp"
+#include "queue/commit_actions.hpp"
 
 namespace mq {
 
@@ -93,6 +94,7 @@ void refuse_in_handler(const char* function) {
 
 extern "C" void mq_messages_changed() {
   mq::note_any_changed();
+  mq::guard::callback([] { mq::commit_actions::any_ended(); });
 }
 
 extern "C" bool mq_wants_exclusive() {

@@ -66,11 +66,14 @@ void count_consumed(const Rows& removed) {
 
 // The messages were handled, deleted or cleared. `column` has their ids, or NULL.
 void ended(const Rows& removed, int column) {
-  if (removed.empty() || !prerequisites::any()) return;
+  if (removed.empty()) return;
+  const bool waited_for = prerequisites::any();
+  if (!commit_actions::wants_ended() && !waited_for) return;
   std::vector<Uuid> ids;
   for (std::size_t i = 0; i < removed.size(); ++i)
     if (!removed.is_null(i, column)) ids.push_back(uuid_of(removed.get(i, column)));
-  prerequisites::ended(ids, prerequisites::End::kHandled, true);
+  commit_actions::ended(ids);
+  if (waited_for) prerequisites::ended(ids, prerequisites::End::kHandled, true);
 }
 
 // Removes messages by id and sequence number. Their handlers have removed those that are gone.
@@ -255,10 +258,12 @@ void remove_claimed(const std::vector<const Claimed*>& messages) {
     link_behind(others);
     count_removed(others);
   }
-  if (!prerequisites::any()) return;
+  const bool waited_for = prerequisites::any();
+  if (!commit_actions::wants_ended() && !waited_for) return;
   std::vector<Uuid> ids;
   for (const Claimed* message : messages) ids.push_back(message->id);
-  prerequisites::ended(ids, prerequisites::End::kHandled, false);
+  commit_actions::ended(ids);
+  if (waited_for) prerequisites::ended(ids, prerequisites::End::kHandled, false);
 }
 
 void remove_dead_lettered(const std::vector<const Claimed*>& messages) {
@@ -312,6 +317,7 @@ void clear_messages(const Param& channel_names) {
   commit_actions::RowChanges changes(Extension::msgs());
   for (std::size_t i = 0; i < rows.size(); ++i)
     if (!DatumGetBool(rows.get(i, 5))) changes.add(text_view(rows.get(i, 2)), -DatumGetInt64(rows.get(i, 4)));
+  commit_actions::any_ended();
   ended(rows, 6);
 }
 

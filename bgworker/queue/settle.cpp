@@ -292,12 +292,12 @@ std::vector<const Claimed*> kept_or_copied(const Settlement& settlement) {
   return messages;
 }
 
-// Those that wait for the dead messages die, too.
-void end_dependents(const std::vector<DeadLetter>& dead_letters) {
-  if (!prerequisites::any()) return;
+// Whoever waits for the dead messages is woken; messages that wait for them die, too.
+void note_dead(const std::vector<DeadLetter>& dead_letters) {
   std::vector<Uuid> ids;
   for (const DeadLetter& dead_letter : dead_letters) ids.push_back(dead_letter.message->id);
-  prerequisites::ended(ids, prerequisites::End::kDead, true);
+  commit_actions::ended(ids);
+  if (prerequisites::any()) prerequisites::ended(ids, prerequisites::End::kDead, true);
 }
 
 stats::ByChannel totals_of(const Settlement& settlement) {
@@ -337,7 +337,7 @@ void settle(const Settlement& wanted) {
   if (!settlement.snoozes.empty()) snooze(settlement.snoozes);
   if (!settlement.dead_letters.empty()) dead_letter(settlement.dead_letters, dead_lettered);
   remove_dead_lettered(dead_lettered);
-  if (!settlement.dead_letters.empty()) end_dependents(settlement.dead_letters);
+  if (!settlement.dead_letters.empty()) note_dead(settlement.dead_letters);
   keep_handled(settlement.handled);
   keep_consumed(settlement.consumed);
   remove_claimed(settlement.removed);

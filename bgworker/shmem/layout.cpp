@@ -41,7 +41,7 @@ extern "C" Size mq_shared_size(void) {
 }
 
 extern "C" int mq_shared_locks(void) {
-  return 3 + mq::shared::kMarkLocks;
+  return 4 + mq::shared::kMarkLocks;
 }
 
 // Runs in the postmaster, when it starts and after a crash.
@@ -60,12 +60,14 @@ extern "C" void mq_shared_startup(void) {
     state->lock = &locks->lock;
     state->row_claims_lock = &locks[1].lock;
     state->receivers_lock = &locks[2].lock;
-    state->mark_locks = locks + 3;
+    state->waiters_lock = &locks[3].lock;
+    state->mark_locks = locks + 4;
     for (mq::shared::Audience& audience : state->audiences) {
       pg_atomic_init_u32(&audience.listeners, 0);
       pg_atomic_init_u32(&audience.unnotified_commits, 0);
       pg_atomic_init_u64(&audience.polled_at, 0);
       pg_atomic_init_u32(&audience.receivers, 0);
+      pg_atomic_init_u32(&audience.waiters, 0);
     }
     for (pg_atomic_uint64& name : state->keyed_names) pg_atomic_init_u64(&name, 0);
     pg_atomic_init_u32(&state->row_claims_used, 0);

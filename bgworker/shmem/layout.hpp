@@ -3,7 +3,7 @@
 //
 // State::lock covers all of it (class Guard), with these exceptions:
 //   1. Audience, keyed_names and the counts of row claims hold atomics; row_claims_lock covers the claims, but
-//      for seems_claimed_by_other(); receivers_lock covers the receivers.
+//      for seems_claimed_by_other(); receivers_lock covers the receivers, waiters_lock the waiters.
 //   2. mark_locks cover the low-water marks.
 //   3. Only the worker itself writes what its slot tells of its batch (doing, busy_long,
 //      connecting, channel_name, message, since, handled, held, names_held), and it takes no lock
@@ -53,6 +53,8 @@ constexpr std::uint32_t kAudiences = 256;
 constexpr std::size_t kKeyedNames = 8192;
 constexpr std::size_t kReceivers = 4096;
 constexpr std::size_t kReceiverNames = 16;
+constexpr std::size_t kWaiters = 4096;
+constexpr std::size_t kWaiterBuckets = 4096;
 constexpr std::size_t kRowClaims = 8192;
 constexpr std::size_t kRowClaimBucket = 8;  // a row's entry is one of so many
 // After so long without a poll the pollers are gone. mq_poll tells no consumer to wait for longer.
@@ -97,6 +99,7 @@ struct Audience {
   pg_atomic_uint32 unnotified_commits;  // under way
   pg_atomic_uint64 polled_at;           // TimestampTz of the last poll; 0: none so far
   pg_atomic_uint32 receivers;           // that wait in mq_receive
+  pg_atomic_uint32 waiters;             // that wait in mq_wait or mq_call
 };
 
 struct Pool {
@@ -276,6 +279,15 @@ struct WaitingReceiver {
   Micros due;              // until when it sleeps, if it keeps time; kNever: it looks
 };
 
+// A session that waits in mq_wait or mq_call, see waiters.hpp.
+struct WaitingSession {
+  Oid database;  // InvalidOid: free
+  PGPROC* process;
+  Uuid message;       // that it waits for
+  bool woken;         // since its last look began
+  std::int32_t next;  // of its bucket, or of the free ones: the number of an entry, from 1; 0: none
+};
+
 struct State {
   LWLock* lock;
   PGPROC* launcher;  // nullptr: there is none
@@ -294,8 +306,13 @@ struct State {
   RowClaimEntry row_claims[kRowClaims];
   LWLock* receivers_lock;  // covers the next three
   WaitingReceiver receivers[kReceivers];
-  std::size_t receivers_used;                        // all that are in use lie below
-  std::size_t next_receiver;                         // where the next search for one to wake begins
+  std::size_t receivers_used;  // all that are in use lie below
+  std::size_t next_receiver;   // where the next search for one to wake begins
+  LWLock* waiters_lock;        // covers the next four
+  WaitingSession waiters[kWaiters];
+  std::int32_t waiter_buckets[kWaiterBuckets];       // the number of the first entry, from 1; 0: none
+  std::size_t waiters_used;                          // all that were ever in use lie below
+  std::int32_t waiter_free;                          // the number of the first one that is free again; 0: none
   pg_atomic_uint32 row_claims_used;                  // in all databases
   pg_atomic_uint64 row_claims_released[kAudiences];  // by the database's OID modulo kAudiences
   // Each of the next four tables has a high-water mark (..._used). Entries in use lie below it, and

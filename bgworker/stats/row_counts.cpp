@@ -8,6 +8,7 @@
 #include "pg/lwlock.hpp"
 #include "shmem/receivers.hpp"
 #include "shmem/requests.hpp"
+#include "shmem/waiters.hpp"
 
 extern "C" {
 #include "access/transam.h"
@@ -246,7 +247,7 @@ extern "C" void mq_counts_startup(void) {
 }
 
 // The commit actions of a prepared transaction are lost. It may have sent messages, resumed a
-// channel, registered a handler or created the extension, so this does what any of these would
+// channel, registered a handler, ended messages or created the extension, so this does what any of these would
 // need.
 extern "C" void mq_prepared_committed(void) {
   mq::row_counts::forget(InvalidOid);
@@ -254,4 +255,5 @@ extern "C" void mq_prepared_committed(void) {
   mq::shared::forget_handled(MyDatabaseId);
   if (mq::Extension::installed()) mq::shared::wake_or_announce(MyDatabaseId);
   mq::shared::wake_all_receivers();
+  mq::shared::wake_all_waiters();
 }

@@ -1,7 +1,7 @@
 CREATE FUNCTION mq_grant(role regrole, "right" text) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_grant';
 COMMENT ON FUNCTION mq_grant(regrole, text) IS
-  'Gives a role a whole set of rights: produce (send messages), consume (receive, poll, delete, cancel and clear them, and call mq_snooze and its like from handlers), monitor (mq_health, mq_why, mq_stats, mq_workers, mq_horizon: no payloads, no errors of handlers), develop (register and unregister handlers that run as roles that it is a member of, pause and resume their channels) or admin (everything). 22023 or 22004 for another right.';
+  'Gives a role a whole set of rights: produce (send messages, ask what has become of those whose ids one knows, wait for them), consume (receive, poll, delete, cancel and clear them, and call mq_snooze and its like from handlers), monitor (mq_health, mq_why, mq_stats, mq_workers, mq_horizon: no payloads, no errors of handlers), develop (register and unregister handlers that run as roles that it is a member of, pause and resume their channels) or admin (everything). 22023 or 22004 for another right.';
 
 CREATE FUNCTION mq_revoke(role regrole, "right" text) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_revoke';
@@ -14,7 +14,7 @@ REVOKE ALL ON FUNCTION
   mq_send(text, jsonb, text, text, boolean, interval, integer, interval, interval, bytea, uuid, text, interval, integer, jsonb, uuid[], interval),
   mq_send_many(text, jsonb[], text, text, boolean, interval, integer, interval, interval, bytea, interval, integer, jsonb, uuid[], interval),
   mq_send_once(text, text, jsonb, text, text, boolean, interval, integer, interval, interval, bytea, interval, integer, jsonb, uuid[], interval),
-  mq_commit(uuid[]), mq_channel_key(text, text), mq_poll(text[], integer), mq_delete(uuid[]), mq_cancel(uuid[], text),
+  mq_commit(uuid[]), mq_status(uuid[]), mq_wait(uuid[], interval), mq_channel_key(text, text), mq_poll(text[], integer), mq_delete(uuid[]), mq_cancel(uuid[], text),
   mq_keep_alive(uuid[], interval), mq_checkpoint(uuid, interval, text, bytea, integer),
   mq_receive(text[], integer, interval, interval), mq_ack(uuid[], bigint, jsonb),
   mq_nack(uuid[], bigint, text, text, interval, boolean), mq_extend(uuid[], bigint, interval),

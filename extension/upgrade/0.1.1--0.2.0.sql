@@ -191,6 +191,7 @@ BEGIN
   END LOOP;
 END $$;
 -- replace 30_send.sql
+-- replace 35_wait.sql
 -- replace 40_consume.sql
 -- replace 50_handlers.sql
 -- replace 60_look.sql
