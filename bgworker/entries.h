@@ -25,6 +25,7 @@ MQ_ENTRY(mq_send_once);
 MQ_ENTRY(mq_commit);
 MQ_ENTRY(mq_status);
 MQ_ENTRY(mq_wait);
+MQ_ENTRY(mq_call_and_wait);
 MQ_ENTRY(mq_channel_key);
 MQ_ENTRY(mq_poll);
 MQ_ENTRY(mq_delete);

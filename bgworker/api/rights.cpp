@@ -30,7 +30,8 @@ constexpr Right kRights[] = {
     {"produce",
      {"USAGE ON TYPE $S.mq_new_t",
       "EXECUTE ON FUNCTION $S.mq_insert, $S.mq_send, $S.mq_send_many, $S.mq_send_once, $S.mq_commit,"
-      " $S.mq_status, $S.mq_wait, $S.mq_channel_key, $S.mq_uuid_exists, $S.mq_why"}},
+      " $S.mq_status, $S.mq_wait, $S.mq_channel_key, $S.mq_uuid_exists, $S.mq_why",
+      "EXECUTE ON PROCEDURE $S.mq_call"}},
     {"consume",
      {"USAGE ON TYPE $S.mq_message, $S.mq_delivery", "SELECT (id) ON $S.mq_msgs",
       "EXECUTE ON FUNCTION $S.mq_poll, $S.mq_delete, $S.mq_cancel, $S.mq_keep_alive, $S.mq_checkpoint, "
@@ -66,7 +67,7 @@ constexpr Right kRights[] = {
       " $S.mq_health, $S.mq_why, $S.mq_horizon_holders, $S.mq_worker_slots, $S.mq_telling_calls, $S.mq_channel_stats, "
       "$S.mq_reset_stats,"
       " $S.mq_enable",
-      "EXECUTE ON PROCEDURE $S.mq_run"}},
+      "EXECUTE ON PROCEDURE $S.mq_run, $S.mq_call"}},
 };
 
 void replace_all(std::string& text, std::string_view what, std::string_view by) {

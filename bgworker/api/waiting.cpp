@@ -32,15 +32,15 @@ namespace {
 constexpr Micros kPollInterval = kSecond / 10;
 // Something may have removed a message and woken nobody, a subscription for instance.
 constexpr Micros kLongestSleep = 60 * kSecond;
-constexpr std::size_t kLookedAtOnce = 100;
+constexpr std::size_t kAtOnce = 100;
 
 }  // namespace
 
-// Drops messages from the end of `left` as long as they have ended, and looks at no more than it has to. True:
-// some are left, and the last one is pending.
-bool Wait::drop_ended(std::vector<Uuid>& left) const {
+// Drops messages that have ended from the end of `left`, and looks at no more than it has to, so many at a time.
+// True: some are left, and the last one is pending.
+bool Wait::drop_ended(std::vector<Uuid>& left, std::size_t at_once) const {
   while (!left.empty()) {
-    const std::size_t from = left.size() - std::min(left.size(), kLookedAtOnce);
+    const std::size_t from = left.size() - std::min(left.size(), at_once);
     const std::vector<char> pending = look_(std::span(left).subspan(from));
     std::size_t kept = from;
     for (std::size_t i = from; i < left.size(); ++i)
@@ -56,12 +56,13 @@ bool Wait::until_ended(std::span<const Uuid> messages) {
   std::unordered_set<Uuid, UuidHash> seen;
   for (const Uuid& id : messages)
     if (seen.insert(id).second) left.push_back(id);
+  std::size_t looks = 0;  // the first is at all: some may be refused
   bool watches = false;
   Uuid watched;
   for (;;) {
     waiter_.begin_look();
     const bool over = is_over();  // before the look, so that one comes at the end
-    if (!drop_ended(left)) return true;
+    if (!drop_ended(left, looks++ == 0 ? left.size() : kAtOnce)) return true;
     if (over) return false;
     const bool wakes = !guard::call([] { return RecoveryInProgress(); });
     if (wakes && !(watches && watched == left.back())) {

@@ -30,7 +30,7 @@ class Wait {
   void extend(Micros by) { end_ = clock_.steady() + by; }
 
  private:
-  bool drop_ended(std::vector<Uuid>& left) const;
+  bool drop_ended(std::vector<Uuid>& left, std::size_t at_once) const;
 
   const Look look_;
   ServerClock clock_;

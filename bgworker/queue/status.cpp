@@ -138,7 +138,8 @@ void set_dead(const Row& row, MessageStatus& status) {
   status.reason = guard::call([&] { return pnstrdup(reason.data(), reason.size()); });
   status.attempt = row.number(Column::kDeadMade);
   status.sqlstate = row.param(Column::kSqlstate);
-  status.error = row.param(Column::kError);
+  status.error = row.has(Column::kError) ? row.param(Column::kError)
+                                         : Param(text_datum(mq::format("dead, with the reason {}", reason)));
   status.detail = row.param(Column::kDetail);
   status.hint = row.param(Column::kHint);
 }

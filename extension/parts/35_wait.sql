@@ -13,3 +13,12 @@ CREATE FUNCTION mq_wait(ids uuid[], timeout interval DEFAULT '30 seconds')
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_wait';
 COMMENT ON FUNCTION mq_wait(uuid[], interval) IS
   'As mq_status, once all messages are done, dead, cancelled or unknown, or when so long has passed. 22004 for NULL, also in the array, 22023 for a timeout out of range, 55000 for a message that this transaction has sent, and in a handler, 25001 for a timeout other than 0 in a REPEATABLE READ or SERIALIZABLE transaction.';
+
+CREATE PROCEDURE mq_call(
+  channel_name text, payload_json jsonb DEFAULT NULL, INOUT result jsonb DEFAULT NULL, name text DEFAULT NULL,
+  channel_args text DEFAULT '', timeout interval DEFAULT '30 seconds', ordered boolean DEFAULT false, retries integer DEFAULT 0,
+  retry_backoff interval DEFAULT '1 second', payload_bytes bytea DEFAULT NULL, priority integer DEFAULT 0,
+  headers jsonb DEFAULT NULL, after uuid[] DEFAULT NULL, keep interval DEFAULT NULL)
+  LANGUAGE c AS 'MODULE_PATHNAME', 'mq_call_and_wait';
+COMMENT ON PROCEDURE mq_call(text, jsonb, jsonb, text, text, interval, boolean, integer, interval, bytea, integer, jsonb, uuid[], interval) IS
+  'Sends a message, commits, waits until it has ended, and returns its result (the value given for result does not matter). If it dies, raises the error of its last attempt: SQLSTATE, message, detail and hint. After timeout cancels it, and raises 57014; if it was handled at that moment, returns its result. keep: at least the timeout and a minute where it is not given. 2D000 where COMMIT is not allowed, 55000 in a handler or if somebody has deleted the message; else errors as in mq_send.';

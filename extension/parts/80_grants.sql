@@ -29,5 +29,6 @@ REVOKE ALL ON FUNCTION
   mq_process(integer, text, text, text), mq_since(timestamptz), mq_blockers(integer), mq_waiting_commits(), mq_preferred(text[]),
   mq_some(text[]), mq_failing_workers(), mq_prepared(xid), mq_has_consumers(), mq_leased_calls(), mq_cancelled_calls(), mq_locked_tables(), mq_obstacles(), mq_row_holders(), mq_running_calls(), mq_service(), mq_server_mode(), mq_reason(uuid), mq_whereabouts(uuid), mq_why(uuid),
   mq_grant(regrole, text), mq_revoke(regrole, text) FROM PUBLIC;
-REVOKE ALL ON PROCEDURE mq_run(text[], bigint, bigint) FROM PUBLIC;
+REVOKE ALL ON PROCEDURE mq_run(text[], bigint, bigint),
+  mq_call(text, jsonb, jsonb, text, text, interval, boolean, integer, interval, bytea, integer, jsonb, uuid[], interval) FROM PUBLIC;
 REVOKE ALL ON TYPE mq_new_t, mq_message, mq_delivery FROM PUBLIC;
