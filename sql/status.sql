@@ -185,5 +185,6 @@ DROP OWNED BY regress_mq_status_asks, regress_mq_status_not;
 DROP ROLE regress_mq_status_asks, regress_mq_status_not;
 DROP EXTENSION mq CASCADE;
 DROP TABLE seen;
+DROP FUNCTION status(int[]), ids(int[]), id(int);
 ALTER SYSTEM RESET mq.max_workers;
 SELECT pg_reload_conf();

@@ -124,5 +124,6 @@ DROP EXTENSION mq CASCADE;
 DROP TABLE told;
 -- Without the extension there is nothing to call.
 SELECT raises('SELECT mq_wait(ids(1))') LIKE '42883%' AS gone;
+DROP FUNCTION waits(uuid[], interval), raises(text), ids(int[]), id(int);
 ALTER SYSTEM RESET mq.max_workers;
 SELECT pg_reload_conf();
