@@ -99,6 +99,13 @@ SELECT mq_send('work', '{"secret": 1}', id => '00000000-0000-0000-0000-000000000
 SELECT pg_temp.try('regress_mq_producer', $$SELECT mq_send('work', '2', id => '00000000-0000-0000-0000-000000000001')$$);
 SELECT pg_temp.try('regress_mq_producer', $$SELECT mq_commit('{00000000-0000-0000-0000-000000000001}')$$);
 SELECT count(*), min(attempts) FROM mq_msgs;
+-- Who sends, and knows the id, may ask what becomes of a message; the payload is not told. Others learn nothing, not even that
+-- there is one. Nobody gets another to wait for long: the wait is the caller's own.
+SELECT role, pg_temp.try(role, $$SELECT to_jsonb(s) - 'due_at' FROM mq_status('{00000000-0000-0000-0000-000000000001}') s$$)
+  FROM unnest(ARRAY['regress_mq_producer', 'regress_mq_mallory']) AS role;
+SELECT role, pg_temp.try(role, $$SELECT state FROM mq_wait('{00000000-0000-0000-0000-000000000001}', '1 ms')$$)
+  FROM unnest(ARRAY['regress_mq_producer', 'regress_mq_mallory']) AS role;
+SELECT role, pg_temp.try(role, $$CALL mq_call('work')$$) FROM unnest(ARRAY['regress_mq_producer', 'regress_mq_mallory']) AS role;
 SELECT mq_clear_all();
 
 -- Rights are given for each purpose, and what one may grant is not taken from what one has: only admin gives rights.
