@@ -50,7 +50,8 @@ constexpr Right kRights[] = {
     {"admin",
      {"USAGE ON TYPE $S.mq_new_t, $S.mq_message, $S.mq_delivery",
       "SELECT ON $S.mq_msgs, $S.mq_payloads, $S.mq_dead, $S.mq_failures, $S.mq_done, $S.mq_handlers, $S.mq_paused,"
-      " $S.mq_headless, $S.mq_cancelled, $S.mq_prerequisites, $S.mq_rechecks, $S.mq_stats_totals, $S.mq_stats_deltas, "
+      " $S.mq_headless, $S.mq_heads, $S.mq_cancelled, $S.mq_prerequisites, $S.mq_rechecks, $S.mq_stats_totals, "
+      "$S.mq_stats_deltas, "
       "$S.mq_enabled, "
       "$S.mq_stats, $S.mq_workers, "
       "$S.mq_horizon",

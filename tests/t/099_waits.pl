@@ -12,7 +12,7 @@ use Time::HiRes qw(time usleep);
 
 # mq.poll_interval is an hour, and a wait looks by itself once a minute: who is not woken sleeps on. So a wait that ends within
 # half a minute was woken.
-my $node = mq_node('waits', max_connections => 420, 'mq.max_workers' => 2, shared_buffers => '64MB');
+my $node = mq_node('waits', max_connections => 1100, 'mq.max_workers' => 2, shared_buffers => '64MB');
 my $db = 'postgres';
 $node->safe_psql($db, q{
 	CREATE EXTENSION mq;
@@ -249,18 +249,18 @@ holds($node, $db, q{SELECT (SELECT count(*) FROM outcomes WHERE what = 'race') =
 cmp_ok($timeouts, '>', 0, 'some have timed out');
 holds($node, $db, 'SELECT * FROM late', '', 'no wake-up was lost');
 
-# --- several hundred that wait ------------------------------------------------------------------------
+# --- a thousand that wait ------------------------------------------------------------------------
 
-$node->safe_psql($db, q{SELECT mq_clear_all(); SELECT mq_send('crowd', id => id(9000 + n)) FROM generate_series(0, 299) n; SELECT mq_send('crowd', id => id(9999))});
+$node->safe_psql($db, q{SELECT mq_clear_all(); SELECT mq_send('crowd', id => id(10000 + n)) FROM generate_series(0, 999) n; SELECT mq_send('crowd', id => id(9999))});
 my $script = $node->basedir . '/crowd.sql';
-append_to_file($script, q{SELECT count(*) FROM mq_wait(ARRAY[id(9000 + :client_id)], '250 s');} . "\n");
+append_to_file($script, q{SELECT count(*) FROM mq_wait(ARRAY[id(10000 + :client_id)], '250 s');} . "\n");
 my ($crowd_out, $crowd_err) = ('', '');
 # What the looks of those that wait cost is told when they leave.
 my $looks = q{SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'mq_msgs_pkey'};
-my $crowd = IPC::Run::start([ 'pgbench', '--no-vacuum', '--client=300', '--transactions=1', '--file', $script, $node->connstr($db) . ' application_name=crowd' ],
+my $crowd = IPC::Run::start([ 'pgbench', '--no-vacuum', '--client=1000', '--transactions=1', '--file', $script, $node->connstr($db) . ' application_name=crowd' ],
 	'>', \$crowd_out, '2>', \$crowd_err, IPC::Run::timeout(280));
 my $waiting = qq{SELECT count(*) FROM pg_stat_activity WHERE application_name = 'crowd' AND $sleeping};
-within(120, $node, $db, $waiting, 300, 'three hundred sessions wait') or $crowd->pump_nb, diag($crowd_err);
+within(120, $node, $db, $waiting, 1000, 'a thousand sessions wait') or $crowd->pump_nb, diag($crowd_err);
 holds($node, $db, q{SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE a.application_name = 'crowd' AND l.locktype <> 'virtualxid'}, 0,
 	'and hold no lock');
 my @pids = split /\n/, $node->safe_psql($db, q{SELECT pid FROM pg_stat_activity WHERE application_name = 'crowd'});
@@ -284,10 +284,10 @@ SKIP: {
 	cmp_ok(switches() - $before, '<', 30, 'nobody looks while nothing happens');
 }
 # Each is woken by its own message: by twenty, half of the rest in one transaction, the others by a worker.
-$node->safe_psql($db, qq{SELECT mq_delete(ARRAY[id(9000 + $_)])}) for 0 .. 19;
-within(60, $node, $db, $waiting, 280, 'twenty messages end one by one, and twenty sessions are woken');
-$node->safe_psql($db, q{SELECT mq_delete(array_agg(id(9000 + n))) FROM generate_series(20, 159) n});
-within(60, $node, $db, $waiting, 140, 'more in one transaction');
+$node->safe_psql($db, qq{SELECT mq_delete(ARRAY[id(10000 + $_)])}) for 0 .. 19;
+within(60, $node, $db, $waiting, 980, 'twenty messages end one by one, and twenty sessions are woken');
+$node->safe_psql($db, q{SELECT mq_delete(array_agg(id(10000 + n))) FROM generate_series(20, 499) n});
+within(60, $node, $db, $waiting, 500, 'more in one transaction');
 $node->safe_psql($db, q{SELECT mq_register_handler('crowd', 'echo(jsonb)')});
 $crowd->finish;
 unlike($crowd_err, qr/error|fatal/i, 'a worker handles the others: all are woken, and none has failed');
@@ -298,16 +298,16 @@ my $one = $node->basedir . '/one.sql';
 append_to_file($one, q{SELECT count(*) FROM mq_wait(ARRAY[id(8000)], '250 s');} . "\n");
 ($crowd_out, $crowd_err) = ('', '');
 $node->safe_psql($db, q{SELECT pg_stat_reset()});
-$crowd = IPC::Run::start([ 'pgbench', '--no-vacuum', '--client=300', '--transactions=1', '--file', $one, $node->connstr($db) . ' application_name=crowd' ],
+$crowd = IPC::Run::start([ 'pgbench', '--no-vacuum', '--client=1000', '--transactions=1', '--file', $one, $node->connstr($db) . ' application_name=crowd' ],
 	'>', \$crowd_out, '2>', \$crowd_err, IPC::Run::timeout(280));
-within(120, $node, $db, $waiting, 300, 'three hundred sessions wait for one message');
+within(120, $node, $db, $waiting, 1000, 'a thousand sessions wait for one message');
 $node->safe_psql($db, q{SELECT mq_delete(ARRAY[id(8000)])});
 $crowd->finish;
 unlike($crowd_err, qr/error|fatal/i, 'its end wakes all');
 # A look before the sleep, one when it is registered, one after it, and that of the result.
-my ($counted, $scans) = value_within(60, $node, $db, "SELECT idx_scan >= 1200 FROM ($looks) a", 't');
+my ($counted, $scans) = value_within(60, $node, $db, "SELECT idx_scan >= 4000 FROM ($looks) a", 't');
 $scans = $node->safe_psql($db, $looks);
-ok($counted && $scans < 1300, "each has looked four times ($scans looks of 300)");
+ok($counted && $scans < 4300, "each has looked four times ($scans looks of 1,000)");
 
 # --- ends ---------------------------------------------------------------------------------------------
 
