@@ -28,6 +28,11 @@ CALL mq_call('leased', '{"a": 5, "b": 6}');
 CALL mq_call('nothing');
 CALL mq_call('large', '{"n": 20000}') \gset
 SELECT jsonb_array_length(:'result'::jsonb);
+-- Likewise once the session knows all tables, so that no look reads the catalog.
+CALL mq_call('large', '{"n": 20000}') \gset
+SELECT jsonb_array_length(:'result'::jsonb);
+CALL mq_call('large', '{"n": 20000}') \gset
+SELECT jsonb_array_length(:'result'::jsonb);
 -- A payload that is stored out of line.
 DO $$
 DECLARE r jsonb; p jsonb = jsonb_build_object('a', 1, 'b', 1, 'x', (SELECT string_agg(md5(n::text), '') FROM generate_series(1, 20000) AS n));
@@ -64,6 +69,14 @@ SELECT count(*) FROM mq_msgs;
 SELECT channel_name, reason, sqlstate, error FROM mq_dead;
 CALL mq_call('nobody', '1', timeout => '0');
 \set VERBOSITY default
+DELETE FROM mq_dead;
+-- A payload that is stored out of line goes to the dead letters, also once the session knows all tables.
+SELECT to_jsonb(string_agg(md5(n::text), '')) AS large FROM generate_series(1, 5000) AS n \gset
+\set VERBOSITY sqlstate
+CALL mq_call('nobody', :'large', timeout => '10 ms');
+CALL mq_call('nobody', :'large', timeout => '0');
+\set VERBOSITY default
+SELECT reason, payload_json = :'large' AS whole FROM mq_dead;
 DELETE FROM mq_dead;
 -- statement_timeout ends the wait, not the message.
 SET statement_timeout = '100 ms';

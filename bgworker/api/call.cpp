@@ -69,13 +69,18 @@ void refuse_atomic(FunctionCallInfo fcinfo) {
 
 class Call {
  private:
-  // The body's result, in a transaction that is over then.
+  // The body's result, in a transaction that is over then. Its snapshot is for values that are stored out of
+  // line, and for rows that are looked at by their location: meanwhile nothing that it sees is removed. Its
+  // connection frees what statements have returned: a call may look often.
   template <class Body>
   auto looked(Body&& body) {
+    guard::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
     auto result = [&] {
       const OwnerScope scope;
+      const SpiConnection spi;
       return body();
     }();
+    PopActiveSnapshot();
     commit();
     return result;
   }

@@ -114,7 +114,7 @@ bool under_savepoint(SavepointOnly& session, Body&& body) {
   bool keeps = false;
   try {
     keeps = body();
-  } catch (const Error&) {
+  } catch (...) {
     session.rollback_to_savepoint();
     throw;
   }
