@@ -278,7 +278,7 @@ void receive(const Request& request, ResultSet& result) {
       found = look.run(last);
       if (found && woken && !receiver->is_alone()) receiver->leave_more(look.more_due());
       if (!found && !last && woken && receiver->is_keeper()) next = look.next_due(held);
-    } catch (const Error&) {
+    } catch (...) {
       session.rollback_to_savepoint();
       throw;
     }

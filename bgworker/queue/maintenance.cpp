@@ -44,7 +44,7 @@ void under_savepoint(Transaction& transaction, Body&& body) {
   try {
     body();
     transaction.check_deferred();
-  } catch (const Error&) {
+  } catch (...) {
     transaction.rollback_to_savepoint();
     throw;
   }
