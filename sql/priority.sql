@@ -104,6 +104,21 @@ UPDATE mq_msgs SET attempt_at = now() WHERE message_name = 'later';
 CALL mq_run();
 SELECT pg_temp.handled();
 
+-- Of many priorities with messages for later those are found that have something due, and the first that will have.
+SELECT mq_unregister_handler('c');
+SELECT count(mq_send('c', name => 'later', priority => p, delay => '1 hour')) FROM generate_series(-1000, 1000, 20) AS p;
+SELECT count(mq_send('c', name => name, priority => priority, retry_backoff => '1 hour'))
+  FROM (VALUES ('3', 0), ('5', -941), ('1', 1000), ('4', -940), ('2', 20), ('6', -1000)) AS m (name, priority);
+UPDATE mq_msgs SET attempt_at = now() + interval '50 seconds' WHERE priority = -60;
+DELETE FROM mq_msgs WHERE priority = 60;
+SELECT name FROM mq_poll('{c}', 4);
+SELECT name FROM mq_poll('{c}', 1);
+SELECT name FROM mq_poll('{c}', 9);
+SELECT mq_delete(array_agg(id)) FROM mq_msgs WHERE message_name <> 'later';
+SELECT name, wait_time < interval '1 minute' AS of_the_first FROM mq_poll('{c}', 9);
+SELECT mq_clear_all();
+SELECT mq_register_handler('c', 'handle(mq_message)');
+
 -- What is tried again, or snoozed, has its priority then.
 SELECT mq_register_handler('c', 'fail(mq_message)', 'fails');
 SELECT mq_send('c', name => 'fails', priority => 2, retry_backoff => '1 hour') IS NOT NULL AND mq_send('c', name => 'zero') IS NOT NULL AS sent;

@@ -136,8 +136,9 @@ int Claimer::add_found(Scan& scan, std::size_t from, int room, Micros now, Claim
 }
 
 // Where the index has no other priority than 0, each scan begins with that and ends with it.
-void Claimer::descend(Scan& scan) {
-  const std::optional<int> below = prioritized_ ? priority_below(scan.channel_name, scan.level) : std::nullopt;
+void Claimer::descend(Scan& scan, Micros now) {
+  const std::optional<int> below =
+      prioritized_ ? due_priority_below(scan.channel_name, scan.level, now) : std::nullopt;
   scan.behind.reset();
   if (scan.level > 0)
     scan.level = std::max(below.value_or(0), 0);
@@ -154,7 +155,7 @@ int Claimer::take_level(Scan& scan, int limit, Micros now) {
   const auto got = static_cast<int>(scan.found.size() - before);
   if (got > 0) scan.behind = Position{scan.found.back().attempt_at, scan.found.back().seq};
   drop_repeats(scan.found, before);
-  if (got < limit) descend(scan);
+  if (got < limit) descend(scan, now);
   const auto taken = static_cast<int>(scan.found.size() - before);
   scan.most -= taken;
   return taken;
@@ -168,7 +169,7 @@ int Claimer::take_oldest(Scan& scan, int limit, Micros now) {
 }
 
 int Claimer::take_above(Scan& scan, int limit, Micros now) {
-  if (scan.level == kAbovePriorities) descend(scan);
+  if (scan.level == kAbovePriorities) descend(scan, now);
   limit = std::min(limit, scan.most);
   int taken = 0;
   while (taken < limit && scan.level > 0) taken += take_level(scan, limit - taken, now);

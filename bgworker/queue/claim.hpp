@@ -94,8 +94,8 @@ class Claimer {
 
   // Claims up to `limit` messages from channel names of one priority; returns how many it claimed.
   int claim_equals(std::span<Scan> scans, int limit, bool with_runs, Micros now, Claim& claim);
-  // Goes to the next lower priority of the name's messages.
-  void descend(Scan& scan);
+  // Goes to the next lower priority of which the name may have due messages.
+  void descend(Scan& scan, Micros now);
   // Each adds up to `limit` (`share`) messages to scan.found, and returns how many were new. take_above()
   // ends with the priorities above 0.
   int take_level(Scan& scan, int limit, Micros now);

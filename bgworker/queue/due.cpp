@@ -36,8 +36,8 @@ int count_due(std::string_view channel_name, int priority, Micros now, int limit
 }
 
 // The other priorities than 0 of the channel name.
-std::vector<int> others(std::string_view channel_name) {
-  return any_prioritized() ? priorities_of(channel_name) : std::vector<int>();
+std::vector<Level> others(std::string_view channel_name) {
+  return any_prioritized() ? levels_of(channel_name) : std::vector<Level>();
 }
 
 }  // namespace
@@ -49,16 +49,17 @@ bool is_due(std::string_view channel_name, Micros now) {
     return head && head->attempt_at <= now;
   };
   if (has_due(0)) return true;
-  const std::vector<int> priorities = others(channel_name);
-  return std::any_of(priorities.begin(), priorities.end(), has_due);
+  const std::vector<Level> levels = others(channel_name);
+  return std::any_of(levels.begin(), levels.end(),
+                     [&](const Level& level) { return level.earliest <= now && has_due(level.priority); });
 }
 
 int count_due(std::string_view channel_name, Micros now, int limit) {
   const OwnerScope scope;
   int count = count_due(channel_name, 0, now, limit);
   if (count >= limit) return count;
-  for (const int priority : others(channel_name)) {
-    count += count_due(channel_name, priority, now, limit - count);
+  for (const Level& level : others(channel_name)) {
+    if (level.earliest <= now) count += count_due(channel_name, level.priority, now, limit - count);
     if (count >= limit) break;
   }
   return count;
@@ -74,22 +75,35 @@ std::optional<Micros> earlier(std::optional<Micros> a, std::optional<Micros> b) 
   return a && b ? std::min(a, b) : a ? a : b;
 }
 
+// The earlier of `next` and the first due time that `due_of_level` tells of another priority than 0. Not all
+// are asked: those whose entries are the earliest come first.
+template <class F>
+std::optional<Micros> earliest(std::string_view channel_name, std::optional<Micros> next, F&& due_of_level) {
+  std::vector<Level> levels = others(channel_name);
+  std::sort(levels.begin(), levels.end(), [](const Level& a, const Level& b) { return a.earliest < b.earliest; });
+  for (const Level& level : levels) {
+    if (level.earliest == kNever || (next && level.earliest >= *next)) break;
+    next = earlier(next, due_of_level(level.priority));
+  }
+  return next;
+}
+
 }  // namespace
 
 std::optional<Micros> next_due(std::string_view channel_name) {
   const OwnerScope scope;
-  std::optional<Micros> next = due_of(first_head(channel_name, 0, low_water::start(channel_name, 0)));
-  for (const int priority : others(channel_name))
-    next = earlier(next, due_of(first_head(channel_name, priority, low_water::start(channel_name, priority))));
-  return next;
+  const auto due_of_level = [&](int priority) {
+    return due_of(first_head(channel_name, priority, low_water::start(channel_name, priority)));
+  };
+  return earliest(channel_name, due_of_level(0), due_of_level);
 }
 
 std::optional<Micros> next_due(std::string_view channel_name, Micros after) {
   const OwnerScope scope;
-  std::optional<Micros> next = due_of(first_head(channel_name, 0, {after, INT64_MAX}));
-  for (const int priority : others(channel_name))
-    next = earlier(next, due_of(first_head(channel_name, priority, {after, INT64_MAX})));
-  return next;
+  const auto due_of_level = [&](int priority) {
+    return due_of(first_head(channel_name, priority, {after, INT64_MAX}));
+  };
+  return earliest(channel_name, due_of_level(0), due_of_level);
 }
 
 std::optional<Micros> next_expiry(Micros now) {
@@ -116,9 +130,9 @@ std::vector<std::string> channel_names() {
   const auto ordinary = static_cast<std::ptrdiff_t>(names.size());
   for (std::string& name : prioritized_names()) {
     if (std::binary_search(names.begin(), names.begin() + ordinary, name)) continue;
-    const std::vector<int> priorities = priorities_of(name);
-    if (std::any_of(priorities.begin(), priorities.end(), [&](int priority) {
-          return first_head(name, priority, low_water::start(name, priority)).has_value();
+    const std::vector<Level> levels = levels_of(name);
+    if (std::any_of(levels.begin(), levels.end(), [&](const Level& level) {
+          return first_head(name, level.priority, low_water::start(name, level.priority)).has_value();
         }))
       names.push_back(std::move(name));
   }

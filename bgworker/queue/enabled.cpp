@@ -319,7 +319,7 @@ void enable() {
   // Rows that a restore or a subscription wrote did not lower the low-water marks.
   for (const std::string& name : channel_names()) {
     commit_actions::due(name, 0, low_water::kNone);
-    for (const int priority : priorities_of(name)) commit_actions::due(name, priority, low_water::kNone);
+    for (const Level& level : levels_of(name)) commit_actions::due(name, level.priority, low_water::kNone);
     commit_actions::wake(name);
   }
 }

@@ -72,7 +72,7 @@ std::vector<std::pair<std::string_view, int>> with_priorities(std::span<const st
   for (const std::string_view name : channel_names) {
     all.emplace_back(name, 0);
     if (any)
-      for (const int priority : priorities_of(name)) all.emplace_back(name, priority);
+      for (const Level& level : levels_of(name)) all.emplace_back(name, level.priority);
   }
   return all;
 }

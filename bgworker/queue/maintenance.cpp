@@ -246,7 +246,9 @@ bool repair(const std::vector<ChainPosition>& first) {
 }  // namespace
 
 bool repair_heads(Effort effort) {
-  static ChainPosition from;  // where the last call ended
+  // Where the last call ended. A process begins anywhere: one that calls once would never come to the last.
+  static ChainPosition from{static_cast<std::int64_t>((ServerClock().random() - 0.5) * 18446744073709549568.0),
+                            INT64_MIN};
   const bool at_the_start = from.channel_key == ChainPosition().channel_key;
   std::vector<ChainPosition> first = first_no_heads(from, effort);
   if (!at_the_start && from.channel_key == ChainPosition().channel_key) {

@@ -190,8 +190,9 @@ bool any_prioritized() {
 
 namespace {
 
-// Goes down the priorities of the channel name that are below one, until `is_enough` says so.
-void go_through_priorities(std::string_view channel_name, int below, const std::function<bool(int)>& is_enough) {
+// Goes down the priorities of the channel name that are below one, until `is_enough` says so. The first entry
+// of each tells the least attempt_at, so the table is not looked at.
+void go_through_levels(std::string_view channel_name, int below, const std::function<bool(const Level&)>& is_enough) {
   const Extension& extension = Extension::get();
   const Oid table = extension.relation("mq_msgs");
   const Oid index = extension.relation("mq_msgs_priority");
@@ -202,33 +203,37 @@ void go_through_priorities(std::string_view channel_name, int below, const std::
     scan.read_gone(true);
   });
   for (bool more = below > INT16_MIN; more;) {
-    const std::optional<int> next = guard::call([&]() -> std::optional<int> {
+    const std::optional<Level> next = guard::call([&]() -> std::optional<Level> {
+      CHECK_FOR_INTERRUPTS();
       const Datum position = Int16GetDatum(static_cast<std::int16_t>(below - 1));
       scan.descend(&position);
+      if (!scan.next()) return std::nullopt;
       bool null = false;
-      return scan.next() ? std::optional<int>(DatumGetInt16(scan.column(2, null))) : std::nullopt;
+      Position first{};
+      const int priority = DatumGetInt16(scan.column(2, null));
+      return Level{priority, position_of(scan, 3, first) ? first.attempt_at : kNever};
     });
-    if (next) below = *next;
-    more = next && !is_enough(below) && below > INT16_MIN;
+    if (next) below = next->priority;
+    more = next && !is_enough(*next) && below > INT16_MIN;
   }
   guard::call([&] { scan.close(); });
 }
 
 }  // namespace
 
-std::optional<int> priority_below(std::string_view channel_name, int priority) {
+std::optional<int> due_priority_below(std::string_view channel_name, int priority, Micros now) {
   std::optional<int> found;
-  go_through_priorities(channel_name, priority, [&](int next) {
-    found = next;
-    return true;
+  go_through_levels(channel_name, priority, [&](const Level& level) {
+    if (level.earliest <= now) found = level.priority;
+    return found.has_value();
   });
   return found;
 }
 
-std::vector<int> priorities_of(std::string_view channel_name) {
-  std::vector<int> found;
-  go_through_priorities(channel_name, kAbovePriorities, [&](int next) {
-    found.push_back(next);
+std::vector<Level> levels_of(std::string_view channel_name) {
+  std::vector<Level> found;
+  go_through_levels(channel_name, kAbovePriorities, [&](const Level& level) {
+    found.push_back(level);
     return false;
   });
   return found;

@@ -34,11 +34,16 @@ HeadSearch search_head(std::string_view channel_name, int priority, Position fro
 
 // Whether there are entries of another priority than 0, perhaps of rows that are gone.
 bool any_prioritized();
-// The greatest such priority of the channel name below another one.
-std::optional<int> priority_below(std::string_view channel_name, int priority);
 inline constexpr int kAbovePriorities = INT16_MAX + 1;
+// The greatest such priority of the channel name below another one of which something may be due.
+std::optional<int> due_priority_below(std::string_view channel_name, int priority, Micros now);
+// Such a priority of a channel name. No head of it is due before `earliest`; kNever: none ever is.
+struct Level {
+  int priority;
+  Micros earliest;
+};
 // All of them, the greatest first.
-std::vector<int> priorities_of(std::string_view channel_name);
+std::vector<Level> levels_of(std::string_view channel_name);
 // The names of all channels that have some.
 std::vector<std::string> prioritized_names();
 
