@@ -137,8 +137,7 @@ int Claimer::add_found(Scan& scan, std::size_t from, int room, Micros now, Claim
 
 // Where the index has no other priority than 0, each scan begins with that and ends with it.
 void Claimer::descend(Scan& scan, Micros now) {
-  const std::optional<int> below =
-      prioritized_ ? due_priority_below(scan.channel_name, scan.level, now) : std::nullopt;
+  const std::optional<int> below = prioritized_ ? due_priority_below(scan.channel_name, scan.level, now) : std::nullopt;
   scan.behind.reset();
   if (scan.level > 0)
     scan.level = std::max(below.value_or(0), 0);
