@@ -11,7 +11,9 @@ extern "C" {
 
 namespace mq {
 
-bool is_unused(Oid index) {
+bool is_unused(Oid table, Oid index) {
+  // The table first, as everybody locks them: TRUNCATE waits for this one's index otherwise, and it for the table.
+  table_close(table_open(table, AccessShareLock), NoLock);
   const Relation relation = index_open(index, AccessShareLock);
   const bool unused = RelationGetNumberOfBlocks(relation) <= 1;  // the metapage
   index_close(relation, NoLock);

@@ -25,7 +25,7 @@ extern "C" {
 namespace mq {
 
 // Whether a btree index never had an entry since it was made. Costs next to nothing.
-bool is_unused(Oid index);
+bool is_unused(Oid table, Oid index);
 
 class EntryScan {
  public:

@@ -177,7 +177,7 @@ bool any_prioritized() {
   const Oid index = extension.relation("mq_msgs_prioritized");
   const Datum least = text_datum("");
   return guard::call([&] {
-    if (is_unused(index)) return false;
+    if (is_unused(table, index)) return false;
     EntryScan scan;
     scan.open(table, index, kCompareDue, 1);
     scan.read_gone(true);
