@@ -19,6 +19,7 @@ sql(q{
 	 WHERE message_name = 'next' AND channel_key = (SELECT max(channel_key) FROM mq_msgs);
 	DELETE FROM mq_msgs WHERE message_name = 'head' AND channel_key = (SELECT max(channel_key) FROM mq_msgs)});
 my $poll = q{SELECT name FROM mq_poll('{c}', 10) WHERE name IS NOT NULL;};
-is(sql(join "\n", map { "\\c\n$poll" } 1 .. 400), 'next', 'one of 400 sessions finds what is behind the lost head');
+# Its lease may run out meanwhile, and another session get it, too.
+like(sql(join "\n", map { "\\c\n$poll" } 1 .. 400), qr/^next$/m, 'one of 400 sessions finds what is behind the lost head');
 
 done_testing();
