@@ -51,10 +51,7 @@ enum Argument {
   kRetries,
   kRetryBackoff,
   kPayloadBytes,
-  kPriority,
-  kHeaders,
-  kAfter,
-  kKeep,
+  kPriority,  // the others follow it, as set_options() reads them
 };
 
 // Throws the server's error for a COMMIT where the caller's context forbids it.
@@ -125,9 +122,8 @@ class Call {
   Value argument(Argument n) const { return mq::argument(fcinfo_, n); }
 
   // As given, or as the handler's registration has it, but long enough for the result to be read.
-  Datum keep(std::string_view channel_name, std::string_view name) const {
+  Datum keep(const Value& given, std::string_view channel_name, std::string_view name) const {
     static Statement select("SELECT " HANDLER_OF("h.keep", "$1", "$2"), {TEXTOID, TEXTOID});
-    const Value given = argument(kKeep);
     if (!given.null) return given.datum;
     const Datum least = interval_datum(std::min(timeout_ + kToRead, check::kLongest));
     const Rows rows = select.run({text_datum(channel_name), text_datum(name)});
@@ -147,23 +143,14 @@ class Call {
     message.retries = argument(kRetries);
     message.retry_backoff = argument(kRetryBackoff);
     message.payload_bytes = argument(kPayloadBytes);
-    const std::int32_t priority = int_of(argument(kPriority), "priority");
-    check::priority("priority", priority);
-    message.priority = {Int16GetDatum(static_cast<std::int16_t>(priority)), false};
-    message.headers = argument(kHeaders);
     std::vector<Uuid> after;
-    if (!argument(kAfter).null) {
-      for (const Datum id : elements(argument(kAfter), "after")) after.push_back(uuid_of(id));
-      std::sort(after.begin(), after.end());
-      after.erase(std::unique(after.begin(), after.end()), after.end());
-      message.after = &after;
-    }
+    set_options(fcinfo_, kPriority, after, message);
     id_ = new_id();
     message.id = {uuid_datum(id_), false};
     {
       const OwnerScope scope;
       const std::string_view channel_name = text_of(message.channel_name, "channel_name");
-      message.keep = {keep(channel_name, text_of(message.name, "name")), false};
+      message.keep = {keep(message.keep, channel_name, text_of(message.name, "name")), false};
       Sender sender(Sender::Json::kJsonb, false);
       sender.add(message);
       sender.send();

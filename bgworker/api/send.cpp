@@ -104,7 +104,8 @@ NewMessage common_arguments(FunctionCallInfo fcinfo, int name = 2) {
   return message;
 }
 
-// The last arguments of the same three, from `priority` on.
+}  // namespace
+
 void set_options(FunctionCallInfo fcinfo, int priority, std::vector<Uuid>& after, NewMessage& message) {
   if (PG_NARGS() < priority + 4) throw Extension::get().needs_update();
   const std::int32_t given = int_of(argument(fcinfo, priority), "priority");
@@ -119,8 +120,6 @@ void set_options(FunctionCallInfo fcinfo, int priority, std::vector<Uuid>& after
   }
   message.keep = argument(fcinfo, priority + 3);
 }
-
-}  // namespace
 
 }  // namespace mq
 

@@ -24,6 +24,10 @@ struct NewMessage {
   const std::vector<Uuid>* after = nullptr;
 };
 
+// Reads the last arguments of a function that sends: `priority` is the position of the first of them, then come
+// headers, after and keep. `after` is for message.after. Throws 22004 or 22023, naming the argument.
+void set_options(FunctionCallInfo fcinfo, int priority, std::vector<Uuid>& after, NewMessage& message);
+
 // An id for a message: a uuid of version 7. Those of a session ascend within a millisecond.
 Uuid new_id();
 
