@@ -70,7 +70,7 @@ class Call {
   // line, and for rows that are looked at by their location: meanwhile nothing that it sees is removed. Its
   // connection frees what statements have returned: a call may look often.
   template <class Body>
-  auto looked(Body&& body) {
+  auto in_transaction(Body&& body) {
     guard::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
     auto result = [&] {
       const OwnerScope scope;
@@ -78,12 +78,8 @@ class Call {
       return body();
     }();
     PopActiveSnapshot();
-    commit();
-    return result;
-  }
-
-  static void commit() {
     guard::call([] { SPI_commit(); });
+    return result;
   }
 
  public:
@@ -91,9 +87,9 @@ class Call {
 
   // Returns the jsonb, byte for byte; none: NULL.
   std::optional<std::string> run() {
-    send();
+    id_ = in_transaction([&] { return send(); });
     Wait wait(timeout_,
-              [this](std::span<const Uuid> messages) { return looked([&] { return are_pending(messages); }); });
+              [this](std::span<const Uuid> messages) { return in_transaction([&] { return are_pending(messages); }); });
     bool cancels = true;
     for (;;) {
       if (!wait.until_ended({&id_, 1})) {
@@ -104,7 +100,7 @@ class Call {
         continue;
       }
       std::optional<std::string> result;
-      const bool ended = looked([&] {
+      const bool ended = in_transaction([&] {
         const MessageStatus status = statuses_of({&id_, 1}).front();
         if (!has_ended(status.state)) return false;
         if (status.state != MessageState::kDone) throw error_of(status);
@@ -131,8 +127,8 @@ class Call {
     return rows.get(0, 1);
   }
 
-  void send() {
-    guard::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
+  // Returns the id of the message.
+  Uuid send() const {
     NewMessage message;
     message.channel_name = argument(kChannelName);
     message.payload_json = argument(kPayloadJson);
@@ -145,23 +141,19 @@ class Call {
     message.payload_bytes = argument(kPayloadBytes);
     std::vector<Uuid> after;
     set_options(fcinfo_, kPriority, after, message);
-    id_ = new_id();
-    message.id = {uuid_datum(id_), false};
-    {
-      const OwnerScope scope;
-      const std::string_view channel_name = text_of(message.channel_name, "channel_name");
-      message.keep = {keep(message.keep, channel_name, text_of(message.name, "name")), false};
-      Sender sender(Sender::Json::kJsonb, false);
-      sender.add(message);
-      sender.send();
-    }
-    guard::call([] { PopActiveSnapshot(); });
-    commit();
+    const Uuid id = new_id();
+    message.id = {uuid_datum(id), false};
+    const std::string_view channel_name = text_of(message.channel_name, "channel_name");
+    message.keep = {keep(message.keep, channel_name, text_of(message.name, "name")), false};
+    Sender sender(Sender::Json::kJsonb, false);
+    sender.add(message);
+    sender.send();
+    return id;
   }
 
   // Whether this has cancelled the message.
   bool cancelled() {
-    return looked([&] { return !cancel({id_}, "mq_call has waited for as long as its timeout").empty(); });
+    return in_transaction([&] { return !cancel({id_}, "mq_call has waited for as long as its timeout").empty(); });
   }
 
   Error timed_out(bool is_cancelled) const {
