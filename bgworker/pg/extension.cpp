@@ -1,6 +1,7 @@
 #include "pg/extension.hpp"
 
 #include <algorithm>
+#include <string_view>
 
 #include "pg/guard.hpp"
 
@@ -191,14 +192,25 @@ Oid Extension::relation(const char* name) const {
   return found;
 }
 
+namespace {
+
+constexpr char kPath[] = "pg_catalog, pg_temp";
+
+}  // namespace
+
+// A new search_path has the next look-up by name resolve it again. So a scope within another one leaves all as it
+// is, unless a function in between has changed it.
 OwnerScope::OwnerScope() {
   const Oid owner = Extension::get().owner();
   GetUserIdAndSecContext(&saved_user_, &saved_context_);
   if (scopes++ == 0) caller_of_scopes = saved_user_;
+  if (scopes > 1 && saved_user_ == owner && (saved_context_ & SECURITY_LOCAL_USERID_CHANGE) != 0 &&
+      std::string_view(namespace_search_path) == kPath)
+    return;
   nest_level_ = NewGUCNestLevel();
   SetUserIdAndSecContext(owner, saved_context_ | SECURITY_LOCAL_USERID_CHANGE);
   try {
-    guard::call([] { SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION); });
+    guard::call([] { SetConfigOption("search_path", kPath, PGC_USERSET, PGC_S_SESSION); });
   } catch (...) {
     this->~OwnerScope();
     throw;
@@ -215,6 +227,7 @@ Oid OwnerScope::caller() {
 
 OwnerScope::~OwnerScope() {
   --scopes;
+  if (nest_level_ == 0) return;
   AtEOXact_GUC(false, nest_level_);
   SetUserIdAndSecContext(saved_user_, saved_context_);
 }

@@ -85,7 +85,7 @@ class OwnerScope {
  private:
   Oid saved_user_ = InvalidOid;
   int saved_context_ = 0;
-  int nest_level_ = 0;
+  int nest_level_ = 0;  // 0: all was so already
 };
 
 }  // namespace mq

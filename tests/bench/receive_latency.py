@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""How long a message takes from its sender's COMMIT to the row of a session that waits in mq_receive, directly and through
-PgBouncer in transaction mode. The workload W22 calls this; on its own it measures a server that runs already:
+"""How long a message takes from its sender's COMMIT until a session that waits in mq_receive has leased it, and until the row is
+in its program, directly and through PgBouncer in transaction mode. The workload W22 calls this; on its own it measures a server that runs already:
 
     tests/bench/receive_latency.py --socket /var/run/postgresql --database postgres [--pooler DIR:PORT] [--messages 400]
 
@@ -14,11 +14,12 @@ import time
 import wire
 
 GAP = 0.02  # seconds from one message to the next: the receiver waits again by then
-RECEIVE = "SELECT payload_json, id, lease FROM mq_receive('{receive_latency}', wait => '30 s')"
+# The clock is read in the server once the message is leased. The row is sent when the lease has been committed, and flushed.
+RECEIVE = "SELECT payload_json, id, lease, extract(epoch FROM clock_timestamp()) FROM mq_receive('{receive_latency}', wait => '30 s')"
 
 
 def receive(where, count, ready, out):
-    """Puts {number: when its row was there}, or an error."""
+    """Puts {number: (when it was leased, when its row was there)}, or an error."""
     try:
         session, times = wire.Connection(*where, application='receiver'), {}
         ready.set()
@@ -27,8 +28,8 @@ def receive(where, count, ready, out):
             now = time.time()
             if not rows:
                 raise TimeoutError('no message in 30 s')
-            for number, message, lease in rows:
-                times[int(number)] = now
+            for number, message, lease, leased in rows:
+                times[int(number)] = float(leased), now
                 session.query("SELECT mq_ack('{%s}', %s)" % (message, lease))
         session.close()
         out.put(times)
@@ -37,8 +38,8 @@ def receive(where, count, ready, out):
 
 
 def measure(where, sender_where, count, progress=None):
-    """Milliseconds of each message from the moment at which its COMMIT was sent, and from the one at which that returned.
-    `where` the receiver connects: (directory of the socket, port, database)."""
+    """Milliseconds of each message: from the sending of its COMMIT to the row, from the return of that to the row, and from the
+    return to the lease. `where` the receiver connects: (directory of the socket, port, database)."""
     ready, out = multiprocessing.Event(), multiprocessing.Queue()
     receiver = multiprocessing.Process(target=receive, args=(where, count, ready, out), daemon=True)
     receiver.start()
@@ -62,7 +63,7 @@ def measure(where, sender_where, count, progress=None):
         receiver.kill()
     if isinstance(times, Exception):
         raise times
-    return ([(times[n] - sent[n][0]) * 1000 for n in range(count)], [(times[n] - sent[n][1]) * 1000 for n in range(count)])
+    return [[(times[n][end] - sent[n][start]) * 1000 for n in range(count)] for start, end in ((0, 1), (1, 1), (1, 0))]
 
 
 def percentile(values, part):
@@ -88,10 +89,11 @@ def main():
 
         def progress(n):
             print('\r%s: %d of %d' % (label, n, arguments.messages), end='', file=sys.stderr, flush=True)
-        from_commit, from_return = measure(where, direct, arguments.messages, progress if terminal else None)
-        print('%s%s: from COMMIT to the row median %.3f ms, p99 %.3f ms; from its return median %.3f ms, p99 %.3f ms' % (
-            '\r' if terminal else '', label, percentile(from_commit, 0.5), percentile(from_commit, 0.99),
-            percentile(from_return, 0.5), percentile(from_return, 0.99)))
+        to_row, from_return, to_lease = measure(where, direct, arguments.messages, progress if terminal else None)
+        print('\r' * terminal + label + ': ' + '; '.join('%s median %.3f ms, p99 %.3f ms' % (what, percentile(values, 0.5), percentile(values, 0.99))
+                                                         for what, values in (('from COMMIT to the row', to_row),
+                                                                              ('from its return to the row', from_return),
+                                                                              ('from its return to the lease', to_lease))))
 
 
 if __name__ == '__main__':
