@@ -36,8 +36,11 @@ Oid paused_relation = InvalidOid;
 Oid enabled_relation = InvalidOid;
 std::uint64_t registry_changes = 1;
 std::uint64_t handlers_changes = 1;
+constexpr std::size_t kMostKnown = 100;
+bool relations_stale = false;  // set by relation_changed(), for relation()
 
 void relation_changed(Datum, Oid relation) {
+  relations_stale = true;
   if (relation == InvalidOid || relation == msgs_relation) stale = true;
   if (relation == InvalidOid || relation == handlers_relation) ++handlers_changes;
   if (relation == InvalidOid || relation == handlers_relation || relation == paused_relation ||
@@ -116,6 +119,7 @@ bool Extension::look_up() {
   schema_name_ = name;
   quoted_schema_ = quoted;
   version_ = row.version;
+  relations_.clear();
   msgs_relation = relation("mq_msgs");
   dead_relation = relation("mq_dead");
   handlers_relation = relation("mq_handlers");
@@ -185,10 +189,16 @@ Oid Extension::dead() {
   return dead_relation;
 }
 
+// A rename, too, invalidates the relation. The address tells most names apart: nearly all are literals.
 Oid Extension::relation(const char* name) const {
+  if (relations_stale) relations_.clear();
+  relations_stale = false;
+  for (const Known& known : relations_)
+    if (known.address == name && known.name == name) return known.oid;
   const Oid found = guard::call([&] { return get_relname_relid(name, schema_); });
   if (!OidIsValid(found) && !is_updated()) throw needs_update();
   if (!OidIsValid(found)) throw Error("42P01", "relation \"" + quoted_schema_ + "." + name + "\" does not exist");
+  if (relations_.size() < kMostKnown) relations_.push_back({name, name, found});
   return found;
 }
 

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "pg/error.hpp"
 #include "pg/postgres.hpp"
@@ -67,6 +68,12 @@ class Extension {
   std::string quoted_schema_;
   std::string version_;
   std::uint64_t generation_ = 0;
+  struct Known {
+    const char* address;
+    std::string name;
+    Oid oid;
+  };
+  mutable std::vector<Known> relations_;  // what relation() has found
 };
 
 // While it lives, statements run as the extension's owner, with the search_path "pg_catalog,

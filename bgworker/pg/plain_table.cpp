@@ -10,9 +10,12 @@
 extern "C" {
 #include "access/table.h"
 #include "access/tableam.h"
+#include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
+#include "nodes/nodeFuncs.h"
+#include "optimizer/optimizer.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -49,6 +52,43 @@ bool is_plain(Relation table, const PlainColumns& columns) {
   return true;
 }
 
+// Whether the node calls a function that does not come with the server: its definition may change.
+bool calls_others(Node* node, void*) {
+  const auto is_other = [](Oid function, void*) { return function >= FirstNormalObjectId; };
+  if (node == nullptr) return false;
+  if (check_functions_in_node(node, is_other, nullptr)) return true;
+#if PG_VERSION_NUM >= 160000
+  return expression_tree_walker(node, calls_others, nullptr);
+#else
+  // Declared there without the types of the walker's arguments.
+  const auto walker = reinterpret_cast<bool (*)()>(reinterpret_cast<void (*)()>(calls_others));
+  return expression_tree_walker(node, walker, nullptr);
+#endif
+}
+
+// What ExecInsertIndexTuples() makes of an index's predicate before it asks it: for one row that takes longer than the
+// rest. So it is kept for the life of the process, by the predicate. NULL: it cannot be kept.
+ExprState* prepared(List* predicate) {
+  constexpr int kMost = 32;
+  static MemoryContext memory = nullptr;
+  static struct {
+    List* predicate;
+    ExprState* state;
+  } known[kMost];
+  static int count = 0;
+  for (int i = 0; i < count; ++i)
+    if (equal(known[i].predicate, predicate)) return known[i].state;
+  if (count == kMost || calls_others(reinterpret_cast<Node*>(predicate), nullptr)) return nullptr;
+  if (memory == nullptr)
+    memory = AllocSetContextCreate(TopMemoryContext, "mq index predicates", ALLOCSET_SMALL_SIZES);
+  const MemoryContext before = MemoryContextSwitchTo(memory);
+  known[count].predicate = copyObject(predicate);
+  known[count].state = ExecInitQual(
+      reinterpret_cast<List*>(expression_planner(reinterpret_cast<Expr*>(known[count].predicate))), nullptr);
+  MemoryContextSwitchTo(before);
+  return known[count++].state;
+}
+
 }  // namespace
 
 bool PlainTable::open(Oid table, const PlainColumns& columns) {
@@ -61,6 +101,10 @@ bool PlainTable::open(Oid table, const PlainColumns& columns) {
   info_ = makeNode(ResultRelInfo);
   InitResultRelInfo(info_, table_, 0, nullptr, 0);
   ExecOpenIndices(info_, false);
+  for (int i = 0; i < info_->ri_NumIndices; ++i) {
+    IndexInfo* index = info_->ri_IndexRelationInfo[i];
+    if (index->ii_Predicate != NIL) index->ii_PredicateState = prepared(index->ii_Predicate);
+  }
   command_ = GetCurrentCommandId(true);
   return true;
 }

@@ -1,7 +1,7 @@
 // Plain table: writes rows straight into a table of mq's and its indexes where it has nothing but what
 // it was created with: for a few rows the executor costs more than they do. insert.cpp writes messages
 // with it; promote.cpp and claimed_rows.cpp new versions of them; settle.cpp and stats/totals.cpp rows
-// of other tables. No state.
+// of other tables. The state is the predicates of indexes, as the executor asks them.
 //
 // Triggers, rules, policies and checks would not be asked, and columns that somebody has added not be
 // filled: where there is any of that, open() says no, and the caller runs a statement.
