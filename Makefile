@@ -41,8 +41,8 @@ FOLDERS = api worker leased handlers queue stats shmem pg
 # What needs no server: compiled without its headers, and tested on its own.
 PURE = $(patsubst %,bgworker/%.cpp, \
   $(addprefix worker/,dispatch pace pool) $(addprefix leased/,begin executor pq_session) \
-  $(addprefix handlers/,policy registry) $(addprefix queue/,backoff settlement topological undeliverable uuid) stats/histogram \
-  $(addprefix shmem/,channel_key low_water_marks pool_state throttle) $(addprefix pg/,clean_text format trouble validate))
+  $(addprefix handlers/,policy registry) $(addprefix queue/,backoff cron_line settlement topics topological undeliverable uuid wall_clock) stats/histogram \
+  $(addprefix shmem/,channel_key limit_table low_water_marks pool_state rate throttle) $(addprefix pg/,clean_text format trouble validate))
 SOURCES = $(sort $(wildcard $(FOLDERS:%=bgworker/%/*.cpp)))
 PURE_OBJS = $(PURE:.cpp=.o)
 SERVER_OBJS = $(patsubst %.cpp,%.o,$(filter-out $(PURE),$(SOURCES)))

@@ -26,6 +26,9 @@ MQ_ENTRY(mq_commit);
 MQ_ENTRY(mq_status);
 MQ_ENTRY(mq_wait);
 MQ_ENTRY(mq_call_and_wait);
+MQ_ENTRY(mq_subscribe);
+MQ_ENTRY(mq_unsubscribe);
+MQ_ENTRY(mq_publish);
 MQ_ENTRY(mq_channel_key);
 MQ_ENTRY(mq_poll);
 MQ_ENTRY(mq_delete);
@@ -48,12 +51,20 @@ MQ_ENTRY(mq_handler_trouble);
 MQ_ENTRY(mq_unregister_handler);
 MQ_ENTRY(mq_pause);
 MQ_ENTRY(mq_resume);
+MQ_ENTRY(mq_limit);
+MQ_ENTRY(mq_unlimit);
+MQ_ENTRY(mq_limit_use);
 MQ_ENTRY(mq_run);
 MQ_ENTRY(mq_redrive);
+MQ_ENTRY(mq_schedule);
+MQ_ENTRY(mq_unschedule);
+MQ_ENTRY(mq_next_times);
 MQ_ENTRY(mq_announce);
 MQ_ENTRY(mq_worker_slots);
 MQ_ENTRY(mq_service_state);
 MQ_ENTRY(mq_channel_stats);
+MQ_ENTRY(mq_rate_state);
+MQ_ENTRY(mq_limits_without_room);
 MQ_ENTRY(mq_reset_stats);
 MQ_ENTRY(mq_leased_calls);
 MQ_ENTRY(mq_cancelled_calls);
@@ -165,15 +176,22 @@ extern void mq_messages_changed(void);
 /*
  * Hooks for the row counts.
  * mq_is_own_statement: whether the statement that starts is mq's own. Call it once for each.
- * mq_counts_table: whether the rows of a table of this name are counted.
+ * mq_watches_table: whether the rows of a table of this name are counted, or cached (the limits of channels).
  * mq_table_changed: a statement that is not mq's own changes such a table; InvalidOid is ignored.
  * mq_prepared_committed: COMMIT PREPARED has run. Drops the row counts of the database, and wakes
  * workers.
  */
 extern bool mq_is_own_statement(void);
-extern bool mq_counts_table(const char* name);
+extern bool mq_watches_table(const char* name);
 extern void mq_table_changed(Oid relation);
 extern void mq_prepared_committed(void);
+
+/*
+ * Hooks: whether a table of this name holds schedules; a statement that is not mq's own changes it, so
+ * that a worker should look at it after the commit.
+ */
+extern bool mq_has_schedules(const char* name);
+extern void mq_schedules_changed(void);
 
 /* Hook: the owner of the view mq_payloads of the extension; InvalidOid: the relation is another. */
 extern Oid mq_owner_of_payloads(Oid relation);

@@ -237,7 +237,7 @@ static bool
 is_restored(const char *name, bool copied)
 {
 	static const char *const tables[] = {
-		"mq_msgs", "mq_handlers", "mq_dead", "mq_done", "mq_failures", "mq_headless", "mq_cancelled", "mq_prerequisites", "mq_rechecks", "mq_paused", "mq_stats_totals", "mq_stats_deltas"
+		"mq_msgs", "mq_handlers", "mq_dead", "mq_done", "mq_failures", "mq_headless", "mq_cancelled", "mq_prerequisites", "mq_rechecks", "mq_paused", "mq_subscribers", "mq_channel_limits", "mq_timetable", "mq_stats_totals", "mq_stats_deltas"
 	};
 	const int	in_any_session = 2;
 
@@ -312,10 +312,12 @@ executor_start(QueryDesc *query, int flags)
 	{
 		Relation	relation = ((ResultRelInfo *) lfirst(cell))->ri_RelationDesc;
 
-		if (mq_counts_table(RelationGetRelationName(relation)))
+		if (mq_watches_table(RelationGetRelationName(relation)))
 			mq_table_changed(RelationGetRelid(relation));
 		if (holds_messages(RelationGetRelationName(relation)) && !only_inserts(query))
 			mq_messages_changed();
+		if (mq_has_schedules(RelationGetRelationName(relation)))
+			mq_schedules_changed();
 	}
 }
 
@@ -334,10 +336,12 @@ note_changed_tables(Node *node)
 	{
 		RangeVar   *table = lfirst_node(RangeVar, cell);
 
-		if (mq_counts_table(table->relname))
+		if (mq_watches_table(table->relname))
 			mq_table_changed(RangeVarGetRelid(table, NoLock, true));
 		if (IsA(node, TruncateStmt) && holds_messages(table->relname))
 			mq_messages_changed();
+		if (mq_has_schedules(table->relname))
+			mq_schedules_changed();
 		if (IsA(node, CopyStmt) && is_restored(table->relname, true))
 			mq_rows_restored(RangeVarGetRelid(table, NoLock, true));
 	}
@@ -560,6 +564,9 @@ EXPORT(mq_commit)
 EXPORT(mq_status)
 EXPORT(mq_wait)
 EXPORT(mq_call_and_wait)
+EXPORT(mq_subscribe)
+EXPORT(mq_unsubscribe)
+EXPORT(mq_publish)
 EXPORT(mq_channel_key)
 EXPORT(mq_poll)
 EXPORT(mq_delete)
@@ -582,12 +589,20 @@ EXPORT(mq_handler_trouble)
 EXPORT(mq_unregister_handler)
 EXPORT(mq_pause)
 EXPORT(mq_resume)
+EXPORT(mq_limit)
+EXPORT(mq_unlimit)
+EXPORT(mq_limit_use)
 EXPORT(mq_run)
 EXPORT(mq_redrive)
+EXPORT(mq_schedule)
+EXPORT(mq_unschedule)
+EXPORT(mq_next_times)
 EXPORT(mq_announce)
 EXPORT(mq_worker_slots)
 EXPORT(mq_service_state)
 EXPORT(mq_channel_stats)
+EXPORT(mq_rate_state)
+EXPORT(mq_limits_without_room)
 EXPORT(mq_reset_stats)
 EXPORT(mq_leased_calls)
 EXPORT(mq_cancelled_calls)

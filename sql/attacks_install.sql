@@ -168,6 +168,7 @@ DO $$
 DECLARE
   handled bigint;
 BEGIN
+  PERFORM mq_limit('sent', max_pending => 10), mq_limit('received', max_running => 2), mq_limit('handled', 10, 1);
   PERFORM mq_insert(ARRAY[('00000000-0000-0000-0000-000000000001', '0', 4, '1 s', 'inserted', '', '1 h', true, 'a', '1', NULL)::queue.mq_new_t]);
   PERFORM mq_commit('{00000000-0000-0000-0000-000000000001}');
   PERFORM mq_send('sent', ordered => true, id => '00000000-0000-0000-0000-000000000002');
@@ -186,16 +187,23 @@ BEGIN
   PERFORM mq_register_handler('handled', 'public.handle(queue.mq_message)');
   PERFORM mq_pause('sent'), mq_resume('sent');
   PERFORM mq_send('handled', name => 'snooze'), mq_send('handled', name => 'discard'), mq_send('handled', name => 'fail', retries => 0);
+  PERFORM mq_schedule('lines', '0 9 * * mon-fri', 'scheduled', headers => '{"a": 1}'), mq_schedule('intervals', '1 hour', 'scheduled', expires => '1 h', overlap => false), mq_next_times('1 day');
+  UPDATE queue.mq_timetable SET next_at = '2020-01-01';
   CALL mq_run(handled => handled);
+  PERFORM last_state FROM queue.mq_schedules;
+  PERFORM mq_unschedule('lines');
   PERFORM mq_redrive();
   PERFORM mq_unregister_handler('handled');
   PERFORM mq_handler_function('public.handle(queue.mq_message)'), mq_handler_trouble('public.handle(queue.mq_message)', 'regress_mq_mallory', 'leased');
   PERFORM mq_status('{00000000-0000-0000-0000-000000000003}'), mq_wait('{00000000-0000-0000-0000-000000000099}', '0');
+  PERFORM mq_subscribe('t.#', 'c'), mq_publish('t.a', '1', headers => '{"a": 1}', dedup_key => 'k', ordered => true), mq_publish('t'), mq_unsubscribe('t.#', 'c');
   PERFORM mq_health(), mq_why('00000000-0000-0000-0000-000000000003'), mq_prepared('3'),
     mq_process(1, 'a', 'b', 'c'), mq_since('2000-01-01'), mq_blockers(0), mq_preferred('{handled}'),
     mq_some('{a}'), mq_lock_waits(), mq_locked_tables(), mq_waiting_commits();
   PERFORM pid FROM queue.mq_workers;
   PERFORM channel_name FROM queue.mq_stats;
+  PERFORM pending, running FROM queue.mq_limits;
+  PERFORM mq_unlimit('sent');
   PERFORM mq_reset_stats();
   PERFORM pid FROM queue.mq_horizon;
   PERFORM mq_grant('regress_mq_mallory', 'consume'), mq_revoke('regress_mq_mallory', 'consume');

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "api/sender.hpp"
+#include "api/send_options.hpp"
 #include "api/waiting.hpp"
 #include "entries.h"
 #include "pg/arguments.hpp"
@@ -20,6 +20,8 @@
 #include "queue/cancel.hpp"
 #include "queue/current_call.hpp"
 #include "queue/handler_of.hpp"
+#include "queue/new_id.hpp"
+#include "queue/sender.hpp"
 #include "queue/status.hpp"
 #include "queue/uuid.hpp"
 

@@ -125,7 +125,7 @@ void poll(const Value& channel_names, int batch_size, ResultSet& result) {
 void keep_alive(const std::vector<Uuid>& ids, Micros duration) {
   // A two-phase message keeps its due time, which is attempt_at minus its commit interval.
   static Statement update(
-      "UPDATE $S.mq_msgs m SET attempt_at = $2,"
+      "UPDATE $S.mq_msgs m SET attempt_at = $2, throttled_at = NULL,"
       "   commit_interval = m.commit_interval"
       "     + pg_catalog.make_interval(secs => EXTRACT(epoch FROM $2 - m.attempt_at)::float8)"
       " WHERE m.id = ANY ($1) AND m.attempt_at < $2",

@@ -10,7 +10,6 @@
 #include <unordered_set>
 #include <vector>
 
-#include "api/sender.hpp"
 #include "entries.h"
 #include "pg/arguments.hpp"
 #include "pg/extension.hpp"
@@ -22,6 +21,7 @@
 #include "queue/dedup.hpp"
 #include "queue/prerequisites.hpp"
 #include "queue/removal.hpp"
+#include "queue/sender.hpp"
 #include "queue/topological.hpp"
 #include "queue/wait_paths.hpp"
 #include "shmem/channel_key.hpp"

@@ -7,6 +7,7 @@
 
 #include <string>
 
+#include "api/own_handlers.hpp"
 #include "entries.h"
 #include "handlers/shape.hpp"
 #include "handlers/signature.hpp"
@@ -72,43 +73,6 @@ Param optional_count(const Value& value, std::string_view field, int most) {
   if (value.null) return {};
   check::count(field, DatumGetInt32(value.datum), 1, most);
   return value.datum;
-}
-
-// The handlers of channel name $1, with the roles that they run as.
-#define WITH_ROLES(join)                                                                                     \
-  " FROM $S.mq_handlers h LEFT JOIN $S.mq_enabled m ON m.id = h.enabled_id " join                            \
-  " pg_catalog.pg_roles r ON CASE WHEN m.id IS NULL THEN r.rolname = h.run_as ELSE r.oid = h.run_as_oid END" \
-  " WHERE h.channel_name = $1"
-
-// Throws 42501 unless the caller is a member of the roles that the handlers of the channel name run as, or may
-// call mq_grant(): the right `develop` is about one's own handlers only. `message_name`: only that of this name
-// (a null Param: of every other name); none: all of the channel name.
-void check_is_own(Oid caller, const Datum channel, const std::optional<Param>& message_name, const char* what) {
-  static Statement handlers("SELECT r.oid, COALESCE(r.rolname::text, h.run_as)" WITH_ROLES(
-                                "LEFT JOIN") " AND ($3 OR h.message_name IS NOT DISTINCT FROM $2)",
-                            {TEXTOID, TEXTOID, BOOLOID});
-  static Statement may_grant(
-      "SELECT 1 FROM pg_catalog.pg_proc p WHERE p.pronamespace = $1 AND p.proname = 'mq_grant'"
-      "   AND pg_catalog.has_function_privilege($2, p.oid, 'EXECUTE')",
-      {OIDOID, OIDOID});
-  const Rows rows = handlers.run({channel, message_name.value_or(Param()), BoolGetDatum(!message_name)});
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    bool null = false;
-    const Datum role = rows.get(i, 1, null);
-    if (!null && may_become(caller, DatumGetObjectId(role))) continue;
-    if (!may_grant.run({ObjectIdGetDatum(Extension::get().schema()), ObjectIdGetDatum(caller)}).empty()) return;
-    throw Error("42501", mq::format("must be a member of role \"{}\", which the handler runs as, or have the right "
-                                    "\"admin\" to {}",
-                                    text_view(rows.get(i, 2)), what));
-  }
-}
-
-void say_waits() {
-  const Error error = enabled::refusal();
-  guard::call([&] {
-    ereport(NOTICE, (errmsg("%s", error.message.c_str()), errdetail("%s", error.detail.c_str()),
-                     errhint("%s", error.hint.c_str())));
-  });
 }
 
 void register_handler(FunctionCallInfo fcinfo) {
@@ -200,7 +164,7 @@ void register_handler(FunctionCallInfo fcinfo) {
   note_changed(channel);
   commit_actions::announce();
   commit_actions::wake(channel);
-  if (!enabled::here()) say_waits();
+  if (!enabled::here()) enabled::say_waits();
 }
 
 bool unregister_handler(FunctionCallInfo fcinfo) {

@@ -141,6 +141,8 @@ const char* name_of(mq::Part part) {
       return "sweep";
     case mq::Part::kCharges:
       return "charges";
+    case mq::Part::kSchedules:
+      return "schedules";
     case mq::Part::kProcess:
       return "process";
     case mq::Part::kLauncher:

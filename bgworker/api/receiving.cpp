@@ -91,17 +91,18 @@ void add_ids(const Ids& ids, const Batch& batch, ResultSet& result) {
     if (found.contains(id)) result.add({uuid_datum(id)});
 }
 
-// A channel name as mq_handlers and mq_paused have it.
+// A channel name as mq_handlers, mq_paused and mq_channel_limits have it.
 struct ChannelRules {
   bool paused;
   int priority;
-  int max_workers;  // 0: no limit
+  int max_workers;  // or max_running, if that is less; 0: no limit
 };
 
 std::vector<ChannelRules> rules_of(const std::vector<std::string>& names) {
   static Statement select(
       "SELECT EXISTS (SELECT 1 FROM $S.mq_paused p WHERE p.channel_name = n.name), COALESCE(h.priority, 0),"
-      "       COALESCE(h.most, 0)"
+      "       COALESCE(LEAST(h.most, (SELECT l.max_running FROM $S.mq_channel_limits l WHERE l.channel_name = n.name)),"
+      "                0)"
       "  FROM unnest($1) WITH ORDINALITY AS n (name, at) CROSS JOIN LATERAL ("
       "       SELECT max(h.priority) AS priority, min(h.max_workers) AS most FROM $S.mq_handlers h"
       "        WHERE h.channel_name = n.name) AS h"
@@ -131,7 +132,8 @@ class Look {
  public:
   Look(const Request& request, ResultSet& result) : request_(request), result_(result) {}
 
-  // Claims messages, leases them and adds them to the result. True: it has found some. `thorough`: mends
+  // Claims messages, leases them and adds them to the result. True: it has found some, or has put some off since
+  // a limit lets none of their channels be handled now, and that is to be committed. `thorough`: mends
   // what it finds wrong, although there is no message behind it. Needs a transaction in which it can write.
   bool run(bool thorough);
   // After a look that has found nothing: when something will be due, as far as is known; kNever: nothing
@@ -215,7 +217,7 @@ bool Look::run(bool thorough) {
   release_slots(claim);
   more_ = claim.more_is_due;
   left_waiting_ = consumer.left_waiting();
-  if (claim.messages.empty()) return false;
+  if (claim.messages.empty()) return claim.put_off > 0;
   deliver(claim.messages);
   return true;
 }
@@ -315,13 +317,15 @@ void receive(const Request& request, ResultSet& result) {
 // What is registered for a message.
 struct Registered {
   std::optional<Handler> handler;  // as far as settling asks for it; none: no handler takes its name
-  bool limited;                    // its channel name has max_workers
+  bool limited;                    // its channel name has max_workers, or max_running
 };
 
 std::vector<Registered> registered_for(const Batch& messages) {
   static Statement select(
       "SELECT h.max_backoff, h.on_dead = 'block', h.keep,"
       "       EXISTS (SELECT 1 FROM $S.mq_handlers l WHERE l.channel_name = m.channel AND l.max_workers IS NOT NULL)"
+      "       OR EXISTS (SELECT 1 FROM $S.mq_channel_limits l"
+      "                   WHERE l.channel_name = m.channel AND l.max_running IS NOT NULL)"
       "  FROM unnest($1, $2) WITH ORDINALITY AS m (channel, name, at)"
       "  LEFT JOIN LATERAL " HANDLER_OF("h.max_backoff, h.on_dead, h.keep", "m.channel", "m.name") " AS h ON true"
       " ORDER BY m.at",

@@ -29,7 +29,7 @@ struct Right {
 constexpr Right kRights[] = {
     {"produce",
      {"USAGE ON TYPE $S.mq_new_t",
-      "EXECUTE ON FUNCTION $S.mq_insert, $S.mq_send, $S.mq_send_many, $S.mq_send_once, $S.mq_commit,"
+      "EXECUTE ON FUNCTION $S.mq_insert, $S.mq_send, $S.mq_send_many, $S.mq_send_once, $S.mq_publish, $S.mq_commit,"
       " $S.mq_status, $S.mq_wait, $S.mq_channel_key, $S.mq_uuid_exists, $S.mq_why",
       "EXECUTE ON PROCEDURE $S.mq_call"}},
     {"consume",
@@ -40,21 +40,25 @@ constexpr Right kRights[] = {
       " $S.mq_ack, $S.mq_nack, $S.mq_extend",
       "EXECUTE ON PROCEDURE $S.mq_run"}},
     {"monitor",
-     {"SELECT ON $S.mq_stats, $S.mq_workers, $S.mq_horizon",
-      "EXECUTE ON FUNCTION $S.mq_health, $S.mq_why, $S.mq_channel_stats, $S.mq_worker_slots, $S.mq_telling_calls,"
-      " $S.mq_horizon_holders"}},
+     {"SELECT ON $S.mq_stats, $S.mq_workers, $S.mq_horizon, $S.mq_limits, $S.mq_subscriptions, $S.mq_schedules",
+      "EXECUTE ON FUNCTION $S.mq_health, $S.mq_why, $S.mq_channel_stats, $S.mq_limit_use, $S.mq_worker_slots,"
+      " $S.mq_telling_calls, $S.mq_horizon_holders, $S.mq_rate_state, $S.mq_last_state"}},
     // Whose handlers it may register, and whose channels pause, is checked there (api/handlers.cpp).
     {"develop",
-     {"SELECT ON $S.mq_handlers, $S.mq_paused", "USAGE ON TYPE $S.mq_message",
-      "EXECUTE ON FUNCTION $S.mq_register_handler, $S.mq_unregister_handler, $S.mq_pause, $S.mq_resume"}},
+     {"SELECT ON $S.mq_handlers, $S.mq_paused, $S.mq_channel_limits, $S.mq_subscriptions",
+      "USAGE ON TYPE $S.mq_message",
+      "EXECUTE ON FUNCTION $S.mq_register_handler, $S.mq_unregister_handler, $S.mq_pause, $S.mq_resume,"
+      " $S.mq_limit, $S.mq_unlimit"}},
     {"admin",
      {"USAGE ON TYPE $S.mq_new_t, $S.mq_message, $S.mq_delivery",
       "SELECT ON $S.mq_msgs, $S.mq_payloads, $S.mq_dead, $S.mq_failures, $S.mq_done, $S.mq_handlers, $S.mq_paused,"
-      " $S.mq_headless, $S.mq_heads, $S.mq_cancelled, $S.mq_prerequisites, $S.mq_rechecks, $S.mq_stats_totals, "
+      " $S.mq_timetable, $S.mq_schedules, $S.mq_channel_limits, $S.mq_limits, $S.mq_headless, $S.mq_heads, "
+      "$S.mq_cancelled, $S.mq_prerequisites, "
+      "$S.mq_rechecks, $S.mq_stats_totals, "
       "$S.mq_stats_deltas, "
       "$S.mq_enabled, "
       "$S.mq_stats, $S.mq_workers, "
-      "$S.mq_horizon",
+      "$S.mq_horizon, $S.mq_subscribers, $S.mq_subscriptions",
       // pg_dump reads the sequences.
       "SELECT ON SEQUENCE $S.mq_msgs_seq, $S.mq_dead_dead_no_seq, $S.mq_failures_failure_no_seq, "
       "$S.mq_done_done_no_seq",
@@ -64,10 +68,12 @@ constexpr Right kRights[] = {
       "$S.mq_keep_alive,"
       " $S.mq_checkpoint, $S.mq_snooze, $S.mq_discard, $S.mq_progress, $S.mq_clear, $S.mq_clear_all, $S.mq_receive,"
       " $S.mq_ack, $S.mq_nack, $S.mq_extend, $S.mq_register_handler,"
-      " $S.mq_unregister_handler, $S.mq_pause, $S.mq_resume, $S.mq_redrive, $S.mq_grant, $S.mq_revoke,"
+      " $S.mq_unregister_handler, $S.mq_pause, $S.mq_resume, $S.mq_limit, $S.mq_unlimit, $S.mq_limit_use, "
+      "$S.mq_redrive, $S.mq_grant, $S.mq_revoke,"
       " $S.mq_health, $S.mq_why, $S.mq_horizon_holders, $S.mq_worker_slots, $S.mq_telling_calls, $S.mq_channel_stats, "
       "$S.mq_reset_stats,"
-      " $S.mq_enable",
+      " $S.mq_enable, $S.mq_subscribe, $S.mq_unsubscribe, $S.mq_publish, $S.mq_rate_state, $S.mq_schedule, "
+      "$S.mq_unschedule, $S.mq_next_times, $S.mq_last_state",
       "EXECUTE ON PROCEDURE $S.mq_run, $S.mq_call"}},
 };
 

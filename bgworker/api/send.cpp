@@ -1,11 +1,9 @@
 // The SQL functions that send: mq_insert, mq_send, mq_send_once, mq_send_many; and mq_channel_key.
 
 #include <algorithm>
-#include <array>
-#include <optional>
 #include <vector>
 
-#include "api/sender.hpp"
+#include "api/send_options.hpp"
 #include "entries.h"
 #include "pg/arguments.hpp"
 #include "pg/extension.hpp"
@@ -13,7 +11,8 @@
 #include "pg/guard.hpp"
 #include "pg/result_set.hpp"
 #include "pg/validate.hpp"
-#include "queue/uuid.hpp"
+#include "queue/new_id.hpp"
+#include "queue/sender.hpp"
 #include "shmem/channel_key.hpp"
 
 extern "C" {
@@ -26,40 +25,6 @@ namespace mq {
 namespace {
 
 constexpr std::size_t kMostPrerequisites = 10'000'000;  // of all messages of a call together
-
-// Random bytes, which are cheaper by the hundred.
-template <std::size_t n>
-std::array<std::uint8_t, n> random_bytes() {
-  static std::array<std::uint8_t, 512> store;
-  static std::size_t left = 0;
-  if (left < n) {
-    if (!pg_strong_random(store.data(), store.size())) throw Error("XX000", "could not generate random values");
-    left = store.size();
-  }
-  std::array<std::uint8_t, n> bytes;
-  left -= n;
-  std::copy_n(store.begin() + static_cast<std::ptrdiff_t>(left), n, bytes.begin());
-  return bytes;
-}
-
-}  // namespace
-
-// Ascends within a millisecond, so that the index of ids grows at its end.
-Uuid new_id() {
-  constexpr std::int64_t kEpoch = (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * std::int64_t{SECS_PER_DAY} * 1000;
-  static std::int64_t last_millisecond = 0;
-  static Uuid last;
-  const std::int64_t now = GetCurrentTimestamp() / 1000 + kEpoch;
-  if (now == last_millisecond) {
-    std::uint32_t step = 0;
-    memcpy(&step, random_bytes<sizeof step>().data(), sizeof step);
-    if (const std::optional<Uuid> id = uuid_behind(last, step)) return last = *id;
-  }
-  last_millisecond = now;
-  return last = uuid_v7(now, random_bytes<10>());
-}
-
-namespace {
 
 // The attributes of mq_new_t, by position. All are NULL if the type has more or fewer than these.
 NewMessage new_message(Datum composite) {
@@ -89,8 +54,9 @@ NewMessage new_message(Datum composite) {
   return {at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), at(9), at(10)};
 }
 
-// The arguments that mq_send, mq_send_many and mq_send_once share: the first, and from `name` on.
-NewMessage common_arguments(FunctionCallInfo fcinfo, int name = 2) {
+}  // namespace
+
+NewMessage common_arguments(FunctionCallInfo fcinfo, int name) {
   NewMessage message;
   message.channel_name = argument(fcinfo, 0);
   message.name = PG_ARGISNULL(name) ? argument(fcinfo, 0) : argument(fcinfo, name);
@@ -103,8 +69,6 @@ NewMessage common_arguments(FunctionCallInfo fcinfo, int name = 2) {
   message.payload_bytes = argument(fcinfo, name + 7);
   return message;
 }
-
-}  // namespace
 
 void set_options(FunctionCallInfo fcinfo, int priority, std::vector<Uuid>& after, NewMessage& message) {
   if (PG_NARGS() < priority + 4) throw Extension::get().needs_update();

@@ -95,10 +95,16 @@ extern "C" bool mq_is_own_statement(void) {
   return mq::Statement::take_start();
 }
 
-extern "C" bool mq_counts_table(const char* name) {
-  return strcmp(name, "mq_msgs") == 0 || strcmp(name, "mq_dead") == 0;
+extern "C" bool mq_watches_table(const char* name) {
+  return strcmp(name, "mq_msgs") == 0 || strcmp(name, "mq_dead") == 0 || strcmp(name, "mq_channel_limits") == 0;
 }
 
 extern "C" void mq_table_changed(Oid relation) {
-  if (OidIsValid(relation)) mq::guard::callback([&] { mq::commit_actions::changed_by_hand(relation); });
+  if (!OidIsValid(relation)) return;
+  mq::guard::callback([&] {
+    if (mq::Extension::installed() && relation == mq::Extension::limits())
+      mq::Extension::limits_changed();
+    else
+      mq::commit_actions::changed_by_hand(relation);
+  });
 }

@@ -110,7 +110,9 @@ FmgrCaller::~FmgrCaller() {
 
 void FmgrCaller::load(Oid role, Registry& registry) {
   static Statement select(
-      "SELECT channel_name, message_name, handler, batch_size, timeout, max_workers, max_backoff, on_dead, mode,"
+      "SELECT channel_name, message_name, handler, batch_size, timeout,"
+      "       LEAST(max_workers, (SELECT l.max_running FROM $S.mq_channel_limits l WHERE l.channel_name = "
+      "h.channel_name)), max_backoff, on_dead, mode,"
       "       priority, keep, EXISTS (SELECT 1 FROM $S.mq_handlers o WHERE o.channel_name = h.channel_name"
       "                    AND (o.mode <> h.mode OR CASE WHEN o.enabled_id = h.enabled_id THEN o.run_as_oid <> "
       "h.run_as_oid"

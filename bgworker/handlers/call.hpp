@@ -15,6 +15,8 @@
 #include "pg/handler_identity.hpp"
 #include "pg/postgres.hpp"
 #include "queue/current_call.hpp"
+#include "queue/rates.hpp"
+#include "queue/running.hpp"
 
 namespace mq {
 
@@ -30,6 +32,9 @@ class FmgrCaller : public HandlerCaller {
   // reason. Needs a transaction and an SPI connection. Throws 42704 if there is no type mq_message.
   void load(Oid role, Registry& registry);
 
+  std::size_t may_begin(std::span<const Claimed* const> messages) override {
+    return rates::take(messages.first(running::take(messages, true)));
+  }
   void call(const Handler& handler, std::span<const Claimed* const> messages, bool yields) override;
   std::vector<Disposition> dispositions() override;
   std::span<const void* const> results() override { return results_; }

@@ -29,6 +29,9 @@ struct Cancelled {
 class HandlerCaller {
  public:
   virtual ~HandlerCaller() = default;
+  // Asked before each call: how many of these messages it may have, from the first on. 0: it may not begin.
+  // Those that may count as begun.
+  virtual std::size_t may_begin(std::span<const Claimed* const> messages) { return messages.size(); }
   // Calls the handler with one message, or a batch handler with several. Throws what the handler
   // raised, Yielded and Cancelled. `yields`: other messages are claimed with these, so a call that lasts may
   // be stopped.

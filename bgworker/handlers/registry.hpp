@@ -24,7 +24,7 @@ struct Handler {
   std::string function;                     // its signature, as mq_handlers has it
   Shape shape = Shape::kJson;
   int batch_size = 0;   // most messages of this handler in a transaction; if leased, in a call
-  int max_workers = 0;  // most workers at once, or leased calls; 0: no limit
+  int max_workers = 0;  // most workers at once, or leased calls; not above max_running of the channel; 0: no limit
   int priority = 0;     // a greater one goes first
   Micros timeout = 0;   // 0: none
   Micros max_backoff = 0;

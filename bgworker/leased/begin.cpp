@@ -58,7 +58,7 @@ std::vector<LeasedHandlers::Call> LeasedHandlers::calls_of(const Registry& regis
   return calls;
 }
 
-// Leases due messages to idle sessions. True: a call began, or messages were settled or put off.
+// Leases due messages to idle sessions. True: a call began, or messages were settled or put off, also by limits.
 bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& turn) {
   std::vector<Run*> idle;
   for (const auto& run : runs_)
@@ -76,7 +76,7 @@ bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& t
   const Claim claim = ports_.store.works() ? ports_.store.claim(from, limit) : Claim();
   if (claim.messages.empty() && claim.undeliverable.empty()) {
     ports_.transaction.commit();
-    return false;
+    return claim.put_off > 0;
   }
   std::vector<std::pair<Run*, Call>> begun;
   std::vector<LeasedCall> statements;
@@ -89,7 +89,7 @@ bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& t
   try {
     Settlement settlement;
     settle_undeliverable(claim.undeliverable, now, settlement);
-    const std::vector<Call> calls = calls_of(registry, claim.messages, settlement);
+    std::vector<Call> calls = calls_of(registry, claim.messages, settlement);
     settled = !claim.undeliverable.empty() || !settlement.unhandled.empty();
     try {
       ports_.store.settle(settlement);
@@ -104,7 +104,7 @@ bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& t
     }
     const std::size_t running = runs_.size() - count(Run::kIdle) - count(Run::kConnecting) - count(Run::kCleaning);
     const auto concurrency = static_cast<int>(running + std::min(idle.size(), calls.size()) - 1);
-    for (const Call& call : calls) {
+    for (Call& call : calls) {
       if (begun.size() == idle.size()) {
         ++left;
         continue;
@@ -114,6 +114,12 @@ bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& t
       run.number =
           ports_.store.enter({run.token, run.session->backend(), *call.handler, *call.messages.front(), concurrency});
       if (run.number < 0) continue;
+      call.messages.resize(ports_.store.may_begin(call.messages));
+      if (call.messages.empty()) {
+        ports_.store.leave(run.number);
+        run.number = -1;
+        continue;
+      }
       begun.emplace_back(&run, call);
       try {
         ports_.store.lease(call.messages, run.token, now + ports_.store.lease_length(*call.handler));
@@ -151,7 +157,7 @@ bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& t
     run->started = now;
     run->result.reset();
     run->handler = *call.handler;
-    run->waited = std::max<Micros>(0, now - call.messages.front()->attempt_at);
+    run->waited = std::max<Micros>(0, now - call.messages.front()->due());
     run->renew_at = started + kLease / 2;
     run->stop = Run::kNot;
     run->stop_at = run->handler.timeout > 0 ? started + run->handler.timeout : 0;

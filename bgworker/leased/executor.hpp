@@ -98,6 +98,9 @@ class LeaseStore {
   // max_workers calls run on its channel name, or calls of the role must run exclusively and one
   // runs, or shared memory has no room.
   virtual int enter(const Entry& entry) = 0;
+  // How many of these messages the call may have, from the first on: the rate of their channel name may let
+  // it have no more now. Those count as begun.
+  virtual std::size_t may_begin(std::span<const Claimed* const> messages) { return messages.size(); }
   // Notes whether this worker's calls must run exclusively. While they must, a leased call of this
   // role begins only if no other runs.
   virtual void note_exclusive(bool /* alone */) {}

@@ -9,6 +9,8 @@
 #include "leased/executor.hpp"
 #include "pg/trouble.hpp"
 #include "queue/claim.hpp"
+#include "queue/rates.hpp"
+#include "queue/running.hpp"
 #include "shmem/leased_calls.hpp"
 
 namespace mq {
@@ -35,6 +37,9 @@ class SqlLeaseStore : public LeaseStore {
   int running_on(std::string_view channel_name) override;
   int due(std::string_view channel_name, Micros now, int limit) override;
   int enter(const Entry& entry) override;
+  std::size_t may_begin(std::span<const Claimed* const> messages) override {
+    return rates::take(messages.first(running::take(messages, false)));
+  }
   void leave(int number) override;
   bool is_cancelled(int number) override;
   bool was_told(int number) override;

@@ -34,18 +34,21 @@ Oid dead_relation = InvalidOid;
 Oid handlers_relation = InvalidOid;
 Oid paused_relation = InvalidOid;
 Oid enabled_relation = InvalidOid;
+Oid limits_relation = InvalidOid;
 std::uint64_t registry_changes = 1;
 std::uint64_t handlers_changes = 1;
 constexpr std::size_t kMostKnown = 100;
 bool relations_stale = false;  // set by relation_changed(), for relation()
+std::uint64_t limits_changes = 1;
 
 void relation_changed(Datum, Oid relation) {
   relations_stale = true;
   if (relation == InvalidOid || relation == msgs_relation) stale = true;
   if (relation == InvalidOid || relation == handlers_relation) ++handlers_changes;
   if (relation == InvalidOid || relation == handlers_relation || relation == paused_relation ||
-      relation == enabled_relation)
+      relation == enabled_relation || relation == limits_relation)
     ++registry_changes;
+  if (relation == InvalidOid || relation == limits_relation) ++limits_changes;
 }
 
 void catalog_changed(Datum, int cache, uint32) {
@@ -112,6 +115,7 @@ bool Extension::look_up() {
   if (oid_ != row.oid || schema_ != row.schema || schema_name_ != name || version_ != row.version) {
     ++generation_;
     ++registry_changes;
+    ++limits_changes;
   }
   oid_ = row.oid;
   schema_ = row.schema;
@@ -125,6 +129,7 @@ bool Extension::look_up() {
   handlers_relation = relation("mq_handlers");
   paused_relation = relation("mq_paused");
   enabled_relation = guard::call([&] { return get_relname_relid("mq_enabled", row.schema); });
+  limits_relation = guard::call([&] { return get_relname_relid("mq_channel_limits", row.schema); });
   return true;
 }
 
@@ -153,6 +158,10 @@ std::uint64_t Extension::handlers_generation() {
   return handlers_changes;
 }
 
+std::uint64_t Extension::limits_generation() {
+  return limits_changes;
+}
+
 void Extension::look_again() {
   stale = true;
   ++registry_changes;
@@ -161,6 +170,12 @@ void Extension::look_again() {
 void Extension::registry_changed() {
   get();
   guard::call([] { CacheInvalidateRelcacheByRelid(handlers_relation); });
+}
+
+void Extension::limits_changed() {
+  if (!OidIsValid(limits())) return;
+  ++limits_changes;
+  guard::call([] { CacheInvalidateRelcacheByRelid(limits_relation); });
 }
 
 void Extension::extension_changed() {
@@ -177,6 +192,11 @@ Error Extension::needs_update() const {
 Oid Extension::enabled() {
   get();
   return enabled_relation;
+}
+
+Oid Extension::limits() {
+  get();
+  return limits_relation;
 }
 
 Oid Extension::msgs() {

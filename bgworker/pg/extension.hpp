@@ -44,11 +44,16 @@ class Extension {
   static std::uint64_t registry_generation();
   // Grows whenever a handler was registered or unregistered. It may grow without that.
   static std::uint64_t handlers_generation();
+  // Grows whenever the limits of channels were changed. It may grow without that.
+  static std::uint64_t limits_generation();
   // Makes the next use look the extension up again. The invalidation callbacks do that, too, but
   // too late after a commit: the server sends invalidations after the commit has woken others.
   static void look_again();
   // Makes every process of the database read the registry again once this transaction commits.
   static void registry_changed();
+  // This transaction changes the limits of channels: makes this process read them again at once, and after a
+  // rollback; every other process of the database once it commits, as with the registry. Call it before the change.
+  static void limits_changed();
   // Makes every process of the database look up the extension again once this transaction commits.
   static void extension_changed();
 
@@ -56,6 +61,7 @@ class Extension {
   static Oid msgs();
   static Oid dead();
   static Oid enabled();                  // InvalidOid if the catalog has no such table
+  static Oid limits();                   // the same
   Oid relation(const char* name) const;  // of the extension's schema; throws 42P01
 
  private:

@@ -23,6 +23,11 @@ LOCKTAG channel_slot_tag(std::int64_t name_key, int number) {
   return tag_of(key, static_cast<std::uint32_t>(number), Space::kSeq);
 }
 
+LOCKTAG name_tag(std::int64_t name_key, Space space) {
+  const auto key = static_cast<std::uint64_t>(name_key);
+  return tag_of(static_cast<std::uint32_t>(key >> 32), static_cast<std::uint32_t>(key), space);
+}
+
 }  // namespace
 
 void release_channel_slot(std::int64_t name_key, int number) {
@@ -57,8 +62,7 @@ int taken_channel_slots(std::int64_t name_key, int slots) {
   });
 }
 
-SlotsLock::SlotsLock(std::int64_t name_key)
-    : tag_(tag_of(static_cast<std::uint32_t>(name_key >> 32), static_cast<std::uint32_t>(name_key), Space::kSlots)) {
+SlotsLock::SlotsLock(std::int64_t name_key) : tag_(name_tag(name_key, Space::kSlots)) {
   guard::call([&] { (void)LockAcquire(&tag_, ExclusiveLock, false, false); });
 }
 
@@ -67,10 +71,34 @@ SlotsLock::~SlotsLock() {
 }
 
 void lock_registration(std::int64_t name_key) {
-  const auto key = static_cast<std::uint64_t>(name_key);
-  const LOCKTAG tag =
-      tag_of(static_cast<std::uint32_t>(key >> 32), static_cast<std::uint32_t>(key), Space::kRegistration);
+  const LOCKTAG tag = name_tag(name_key, Space::kRegistration);
   guard::call([&] { (void)LockAcquire(&tag, ExclusiveLock, false, false); });
+}
+
+CountLock::CountLock(std::int64_t name_key) : tag_(name_tag(name_key, Space::kCount)) {
+  guard::call([&] { (void)LockAcquire(&tag_, ExclusiveLock, false, false); });
+}
+
+CountLock::~CountLock() {
+  (void)LockRelease(&tag_, ExclusiveLock, false);
+}
+
+void lock_pending(std::int64_t name_key) {
+  const LOCKTAG tag = name_tag(name_key, Space::kPending);
+  guard::call([&] { (void)LockAcquire(&tag, ExclusiveLock, false, false); });
+}
+
+void lock_schedule(std::int64_t name_key) {
+  const LOCKTAG tag = name_tag(name_key, Space::kSchedule);
+  guard::call([&] { (void)LockAcquire(&tag, ExclusiveLock, false, false); });
+}
+
+void lock_to_write(Oid table) {
+  guard::call([&] { LockRelationOid(table, RowExclusiveLock); });
+}
+
+void lock_to_read(Oid table) {
+  guard::call([&] { LockRelationOid(table, AccessShareLock); });
 }
 
 SequenceLock::SequenceLock() {

@@ -23,6 +23,9 @@ enum class Space : std::uint16_t {
   kSequence = 0x6d76,
   kSlots = 0x6d77,
   kWaitPaths = 0x6d78,
+  kCount = 0x6d79,
+  kPending = 0x6d7a,
+  kSchedule = 0x6d7b,
 };
 LOCKTAG tag_of(std::uint32_t key1, std::uint32_t key2, Space space);
 
@@ -48,6 +51,9 @@ class SlotsLock {
 // Lets one session at a time register handlers of a channel name. Waits.
 void lock_registration(std::int64_t name_key);
 
+// Lets one session at a time make, replace or remove the schedule of a name. Waits.
+void lock_schedule(std::int64_t name_key);
+
 // Lets one session at a time find out what a sequence has to be set to, and set it. Waits. Released
 // at the end of the scope.
 class SequenceLock {
@@ -57,6 +63,26 @@ class SequenceLock {
   SequenceLock(const SequenceLock&) = delete;
   SequenceLock& operator=(const SequenceLock&) = delete;
 };
+
+// Lets one session at a time count the messages of a channel name with max_pending. Waits. Released at the end
+// of the scope.
+class CountLock {
+ public:
+  explicit CountLock(std::int64_t name_key);
+  ~CountLock();
+  CountLock(const CountLock&) = delete;
+  CountLock& operator=(const CountLock&) = delete;
+
+ private:
+  const LOCKTAG tag_;
+};
+
+// Without shared memory: lets one transaction at a time send to a channel name with max_pending. Waits.
+void lock_pending(std::int64_t name_key);
+
+// Locks a table of mq to write or to read rows. Waits.
+void lock_to_write(Oid table);
+void lock_to_read(Oid table);
 
 // Locks a table of mq, for work that can be done later. False: another session's lock conflicts,
 // and would have to be waited for.

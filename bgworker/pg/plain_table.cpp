@@ -79,10 +79,9 @@ ExprState* prepared(List* predicate) {
   for (int i = 0; i < count; ++i)
     if (equal(known[i].predicate, predicate)) return known[i].state;
   if (count == kMost || calls_others(reinterpret_cast<Node*>(predicate), nullptr)) return nullptr;
-  if (memory == nullptr)
-    memory = AllocSetContextCreate(TopMemoryContext, "mq index predicates", ALLOCSET_SMALL_SIZES);
+  if (memory == nullptr) memory = AllocSetContextCreate(TopMemoryContext, "mq index predicates", ALLOCSET_SMALL_SIZES);
   const MemoryContext before = MemoryContextSwitchTo(memory);
-  known[count].predicate = copyObject(predicate);
+  known[count].predicate = static_cast<List*>(copyObjectImpl(predicate));
   known[count].state = ExecInitQual(
       reinterpret_cast<List*>(expression_planner(reinterpret_cast<Expr*>(known[count].predicate))), nullptr);
   MemoryContextSwitchTo(before);

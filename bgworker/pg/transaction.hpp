@@ -18,4 +18,18 @@ class Transaction {
   virtual void check_deferred() {}
 };
 
+// Runs the body and the deferred constraints and triggers in a savepoint.
+template <class Body>
+void under_savepoint(Transaction& transaction, Body&& body) {
+  transaction.set_savepoint();
+  try {
+    body();
+    transaction.check_deferred();
+  } catch (...) {
+    transaction.rollback_to_savepoint();
+    throw;
+  }
+  (void)transaction.release_savepoint();
+}
+
 }  // namespace mq

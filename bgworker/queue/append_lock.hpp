@@ -1,6 +1,6 @@
 // The append lock: transactions append to an ordered channel one at a time.
 //
-// api/sender.cpp takes it before it finds the tails. The locks are advisory locks (pg/locks.hpp),
+// queue/sender.cpp takes it before it finds the tails. The locks are advisory locks (pg/locks.hpp),
 // held to the end of the transaction. The commit actions of this process note which are held.
 //
 // 1. An append waits for the end of a transaction that has appended to the same channel, and for no

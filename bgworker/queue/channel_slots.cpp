@@ -70,4 +70,9 @@ int left_for_leased_calls(std::string_view channel_name, int of_all) {
   return of_all - slots - receipts_on(channel_name);
 }
 
+int calls_on(std::string_view channel_name, int of_all) {
+  const std::int64_t key = channel_key(channel_name, {});
+  return locks::taken_channel_slots(key, of_all) + shared::leases_on(key) + receipts_on(channel_name);
+}
+
 }  // namespace mq

@@ -40,5 +40,7 @@ class ChannelSlots {
 // How many leased calls may run on the channel name, of `of_all`, beside those that have slots and the
 // consumers outside. Hold the name's SlotsLock meanwhile, and until the call is entered.
 int left_for_leased_calls(std::string_view channel_name, int of_all);
+// How many have messages of the channel name, beside this session; `of_all`: how many may. For mq_limits.
+int calls_on(std::string_view channel_name, int of_all);
 
 }  // namespace mq

@@ -9,12 +9,15 @@
 #include "queue/cancel_notes.hpp"
 #include "queue/cancel_watch.hpp"
 #include "queue/claimed_rows.hpp"
+#include "queue/due.hpp"
 #include "queue/due_scan.hpp"
 #include "queue/enabled.hpp"
 #include "queue/fairness.hpp"
 #include "queue/head_links.hpp"
 #include "queue/low_water.hpp"
 #include "queue/prerequisites.hpp"
+#include "queue/rates.hpp"
+#include "queue/running.hpp"
 #include "queue/skip_scan.hpp"
 #include "queue/undeliverable.hpp"
 
@@ -64,7 +67,14 @@ Claim Claimer::claim(const std::vector<Source>& sources, int limit, bool with_ru
   scans.reserve(sources.size());
   for (std::size_t i = 0; i < sources.size(); ++i) {
     const Source& source = sources[(start + i) % sources.size()];
-    Scan& scan = scans.emplace_back(source.channel_name, source.priority, source.most);
+    const int most = rates::room(source.channel_name, source.most, now);
+    if (most <= 0) {
+      if (rates::is_without_memory(source.channel_name) && any_due(source.channel_name, now))
+        rates::warn_without_memory(source.channel_name);
+      continue;
+    }
+    Scan& scan = scans.emplace_back(source.channel_name, source.priority, most);
+    scan.limited = most < source.most;
     if (prioritized_) scan.level = kAbovePriorities;
   }
   std::stable_sort(scans.begin(), scans.end(), [](const Scan& a, const Scan& b) { return a.priority > b.priority; });
@@ -76,8 +86,10 @@ Claim Claimer::claim(const std::vector<Source>& sources, int limit, bool with_ru
     room -= claim_equals({first, last}, room, with_runs, now, claim);
     first = last;
   }
-  claim.more_is_due =
-      claim.more_is_due || std::any_of(scans.begin(), scans.end(), [](const Scan& scan) { return scan.more; });
+  claim.more_is_due = claim.more_is_due || std::any_of(scans.begin(), scans.end(), [](const Scan& scan) {
+                        return scan.more && !(scan.limited && scan.most <= 0);
+                      });
+  claim.put_off = running::put_off(claim.messages, now, one_by_one_) + rates::put_off(claim.messages, now);
   return claim;
 }
 
@@ -233,7 +245,10 @@ int Claimer::add_with_runs(const Batch& heads, int room, Micros now, Scan& scan,
       ++of_head;
     }
     scan.longest = std::max(scan.longest, 1 + of_head);
-    if (length > 0 && of_head == length) claim.more_is_due = long_runs = true;
+    if (length > 0 && of_head == length) {
+      long_runs = true;
+      claim.more_is_due = claim.more_is_due || !scan.limited;
+    }
     added += of_head;
   }
   return added;
@@ -259,6 +274,7 @@ void Claimer::begin(std::span<const std::string_view> channel_names) {
   cancel_notes::begin_claim();
   if (!enabled::here()) return;
   link_headless();
+  running::serve(channel_names, one_by_one_);
   left_waiting_ = prerequisites::recheck();
 }
 

@@ -10,7 +10,8 @@
 //    of that room is a fair sample: one message a channel, from a random channel on. So a channel with
 //    a million messages cannot shut out a channel with one. A sample that is slow, as its rows are not
 //    in memory, ends sooner. The next few claims go without a sample after a fruitless one.
-// 4. Where ordered channels have long runs, one head in sixteen of a share brings its followers along:
+// 4. Of a channel name with a rate no more messages are claimed than calls may begin now (rates.hpp).
+// 5. Where ordered channels have long runs, one head in sixteen of a share brings its followers along:
 //    for each run one row becomes the next head, and not for each message.
 #pragma once
 
@@ -43,6 +44,9 @@ struct Claim {
   // gone, or no attempt left. The caller gives them to settle_undeliverable().
   Batch undeliverable;
   bool more_is_due = false;  // the limit ended the claim: more messages may be due
+  // So many were put off, as limits let no call of their channels begin now (rates.hpp, running.hpp). The transaction
+  // is to be committed even if the claim has found nothing else.
+  std::size_t put_off = 0;
 };
 
 class Claimer {
@@ -65,6 +69,8 @@ class Claimer {
   // From here on messages that only wait for their removal may be claimed without a row lock. For a
   // worker that ends each transaction soon.
   void claim_unlocked() { unlocked_ = true; }
+  // From here on the messages of a claim are handled one after another, in the claim's transaction: see running.hpp.
+  void handle_one_by_one() { one_by_one_ = true; }
   // Whether the last claim left messages that may wait for nothing any more: transactions in progress
   // are at what they wait for.
   bool left_waiting() const { return left_waiting_; }
@@ -80,6 +86,7 @@ class Claimer {
     int level = 0;                        // the priority of messages that the scan has come to
     std::optional<Position> behind = {};  // where the scan of the oldest of those has come to
     bool more = true;                     // more may be due behind that, or with less priority
+    bool limited = false;                 // no more calls of the name than `most` may begin now
     bool runs = false;                    // its share has few heads, and their followers
     int longest = 1;                      // messages of the longest run so far
     Batch found = {};                     // holds no message twice
@@ -118,6 +125,7 @@ class Claimer {
   std::vector<std::string> names_;  // channel names of the current claim
   bool undeliverable_left_ = false;
   bool unlocked_ = false;
+  bool one_by_one_ = false;
   bool left_waiting_ = false;
   bool prioritized_ = false;  // during a claim: there are messages of other priorities than 0
   // Channel names whose last sample found nothing new.

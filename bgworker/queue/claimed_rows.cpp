@@ -41,6 +41,7 @@ const TableColumn kMsgsColumns[kAllColumns] = {{"id", UUIDOID},
                                                {"headers", JSONBOID, true},
                                                {"priority", INT2OID},
                                                {"keep", INTERVALOID, true},
+                                               {"throttled_at", TIMESTAMPTZOID, true},
                                                {"dedup_key", TEXTOID, true},
                                                {"fair", BOOLOID},
                                                {"due_at", TIMESTAMPTZOID, true}};
@@ -120,6 +121,7 @@ Claimed claimed(const LockedRow& row) {
   if (!row.nulls[kKeep]) message.keep = micros_of_interval(row.values[kKeep]);
   message.expires_at = time(kExpiresAt).value_or(kNever);
   message.created_at = time(kCreatedAt);
+  message.throttled_at = time(kThrottledAt);
   message.location = location_of(row.location);
   message.locked = row.locked;
   const std::int64_t token = row.nulls[kLeaseToken] ? 0 : DatumGetInt64(row.values[kLeaseToken]);

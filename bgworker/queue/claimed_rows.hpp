@@ -40,6 +40,7 @@ enum ClaimColumn {
   kHeaders,
   kPriority,
   kKeep,
+  kThrottledAt,
   kColumns,  // the number of those above
   // The others of the table.
   kDedupKey = kColumns,
@@ -113,7 +114,7 @@ std::vector<char> update_claimed(const std::vector<const Claimed*>& messages,
   "m.id, m.channel_key, m.seq, m.attempt_at, m.retry_backoff, m.channel_name, m.channel_args," \
   " m.message_name, m.attempt, m.attempts, m.after_message_id, m.commit_interval,"             \
   " m.message_json, m.message_bytes, m.expires_at, m.created_at, m.lease,"                     \
-  " m.headers, m.priority, m.keep, m.ctid"
+  " m.headers, m.priority, m.keep, m.throttled_at, m.ctid"
 
 inline constexpr int kFurther = kColumns + 2;  // the first column of Rows behind CLAIMED_COLUMNS
 

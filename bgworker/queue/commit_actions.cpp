@@ -17,6 +17,7 @@
 #include "shmem/consumers.hpp"
 #include "shmem/receivers.hpp"
 #include "shmem/requests.hpp"
+#include "shmem/schedule_times.hpp"
 #include "shmem/shared.hpp"
 #include "shmem/waiters.hpp"
 #include "stats/row_counts.hpp"
@@ -83,6 +84,7 @@ struct CommitActions {
   std::vector<Uuid> ended;
   bool some_ended = false;
   bool announced = false;
+  bool schedules_changed = false;
   bool databases_changed = false;
   std::set<std::pair<Oid, Oid>> settings;  // (database, role) of ALTER ... SET
   bool unnotified = false;                 // see shared::begin_unnotified_commit
@@ -189,7 +191,17 @@ void before_commit(CommitActions& actions) {
   notify_consumers(actions);
 }
 
+// Nobody would know of the messages any more until COMMIT PREPARED, and then they could be too many.
+void refuse_prepare_with_reservations(const CommitActions& actions) {
+  for (const Frame& frame : actions.frames)
+    for (const auto& [key, changed] : frame.changes)
+      if (changed.reserved > 0)
+        throw Error("0A000", "cannot PREPARE a transaction that has sent messages to a channel with max_pending", "",
+                    "COMMIT it, or take the limit of the channel away before it sends.");
+}
+
 void before_prepare(const CommitActions& actions) {
+  refuse_prepare_with_reservations(actions);
   if (actions.appends.empty() || !Extension::installed()) return;
   std::vector<HeadlessChannel> channels;
   for (const Append& append : actions.appends) channels.push_back(append.channel);
@@ -203,7 +215,16 @@ void before_prepare(const CommitActions& actions) {
   PopActiveSnapshot();
 }
 
+// Without an allocation, as no pg guard may be there to catch an exception.
+void release_reservations(Frame& frame) {
+  for (auto& [key, changed] : frame.changes) {
+    if (changed.reserved != 0) row_counts::release(key.name_key, changed.reserved);
+    changed.reserved = 0;
+  }
+}
+
 void forget() {
+  for (Frame& frame : open_actions->frames) release_reservations(frame);
   if (open_actions->unnotified) shared::end_unnotified_commit();
   delete open_actions;
   open_actions = nullptr;
@@ -213,8 +234,10 @@ void forget() {
 void pay_counts() {
   for (const Oid relation : open_actions->uncounted) row_counts::forget(relation);
   if (open_actions->frames.empty()) return;
-  for (const auto& [key, changed] : open_actions->frames.front().changes)
-    row_counts::apply({key.relation, key.name_key, changed.rows, changed.ordered, changed.delayed});
+  for (auto& [key, changed] : open_actions->frames.front().changes) {
+    row_counts::apply({key.relation, key.name_key, changed.rows, changed.ordered, changed.delayed, changed.reserved});
+    changed.reserved = 0;
+  }
 }
 
 void wake_receivers() {
@@ -248,6 +271,7 @@ void transaction_event(XactEvent event, void*) {
       for (const auto& [key, due] : open_actions->due) low_water::lower(key, due.lowest);
       for (const auto& [subtransaction, channel] : open_actions->empty_channels.entries())
         low_water::channel_was_empty(channel.mark_key, channel.seq);
+      if (open_actions->schedules_changed) shared::schedules_changed(MyDatabaseId);
       if (open_actions->wakes_all || open_actions->announced)
         shared::wake_workers(MyDatabaseId);
       else if (!open_actions->handled.empty())
@@ -281,6 +305,7 @@ void merge_frame(SubTransactionId parent) {
     sum.rows += changed.rows;
     sum.ordered = sum.ordered || changed.ordered;
     sum.delayed = sum.delayed || changed.delayed;
+    sum.reserved += changed.reserved;
   }
 }
 
@@ -292,10 +317,12 @@ void subtransaction_ends(const SubtransactionEnd& end) {
   open_actions->empty_channels.ends(end);
   std::vector<Frame>& frames = open_actions->frames;
   if (frames.empty() || frames.back().subtransaction != end.mine) return;
-  if (end.committed)
+  if (end.committed) {
     merge_frame(end.parent);
-  else
+  } else {
+    release_reservations(frames.back());
     frames.pop_back();
+  }
 }
 
 CommitActions& actions() {
@@ -395,13 +422,28 @@ void leased(const Uuid& message, Micros leased_at, Micros lease, std::int64_t to
   actions().leases.add({message, leased_at, lease, token});
 }
 
+Changed& changes_of(Oid relation, std::int64_t name_key) {
+  std::vector<Frame>& frames = actions().frames;
+  const SubTransactionId current = GetCurrentSubTransactionId();
+  if (frames.empty() || frames.back().subtransaction != current) frames.push_back({current, {}});
+  return frames.back().changes[{relation, name_key}];
+}
+
+row_counts::Own own_changes(Oid relation, std::int64_t name_key) {
+  row_counts::Own own;
+  if (open_actions == nullptr) return own;
+  for (const Frame& frame : open_actions->frames)
+    if (const auto found = frame.changes.find({relation, name_key}); found != frame.changes.end()) {
+      own.rows += found->second.rows;
+      own.reserved += found->second.reserved;
+    }
+  return own;
+}
+
 void RowChanges::add(std::string_view channel_name, std::int64_t rows, bool ordered, bool delayed) {
   if (sum_ == nullptr || channel_name != name_) {
-    std::vector<Frame>& frames = actions().frames;
-    const SubTransactionId current = GetCurrentSubTransactionId();
-    if (frames.empty() || frames.back().subtransaction != current) frames.push_back({current, {}});
     name_ = channel_name;
-    sum_ = &frames.back().changes[{relation_, channel_key(channel_name, {})}];
+    sum_ = &changes_of(relation_, channel_key(channel_name, {}));
   }
   sum_->rows += rows;
   sum_->ordered = sum_->ordered || ordered;
@@ -412,12 +454,21 @@ void changed_by_hand(Oid relation) {
   actions().uncounted.insert(relation);
 }
 
+bool was_changed_by_hand(Oid relation) {
+  return open_actions != nullptr && open_actions->uncounted.contains(relation);
+}
+
 bool has_changed() {
   return open_actions != nullptr && (!open_actions->frames.empty() || !open_actions->uncounted.empty());
 }
 
 void announce() {
   actions().announced = true;
+}
+
+void schedules_changed() {
+  CommitActions& l = actions();
+  l.schedules_changed = l.wakes_all = true;
 }
 
 void databases_changed() {

@@ -7,7 +7,7 @@
 //                    another transaction removes that message; starts leases again of which the
 //                    transaction took a good part; tells outside consumers by NOTIFY
 //   before PREPARE   notes the channels of ordered appends as headless: a row lock would last until
-//                    COMMIT PREPARED
+//                    COMMIT PREPARED. Refuses with 0A000 if room is reserved for sent messages
 //   after COMMIT     adds to the row counts; tells the launcher what changed; lowers the low-water
 //                    marks of channel names whose messages became due; then wakes workers and
 //                    sessions that wait in mq_receive, mq_wait or mq_call
@@ -26,6 +26,7 @@
 #include "pg/postgres.hpp"
 #include "pg/types.hpp"
 #include "shmem/low_water_marks.hpp"
+#include "stats/row_counts.hpp"
 
 namespace mq::commit_actions {
 
@@ -67,9 +68,11 @@ void was_empty(std::uint64_t mark_key, std::int64_t seq);
 void leased(const Uuid& message, Micros leased_at, Micros lease, std::int64_t token);
 // The changes of one channel name in one table.
 struct Changed {
-  std::int64_t rows = 0;  // inserted minus deleted
-  bool ordered = false;   // ordered messages were inserted
-  bool delayed = false;   // ordered messages with delays of their own were inserted
+  std::int64_t rows = 0;      // inserted minus deleted
+  bool ordered = false;       // ordered messages were inserted
+  bool delayed = false;       // ordered messages with delays of their own were inserted
+  std::int64_t reserved = 0;  // rows for which room is reserved in the row counts; the end of their
+                              // subtransaction or transaction releases it
 };
 // Notes rows that were inserted into a table, or deleted (`rows` below 0). Make one for each
 // statement: it points into the notes of the current subtransaction and must not outlive that.
@@ -83,12 +86,20 @@ class RowChanges {
   std::string name_;
   Changed* sum_ = nullptr;  // the note for name_
 };
+// The note of the current subtransaction about one channel name in one table, by its key. Valid until the
+// next note, or the end of the subtransaction.
+Changed& changes_of(Oid relation, std::int64_t name_key);
+// What this transaction has noted of it in all subtransactions.
+row_counts::Own own_changes(Oid relation, std::int64_t name_key);
 // The table was changed in a way that is not counted: COMMIT drops its row counts.
 void changed_by_hand(Oid relation);
+bool was_changed_by_hand(Oid relation);
 // Whether this transaction has noted row changes, or changes by hand.
 bool has_changed();
 // The extension or its handlers were changed: the launcher should look at this database.
 void announce();
+// A schedule was made, replaced, removed or changed by hand: a worker should read the timetable again.
+void schedules_changed();
 // A database was made, renamed or dropped: the launcher should look for databases.
 void databases_changed();
 // ALTER ROLE or ALTER DATABASE ... SET: the workers of that database and role (InvalidOid: of all)

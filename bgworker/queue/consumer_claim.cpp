@@ -9,6 +9,8 @@
 #include "queue/find.hpp"
 #include "queue/maintenance.hpp"
 #include "queue/prerequisites.hpp"
+#include "queue/rates.hpp"
+#include "queue/running.hpp"
 #include "queue/settle.hpp"
 #include "queue/undeliverable.hpp"
 
@@ -16,7 +18,8 @@ namespace mq {
 
 namespace {
 
-constexpr std::size_t kSwept = 50;  // rows of mq_prerequisites that a claim that finds nothing looks at
+constexpr std::size_t kMostPutOff = 1000;  // messages that a claim puts off, before it lets the caller commit
+constexpr std::size_t kSwept = 50;         // rows of mq_prerequisites that a claim that finds nothing looks at
 // Ordered channels whose heads it looks at: the least, the most, and for how long.
 constexpr int kLeastRepaired = 4;
 constexpr int kMostRepaired = 50;
@@ -32,6 +35,7 @@ Claim ConsumerClaim::run(const std::function<std::vector<Source>()>& sources, in
   bool left_alone = !enabled::here();
   // Set when a claim found only rows that other sessions hold: the next claim passes over those.
   std::optional<row_locks::Removal> avoiding;
+  std::size_t put_off = 0;
   for (bool repaired = left_alone;;) {
     if (left_alone) claimer_.leave_undeliverable();
     const std::vector<Source> from = sources();
@@ -53,17 +57,24 @@ Claim ConsumerClaim::run(const std::function<std::vector<Source>()>& sources, in
       settle_undeliverable(claim.undeliverable, clock_.now(), settlement);
       settle(settlement);
     }
-    if (!claim.messages.empty()) return claim;
+    const bool more_may_be_behind = claim.put_off > 0;
+    claim.put_off = put_off += claim.put_off;
+    running::take(claim.messages);
+    rates::take(claim.messages);
+    if (!claim.messages.empty() || put_off >= kMostPutOff) return claim;
+    if (more_may_be_behind) continue;
     // The undeliverable messages are settled: claim again, as others may be behind them.
     if (settles) continue;
-    if (repaired) return {};
+    claim = Claim();
+    claim.put_off = put_off;
+    if (repaired) return claim;
     std::vector<std::string> names;
     for (const Source& source : from) names.emplace_back(source.channel_name);
     const bool overlooked = claimer_.overlooked();
     const bool followed = follow_clock(names, clock_.now());
     const bool swept = prerequisites::sweep(kSwept);
     if (!repair_heads(Effort(clock_, kRepairTime, kLeastRepaired, kMostRepaired)) && !overlooked && !followed && !swept)
-      return {};
+      return claim;
     repaired = true;
   }
 }

@@ -7,6 +7,7 @@
 #include "pg/statement.hpp"
 #include "queue/due_scan.hpp"
 #include "queue/low_water.hpp"
+#include "queue/rates.hpp"
 #include "queue/skip_scan.hpp"
 
 namespace mq {
@@ -43,6 +44,10 @@ std::vector<Level> others(std::string_view channel_name) {
 }  // namespace
 
 bool is_due(std::string_view channel_name, Micros now) {
+  return rates::room(channel_name, 1, now) > 0 && any_due(channel_name, now);
+}
+
+bool any_due(std::string_view channel_name, Micros now) {
   const OwnerScope scope;
   const auto has_due = [&](int priority) {
     const std::optional<Position> head = first_head(channel_name, priority, low_water::start(channel_name, priority));
@@ -55,6 +60,8 @@ bool is_due(std::string_view channel_name, Micros now) {
 }
 
 int count_due(std::string_view channel_name, Micros now, int limit) {
+  limit = rates::room(channel_name, limit, now);
+  if (limit <= 0) return 0;
   const OwnerScope scope;
   int count = count_due(channel_name, 0, now, limit);
   if (count >= limit) return count;
@@ -95,7 +102,8 @@ std::optional<Micros> next_due(std::string_view channel_name) {
   const auto due_of_level = [&](int priority) {
     return due_of(first_head(channel_name, priority, low_water::start(channel_name, priority)));
   };
-  return earliest(channel_name, due_of_level(0), due_of_level);
+  const std::optional<Micros> due = earliest(channel_name, due_of_level(0), due_of_level);
+  return due ? rates::not_before(channel_name, *due) : std::nullopt;
 }
 
 std::optional<Micros> next_due(std::string_view channel_name, Micros after) {

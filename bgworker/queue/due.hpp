@@ -1,5 +1,6 @@
 // Due: asks which messages are due, and when the next ones are. Locks nothing. Workers, mq_run,
-// mq_poll and leased handlers ask. No state. Needs a transaction and an SPI connection.
+// mq_poll and leased handlers ask. No state. Needs a transaction and an SPI connection. While the rate of
+// a channel name lets no call begin (rates.hpp), none of its messages counts as due.
 #pragma once
 
 #include <optional>
@@ -13,6 +14,8 @@ namespace mq {
 
 // Whether any head of the channel name is due, locked or not.
 bool is_due(std::string_view channel_name, Micros now);
+// The same, whatever its rate says.
+bool any_due(std::string_view channel_name, Micros now);
 // How many heads of the channel name are due, locked or not; `limit` at most.
 int count_due(std::string_view channel_name, Micros now, int limit);
 // When the channel name's first head is due; none if no head will ever be due.

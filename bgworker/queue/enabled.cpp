@@ -118,18 +118,25 @@ void mark() {
       "UPDATE $S.mq_handlers h SET enabled_id = m.id, run_as_oid = r.oid FROM $S.mq_enabled m, pg_catalog.pg_roles r"
       " WHERE h.enabled_id IS DISTINCT FROM m.id AND r.rolname = h.run_as AND h.run_as_oid IS DISTINCT FROM 0",
       {});
+  static Statement adopt_schedules(
+      "UPDATE $S.mq_timetable t SET enabled_id = m.id, run_as_oid = r.oid FROM $S.mq_enabled m, pg_catalog.pg_roles r"
+      " WHERE t.enabled_id IS DISTINCT FROM m.id AND r.rolname = t.run_as AND t.run_as_oid IS DISTINCT FROM 0",
+      {});
   insert.run({ObjectIdGetDatum(MyDatabaseId), system_identifier()});
   adopt.run({});
+  if (Extension::get().is_updated()) adopt_schedules.run({});  // CREATE EXTENSION may be of an older version
   changed();
   Extension::registry_changed();
   commit_actions::announce();
 }
 
-// Warns of the roles of handlers that mark() did not adopt, since the roles do not exist here.
+// Warns of the roles of handlers and schedules that mark() did not adopt, since the roles do not exist here.
 void warn_of_missing_roles() {
   static Statement select(
       "SELECT pg_catalog.string_agg(DISTINCT pg_catalog.format('%I', h.run_as), ', ')"
-      "  FROM $S.mq_handlers h JOIN $S.mq_enabled m ON m.id IS DISTINCT FROM h.enabled_id"
+      "  FROM (SELECT a.run_as, a.run_as_oid, a.enabled_id FROM $S.mq_handlers a"
+      "        UNION ALL SELECT b.run_as, b.run_as_oid, b.enabled_id FROM $S.mq_timetable b) h"
+      "  JOIN $S.mq_enabled m ON m.id IS DISTINCT FROM h.enabled_id"
       " WHERE h.run_as_oid IS DISTINCT FROM 0",
       {});
   const Rows rows = select.run({});
@@ -137,9 +144,10 @@ void warn_of_missing_roles() {
   const std::string roles(text_view(rows.get(0, 1)));
   const char* names = roles.c_str();
   guard::call([&] {
-    ereport(WARNING, (errmsg("handlers are left alone, since the roles that they run as do not exist: %s", names),
-                      errhint("Create the roles and call mq_enable() again, or register the handlers with another "
-                              "run_as.")));
+    ereport(WARNING,
+            (errmsg("handlers and schedules are left alone, since the roles that they run as do not exist: %s", names),
+             errhint("Create the roles and call mq_enable() again, or register the handlers with another run_as and "
+                     "make the schedules as another role.")));
   });
 }
 
@@ -300,6 +308,14 @@ Error refusal() {
                      extension.quoted_schema())};
 }
 
+void say_waits() {
+  const Error error = refusal();
+  guard::call([&] {
+    ereport(NOTICE, (errmsg("%s", error.message.c_str()), errdetail("%s", error.detail.c_str()),
+                     errhint("%s", error.hint.c_str())));
+  });
+}
+
 std::optional<Uuid> lock_id() {
   static Statement select("SELECT m.id FROM $S.mq_enabled m FOR SHARE", {});
   const Rows rows = select.run({});
@@ -327,7 +343,7 @@ void enable() {
 void enable_if_empty() {
   static Statement any(
       "SELECT EXISTS (SELECT FROM $S.mq_msgs) OR EXISTS (SELECT FROM $S.mq_dead)"
-      "    OR EXISTS (SELECT FROM $S.mq_handlers)",
+      "    OR EXISTS (SELECT FROM $S.mq_handlers) OR EXISTS (SELECT FROM $S.mq_timetable)",
       {});
   const auto is_enabled_or_filled = [] { return here() || standing.subscribed || DatumGetBool(any.run({}).get(0, 1)); };
   if (is_enabled_or_filled()) return;

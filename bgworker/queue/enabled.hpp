@@ -55,6 +55,8 @@ void follow_roles();
 std::string why_not();
 // An error 55000 with that reason.
 Error refusal();
+// A NOTICE with that reason: what has been registered waits.
+void say_waits();
 
 // The id of the mark, if any; locks it, so that it cannot change before the transaction ends. Needs
 // an OwnerScope and an SPI connection, as does enable_if_empty().

@@ -1,5 +1,5 @@
 // Insert: writes messages straight into the table and its indexes, many at a time, as COPY does: for
-// a batch the executor costs more than the rows. Sender (api/sender.cpp) uses it. No state.
+// a batch the executor costs more than the rows. Sender (sender.cpp) uses it. No state.
 //
 // Triggers, rules, policies and checks would not be asked, and columns that somebody has added to
 // the table not be filled: where there is any of that the caller runs an INSERT.

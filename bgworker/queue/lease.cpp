@@ -27,6 +27,7 @@ std::vector<char> write_leases(const std::vector<NewLease>& leases, std::int64_t
     version.add(kAttemptsLeft, -1);
     version.add(kAttempts, 1);
     version.set(kLeaseToken, Int64GetDatum(token));
+    version.set_null(kThrottledAt);
   });
 }
 
@@ -35,7 +36,8 @@ std::vector<char> write_leases(const std::vector<NewLease>& leases, std::int64_t
 void lease(const std::vector<NewLease>& leases, std::int64_t token) {
   static Statement update(
       "UPDATE $S.mq_msgs m SET attempt_at = l.lease_end, retry_backoff = COALESCE(l.backoff, m.retry_backoff),"
-      "       attempts = m.attempts - 1, attempt = m.attempt + 1, lease = $4"
+      "       attempts = m.attempts - 1, attempt = m.attempt + 1, lease = $4,"
+      "       throttled_at = NULL"
       "  FROM unnest($1, $2, $3) AS l (id, lease_end, backoff) WHERE m.id = l.id",
       {UUIDARRAYOID, TIMESTAMPTZARRAYOID, INTERVALARRAYOID, INT8OID});
   if (leases.empty()) return;

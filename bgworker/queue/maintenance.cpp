@@ -16,6 +16,7 @@
 #include "queue/head_links.hpp"
 #include "queue/prerequisites.hpp"
 #include "queue/removal.hpp"
+#include "queue/running.hpp"
 #include "queue/settle.hpp"
 #include "queue/skip_scan.hpp"
 #include "queue/undeliverable.hpp"
@@ -35,20 +36,6 @@ constexpr Micros kPutOffFor = 60 * kSecond;  // delay of a message that cannot b
 // Throws an error of class 57 on: the user or the server ends the sweep, so no step has failed.
 void pass_on_cancel(const Error& error) {
   if (error.sqlstate.starts_with("57")) throw error;
-}
-
-// Runs the body and the deferred constraints and triggers in a savepoint.
-template <class Body>
-void under_savepoint(Transaction& transaction, Body&& body) {
-  transaction.set_savepoint();
-  try {
-    body();
-    transaction.check_deferred();
-  } catch (...) {
-    transaction.rollback_to_savepoint();
-    throw;
-  }
-  (void)transaction.release_savepoint();
 }
 
 void settle_under_savepoint(Transaction& transaction, const Settlement& settlement) {
@@ -343,6 +330,10 @@ Swept sweep(Transaction& transaction, Micros now) {
   step([&] {
     const OwnerScope scope;
     return more(prerequisites::sweep(kStep));
+  });
+  step([&] {
+    const OwnerScope scope;
+    return more(running::sweep());
   });
   step([&] {
     const OwnerScope scope;

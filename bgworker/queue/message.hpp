@@ -48,8 +48,12 @@ struct Claimed {
   const void* headers = nullptr;
   std::optional<Micros> keep;  // how long it is kept once it is handled; none: as its handler's registration says
   std::int16_t priority = 0;
-  std::uint64_t location = 0;  // ctid in mq_msgs: block << 16 | offset
-  bool locked = true;          // the row is; false: only claimed among workers (shmem/row_claims.hpp)
+  std::optional<Micros> throttled_at;  // when it was due, before a limit put it off (rates.hpp)
+  std::uint64_t location = 0;          // ctid in mq_msgs: block << 16 | offset
+  bool locked = true;                  // the row is; false: only claimed among workers (shmem/row_claims.hpp)
+
+  // Since when it waits to be handled.
+  Micros due() const { return throttled_at.value_or(attempt_at); }
 };
 
 using Batch = std::vector<Claimed>;

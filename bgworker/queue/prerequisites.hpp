@@ -3,7 +3,7 @@
 // The row of a message that waits is due at infinity, and due_at says when it will be due. It has a row
 // in mq_prerequisites for each message that it waits for.
 //
-//   sent      Sender (api/sender.cpp) writes the message, then calls wait_for()
+//   sent      Sender (queue/sender.cpp) writes the message, then calls wait_for()
 //   ends      Removal and settle call ended(). If the message was handled, deleted or cleared, its rows
 //             are removed, and dependents without a further row become due. If it is dead, so are they
 //   races     Nobody waits for anybody, and no row is everybody's. A transaction does its part, then

@@ -13,6 +13,7 @@
 #include "queue/done.hpp"
 #include "queue/head_links.hpp"
 #include "queue/prerequisites.hpp"
+#include "queue/running.hpp"
 #include "queue/undeliverable.hpp"
 #include "stats/totals.hpp"
 
@@ -49,7 +50,11 @@ void link_behind(const Rows& removed) {
 
 void count_removed(const Rows& removed) {
   commit_actions::RowChanges changes(Extension::msgs());
-  for (std::size_t i = 0; i < removed.size(); ++i) changes.add(text_view(removed.get(i, 2)), -1);
+  for (std::size_t i = 0; i < removed.size(); ++i) {
+    changes.add(text_view(removed.get(i, 2)), -1);
+    if (DatumGetBool(removed.get(i, 6)))
+      running::ended(text_view(removed.get(i, 2)), text_view(removed.get(i, 3)), DatumGetInt64(removed.get(i, 1)));
+  }
 }
 
 // Counts the leased ones of the removed messages as handled, by the consumer that deleted them.

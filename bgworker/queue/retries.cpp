@@ -24,6 +24,7 @@ std::vector<char> write_retries(const std::vector<Retry>& retries) {
     version.add(kAttempts, charge);
     version.set(kFair, BoolGetDatum(true));
     version.set_null(kLeaseToken);
+    version.set_null(kThrottledAt);
   });
 }
 

@@ -16,9 +16,11 @@
 #include "queue/commit_actions.hpp"
 #include "queue/done.hpp"
 #include "queue/handler_of.hpp"
+#include "queue/limits.hpp"
 #include "queue/prerequisites.hpp"
 #include "queue/removal.hpp"
 #include "queue/retries.hpp"
+#include "queue/running.hpp"
 #include "shmem/channel_key.hpp"
 #include "stats/totals.hpp"
 
@@ -140,7 +142,7 @@ void record(const std::vector<Failure>& failures) {
 void retry(const std::vector<Retry>& retries) {
   static Statement update(
       "UPDATE $S.mq_msgs m SET attempt_at = r.attempt_at, retry_backoff = r.backoff, attempts = m.attempts - r.charged,"
-      "       attempt = m.attempt + r.charged, lease = NULL, fair = true"
+      "       attempt = m.attempt + r.charged, lease = NULL, fair = true, throttled_at = NULL"
       "  FROM unnest($1, $2, $3, $4, $5) AS r (id, seq, attempt_at, backoff, charged) WHERE " IS_CLAIMED,
       {UUIDARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID, INTERVALARRAYOID, INT4ARRAYOID});
   for (const Retry& r : retries)
@@ -168,7 +170,7 @@ void retry(const std::vector<Retry>& retries) {
 void snooze(const std::vector<Snooze>& snoozes) {
   static Statement update(
       "UPDATE $S.mq_msgs m SET attempt_at = r.attempt_at, attempts = m.attempts + r.back, attempt = m.attempt - r.back,"
-      "       lease = NULL, fair = true"
+      "       lease = NULL, fair = true, throttled_at = NULL"
       "  FROM unnest($1, $2, $3, $4) AS r (id, seq, attempt_at, back) WHERE " IS_CLAIMED,
       {UUIDARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID, INT4ARRAYOID});
   ClaimedRows rows;
@@ -186,7 +188,7 @@ void snooze(const std::vector<Snooze>& snoozes) {
 // Makes messages that no handler takes due at infinity, where no claim looks; see unhandled.hpp.
 void put_aside(const std::vector<const Claimed*>& messages) {
   static Statement update(
-      "UPDATE $S.mq_msgs m SET attempt_at = 'infinity', lease = NULL"
+      "UPDATE $S.mq_msgs m SET attempt_at = 'infinity', lease = NULL, throttled_at = NULL"
       "  FROM unnest($1, $2) AS r (id, seq) WHERE " IS_CLAIMED,
       {UUIDARRAYOID, INT8ARRAYOID});
   ClaimedRows rows;
@@ -243,7 +245,8 @@ void dead_letter(const std::vector<DeadLetter>& dead_letters, std::vector<const 
        TEXTARRAYOID});
   static Statement block(
       "UPDATE $S.mq_msgs m SET attempt_at = NULL, attempts = 0, attempt = m.attempt + r.charged,"
-      "       lease = NULL, dedup_key = NULL, expires_at = NULL, due_at = NULL, keep = NULL, headers = NULL,"
+      "       lease = NULL, dedup_key = NULL, expires_at = NULL, due_at = NULL, throttled_at = NULL, keep = NULL, "
+      "headers = NULL,"
       "       message_json = NULL, message_bytes = NULL"
       "  FROM unnest($1, $2, $3) AS r (id, seq, charged) WHERE " IS_CLAIMED,
       {UUIDARRAYOID, INT8ARRAYOID, INT4ARRAYOID});
@@ -300,6 +303,19 @@ void note_dead(const std::vector<DeadLetter>& dead_letters) {
   if (prerequisites::any()) prerequisites::ended(ids, prerequisites::End::kDead, true);
 }
 
+// What ran with a lease does not any more. What ran in this transaction counts to its end.
+void note_ended(const Settlement& settlement) {
+  const auto ended = [](const Claimed* message) {
+    if (message->token != 0 || message->outside)
+      running::ended(message->channel_name, message->channel_args, message->channel_key);
+  };
+  for (const Claimed* message : settlement.removed) ended(message);
+  for (const Claimed* message : settlement.unhandled) ended(message);
+  for (const Retry& r : settlement.retries) ended(r.message);
+  for (const Snooze& s : settlement.snoozes) ended(s.message);
+  for (const DeadLetter& d : settlement.dead_letters) ended(d.message);
+}
+
 stats::ByChannel totals_of(const Settlement& settlement) {
   stats::ByChannel result;
   auto last = result.end();
@@ -341,6 +357,7 @@ void settle(const Settlement& wanted) {
   keep_handled(settlement.handled);
   keep_consumed(settlement.consumed);
   remove_claimed(settlement.removed);
+  if (any_limits()) note_ended(settlement);
   stats::append(totals_of(settlement));
 }
 

@@ -1,4 +1,4 @@
-// Tails: the last message of each ordered channel that a send appends to. api/sender.cpp calls it
+// Tails: the last message of each ordered channel that a send appends to. queue/sender.cpp calls it
 // under the append locks (append_lock.hpp), which keep other transactions from appending. The state
 // is the sender's ChannelTails.
 #pragma once

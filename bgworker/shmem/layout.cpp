@@ -41,7 +41,7 @@ extern "C" Size mq_shared_size(void) {
 }
 
 extern "C" int mq_shared_locks(void) {
-  return 4 + mq::shared::kMarkLocks;
+  return 5 + mq::shared::kMarkLocks + mq::shared::kLimitParts;
 }
 
 // Runs in the postmaster, when it starts and after a crash.
@@ -61,7 +61,10 @@ extern "C" void mq_shared_startup(void) {
     state->row_claims_lock = &locks[1].lock;
     state->receivers_lock = &locks[2].lock;
     state->waiters_lock = &locks[3].lock;
-    state->mark_locks = locks + 4;
+    state->asked_lock = &locks[4].lock;
+    state->mark_locks = locks + 5;
+    state->limit_locks = state->mark_locks + mq::shared::kMarkLocks;
+    pg_atomic_init_u64(&state->limits_without_room, 0);
     for (mq::shared::Audience& audience : state->audiences) {
       pg_atomic_init_u32(&audience.listeners, 0);
       pg_atomic_init_u32(&audience.unnotified_commits, 0);

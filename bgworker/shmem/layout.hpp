@@ -5,6 +5,7 @@
 //   1. Audience, keyed_names and the counts of row claims hold atomics; row_claims_lock covers the claims, but
 //      for seems_claimed_by_other(); receivers_lock covers the receivers, waiters_lock the waiters.
 //   2. mark_locks cover the low-water marks.
+//      limit_locks cover the limit tables, asked_lock the channels that are asked for.
 //   3. Only the worker itself writes what its slot tells of its batch (doing, busy_long,
 //      connecting, channel_name, message, since, handled, held, names_held), and it takes no lock
 //      for that. Readers may see a mixture of old and new for a moment.
@@ -22,10 +23,12 @@
 #include "shmem/aborted_calls.hpp"
 #include "shmem/activity.hpp"
 #include "shmem/callers.hpp"
+#include "shmem/channel_use.hpp"
 #include "shmem/databases.hpp"
 #include "shmem/failing.hpp"
 #include "shmem/in_flight.hpp"
 #include "shmem/leased_calls.hpp"
+#include "shmem/limit_table.hpp"
 #include "shmem/low_water_marks.hpp"
 #include "shmem/name_filter.hpp"
 #include "shmem/shared.hpp"
@@ -46,6 +49,8 @@ constexpr int kLeases = 1024;
 constexpr int kAbortedCalls = 2 * kWorkerSlots + kLeases;
 constexpr std::size_t kMarkSets = 512;  // a table of them has room for some 4,000 marks
 constexpr std::size_t kMarkLocks = 16;
+constexpr std::size_t kLimitParts = 64;  // 131,072 channels whose limits are in use
+constexpr int kAsked = 8192;
 constexpr std::size_t kChannelBytes = 128;
 constexpr int kNamesHeld = 64;
 constexpr std::size_t kRefusalBytes = 256;
@@ -89,6 +94,10 @@ struct Database {
   bool handled_known;
   NameFilter handled;
   std::uint64_t handled_forgotten;  // how often so far
+  // See schedule_times.hpp. 0: unknown; DT_NOEND: there is no schedule.
+  TimestampTz schedule_at;
+  std::uint64_t schedule_changes;  // how many so far
+  int firing;                      // the worker that sends what is due: its slot + 1; 0: none
 };
 
 // The consumers of a database, and the commits that notify none of them. An audience is found by
@@ -134,7 +143,8 @@ struct WorkerSlot {
   PGPROC* worker;             // nullptr: reserved, the worker has not come yet
   std::uint64_t reservation;  // the number by which the worker knows that the slot is its own
   bool waiting;
-  bool served;  // the worker has come so far that it can serve
+  TimestampTz keeps_until;  // while it waits: it keeps time for schedules, and sleeps until then; 0: it does not
+  bool served;              // the worker has come so far that it can serve
   Doing doing;
   bool busy_long;                    // its batch takes long
   int connecting;                    // sessions for leased handlers that it is opening
@@ -288,6 +298,11 @@ struct WaitingSession {
   std::int32_t next;  // of its bucket, or of the free ones: the number of an entry, from 1; 0: none
 };
 
+struct AskedForHere {
+  Oid database;
+  AskedFor channel;
+};
+
 struct State {
   LWLock* lock;
   PGPROC* launcher;  // nullptr: there is none
@@ -332,6 +347,12 @@ struct State {
   std::uint64_t mark_seed;  // secret, so that no user can choose names that fall into one set
   LowWaterMarks name_marks[kMarkSets];
   LowWaterMarks channel_marks[kMarkSets];
+  LWLockPadded* limit_locks;  // one for each of the next; see channel_use.hpp
+  LimitTable limit_tables[kLimitParts];
+  pg_atomic_uint64 limits_without_room;  // TimestampTz: when a channel found none last; 0: never
+  LWLock* asked_lock;                    // covers the next two
+  AskedForHere asked[kAsked];
+  int asked_count;
   Lease leases[kLeases];
   Caller callers[kCallers];
   OpenCancel open_cancels[kOpenCancels];
@@ -365,6 +386,8 @@ void forget_aborted_calls(const std::vector<Oid>& existing);
 // Forgets limits of other databases than these, and those that no worker has asked for lately.
 void forget_limits(const std::vector<Oid>& existing);
 void forget_failures_of(int slot);
+// The worker of that slot ends: if it sends what schedules ask for, it does so no more.
+void stop_firing(Oid database, int slot);
 // Forgets failures of roles that have no pool in the database any more.
 void forget_failures_beyond_pools(Oid database);
 // The last error that a process of the pool ended with; nullptr: none.

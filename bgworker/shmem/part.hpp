@@ -6,6 +6,6 @@ namespace mq {
 
 // These may fail for other reasons than a handler's: the parts of a worker's loop; the worker
 // itself, which ends with an error (kProcess); and the launcher.
-enum class Part { kBatches, kLeasedCalls, kSweep, kCharges, kProcess, kLauncher };
+enum class Part { kBatches, kLeasedCalls, kSweep, kCharges, kSchedules, kProcess, kLauncher };
 
 }  // namespace mq

@@ -24,6 +24,8 @@ void announce_database(Oid database) {
     d->closed_until = 0;
     ++d->announcements;
     forget(*d);
+    ++d->schedule_changes;
+    d->schedule_at = 0;
     ++d->wakes;
   } else {
     state->no_room = state->look_around = true;

@@ -99,6 +99,7 @@ void leave_slot() {
   if (Pool* pool = find_pool(mine().database, mine().role); pool != nullptr && !mine().served) ++pool->failed_starts;
   abandon_leases();
   forget_failures_of(my_slot);
+  stop_firing(mine().database, my_slot);
   if (mine().renew)  // others of the pool wait for this, see can_renew()
     for (const WorkerSlot& slot : used_slots())
       if (slot.stale && !slot.renew && slot.worker != nullptr && slot.database == mine().database &&
@@ -169,6 +170,7 @@ bool begin_wait(std::uint64_t seen, TimestampTz due) {
   note_free(seen, due);
   if (!mine().waiting) mine().since = GetCurrentTimestamp();
   mine().waiting = true;
+  mine().keeps_until = 0;
   return true;
 }
 

@@ -119,21 +119,43 @@ Followers followers_of_later(std::string_view name, Micros now, std::int64_t lim
   return followers(select, name, now, Int64GetDatum(limit), nullptr);
 }
 
-// Counts every row of a channel name, and leaves the sum in the row counts for the next look.
-row_counts::Counted count_all(std::string_view name, Micros now, bool ordered, bool cached) {
+// The messages of ordered channels that have no head at the moment, `limit` at most.
+std::int64_t headless(std::string_view name, const Param& limit, Snapshot snapshot = nullptr) {
+  static Statement select(
+      "SELECT count(*) FROM (SELECT 1"
+      "   FROM (SELECT DISTINCT n.channel_key, n.channel_args FROM $S.mq_headless n WHERE n.channel_name = $1) AS l"
+      "   JOIN $S.mq_msgs m ON m.channel_key = l.channel_key AND m.after_message_id IS NOT NULL"
+      "    AND m.channel_name = $1 AND m.channel_args = l.channel_args"
+      "  WHERE NOT EXISTS (SELECT 1 FROM $S.mq_msgs h WHERE h.channel_key = l.channel_key AND h.after_message_id = $N"
+      "                       AND h.channel_name = $1 AND h.channel_args = l.channel_args)"
+      "  LIMIT $2) AS r",
+      {TEXTOID, INT8OID});
+  return DatumGetInt64(select.run({text_datum(name), limit}, snapshot).get(0, 1));
+}
+
+// Counts every row of a channel name, and leaves the sum in the row counts for the next look. `own`: as Recount
+// has it. `kept`: whether the sum is left there.
+row_counts::Counted count_all(std::string_view name, Micros now, bool ordered, bool cached, std::int64_t own = 0,
+                              bool* kept = nullptr) {
   static Statement heads(
       "SELECT count(*) FILTER (WHERE m.attempt_at <= $2), count(*) FILTER (WHERE m.attempt_at > $2), count(*)"
       "  FROM $S.mq_heads m WHERE m.channel_name = $1",
       {TEXTOID, TIMESTAMPTZOID});
-  row_counts::Recount recount(Extension::msgs(), channel_key(name, {}), cached);
+  row_counts::Recount recount(Extension::msgs(), channel_key(name, {}), cached, own);
+  if (kept != nullptr) *kept = recount.published();
   const Rows rows = heads.run({text_datum(name), TimestampTzGetDatum(now)}, recount.snapshot());
   Followers behind;
-  if (ordered) behind = followers_of_all(name, now, Param(), recount.snapshot());
+  std::int64_t lost = 0;
+  if (ordered) {
+    behind = followers_of_all(name, now, Param(), recount.snapshot());
+    lost = headless(name, Param(), recount.snapshot());
+    behind.behind += lost;
+  }
   row_counts::Counted counted;
   counted.rows = DatumGetInt64(rows.get(0, 3)) + behind.all();
   counted.ready = DatumGetInt64(rows.get(0, 1)) + behind.ready;
   counted.scheduled = DatumGetInt64(rows.get(0, 2)) + behind.late + behind.behind;
-  counted.late = behind.late;
+  counted.late = behind.late + std::min<std::int64_t>(lost, 1);  // Split looks for no heads of those
   counted.ordered = behind.all() > 0;
   recount.finish(counted);
   return counted;
@@ -267,6 +289,21 @@ ByChannel count(Micros now, bool cached) {
     result.emplace_hint(result.end(), look.name, channel);
   }
   return result;
+}
+
+std::int64_t count_rows(std::string_view name, std::int64_t most) {
+  static Statement heads("SELECT count(*) FROM (SELECT 1 FROM $S.mq_heads m WHERE m.channel_name = $1 LIMIT $2) AS r",
+                         {TEXTOID, INT8OID});
+  std::int64_t rows = DatumGetInt64(heads.run({text_datum(name), Int64GetDatum(most)}).get(0, 1));
+  if (rows >= most || !any_behind_others()) return rows;
+  rows += followers_of_all(name, GetCurrentTimestamp(), Int64GetDatum(most - rows)).all();
+  return rows >= most ? rows : rows + headless(name, Int64GetDatum(most - rows));
+}
+
+bool keep_count(std::string_view name, std::int64_t own) {
+  bool kept = false;
+  (void)count_all(name, GetCurrentTimestamp(), any_behind_others(), true, own, &kept);
+  return kept;
 }
 
 std::map<std::string, std::int64_t, std::less<>> count_dead(bool cached) {

@@ -15,14 +15,15 @@
 //    the rows are divided as at the last count, which is about a minute old, or a thousand times
 //    what it took.
 //
-// mq_stats (api/stats.cpp) calls count() and count_dead(). The file owns no state. All functions need a
-// transaction, an SPI connection and an OwnerScope. Times are µs.
+// mq_stats (api/stats.cpp) calls count() and count_dead(), max_pending (queue/pending_limit.cpp) the others. The file
+// owns no state. All functions need a transaction, an SPI connection and an OwnerScope. Times are µs.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "pg/types.hpp"
 
@@ -40,6 +41,12 @@ using ByChannel = std::map<std::string, Channel, std::less<>>;
 // `cached`, here and below: row counts may be read and written, since this transaction has changed no
 // rows. The counts of each channel name that has a head.
 ByChannel count(Micros now, bool cached);
+
+// All rows of a channel name, counted to `most` and no further.
+std::int64_t count_rows(std::string_view name, std::int64_t most);
+// Counts them, and leaves the sum in the row counts without the `own` rows that this transaction has added. False:
+// it may not be kept there.
+bool keep_count(std::string_view name, std::int64_t own);
 
 // The number of dead letters of each channel name that has some.
 std::map<std::string, std::int64_t, std::less<>> count_dead(bool cached);

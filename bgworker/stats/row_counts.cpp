@@ -8,6 +8,7 @@
 #include "pg/lwlock.hpp"
 #include "shmem/receivers.hpp"
 #include "shmem/requests.hpp"
+#include "shmem/schedule_times.hpp"
 #include "shmem/waiters.hpp"
 
 extern "C" {
@@ -27,6 +28,7 @@ namespace {
 
 constexpr std::size_t kWays = 8;
 constexpr std::size_t kSets = 1024;
+constexpr std::size_t kReserved = 16384;
 constexpr std::size_t kXids = 1024;           // running transactions that a published snapshot can name
 constexpr Micros kYoung = 60 * kSecond;       // a younger sum is not stale
 constexpr Micros kAgeToCost = 1000;           // nor is one younger than this many times its count took
@@ -65,6 +67,9 @@ struct State {
   // snapshot. So if a transaction that is over reads 0, the snapshot of every count sees it.
   pg_atomic_uint32 in_use;
   Running running;
+  // By a hash of database and channel name: rows that transactions have reserved. Names that share one count
+  // each other's: that refuses a send too early at worst.
+  std::int64_t reserved[kReserved];
   Entry entries[kSets][kWays];
 };
 
@@ -80,6 +85,13 @@ Entry* set_of(Oid relation, std::int64_t name_key) {
   return state->entries[hash >> 54];
 }
 static_assert(kSets == 1 << (64 - 54));
+
+std::int64_t& reserved_of(std::int64_t name_key) {
+  const auto hash =
+      (static_cast<std::uint64_t>(name_key) ^ (std::uint64_t{MyDatabaseId} << 16)) * UINT64_C(0x9e3779b97f4a7c15);
+  return state->reserved[hash >> 50];
+}
+static_assert(kReserved == 1 << (64 - 50));
 
 Entry* find_entry(Oid relation, std::int64_t name_key) {
   Entry* set = set_of(relation, name_key);
@@ -129,8 +141,8 @@ std::vector<std::optional<Known>> find(Oid relation, const std::vector<std::int6
   return result;
 }
 
-Recount::Recount(Oid relation, std::int64_t name_key, bool publish)
-    : relation_(relation), name_key_(name_key), started_(GetCurrentTimestamp()) {
+Recount::Recount(Oid relation, std::int64_t name_key, bool publish, std::int64_t own)
+    : relation_(relation), name_key_(name_key), own_(own), started_(GetCurrentTimestamp()) {
   if (publish && available()) {
     Guard guard(LW_EXCLUSIVE);
     Running& running = state->running;
@@ -140,7 +152,7 @@ Recount::Recount(Oid relation, std::int64_t name_key, bool publish)
     const bool free = running.pid == 0 || running.pid == MyProcPid || BackendPidGetProc(running.pid) == nullptr ||
                       started_ - running.started_at > kAbandoned;
     Snapshot latest = free ? guard::call([] { return GetLatestSnapshot(); }) : nullptr;
-    if (latest != nullptr && latest->xcnt <= kXids) {
+    if (latest != nullptr && latest->xcnt < kXids) {
       running = {};
       running.pid = MyProcPid;
       running.started_at = started_;
@@ -151,6 +163,9 @@ Recount::Recount(Oid relation, std::int64_t name_key, bool publish)
       running.xmax = latest->xmax;
       running.xids = latest->xcnt;
       std::copy(latest->xip, latest->xip + latest->xcnt, running.xid);
+      // finish() subtracts what this transaction has changed, so that apply() adds it.
+      if (const TransactionId own_xid = GetTopTransactionIdIfAny(); TransactionIdIsValid(own_xid))
+        running.xid[running.xids++] = own_xid;
       snapshot_ = latest;
       published_ = true;
     }
@@ -188,7 +203,7 @@ void Recount::finish(const Counted& counted) {
     *entry = {MyDatabaseId, relation_, name_key_, {}, now};
   }
   static_cast<Counted&>(entry->known) = counted;
-  entry->known.rows += running.rows;
+  entry->known.rows += running.rows - own_;
   entry->known.ordered = counted.ordered || running.ordered;
   if (running.delayed) ++entry->known.late;
   entry->known.counted_at = now;
@@ -203,6 +218,7 @@ bool is_stale(const Known& known) {
 void apply(const Change& change) {
   if (!in_use()) return;
   Guard guard(LW_EXCLUSIVE);
+  if (change.reserved != 0) reserved_of(change.name_key) -= change.reserved;
   if (Entry* entry = find_entry(change.relation, change.name_key)) {
     entry->known.rows += change.rows;
     entry->known.ordered = entry->known.ordered || change.ordered;
@@ -227,6 +243,34 @@ void forget(Oid relation) {
     running.spoiled = true;
 }
 
+Room reserve(Oid relation, std::int64_t name_key, std::int64_t rows, std::int64_t most, const Own& own) {
+  Guard guard(LW_EXCLUSIVE);
+  pg_atomic_write_u32(&state->in_use, 1);
+  const Entry* entry = find_entry(relation, name_key);
+  if (entry == nullptr) return Room::kUnknown;
+  std::int64_t& reserved = reserved_of(name_key);
+  if (entry->known.rows + own.rows + reserved - own.reserved + rows > most) return Room::kFull;
+  reserved += rows;
+  return Room::kReserved;
+}
+
+std::int64_t reserve_unasked(std::int64_t name_key, std::int64_t rows) {
+  Guard guard(LW_EXCLUSIVE);
+  pg_atomic_write_u32(&state->in_use, 1);
+  return reserved_of(name_key) += rows;
+}
+
+void release(std::int64_t name_key, std::int64_t rows) {
+  Guard guard(LW_EXCLUSIVE);
+  reserved_of(name_key) -= rows;
+}
+
+std::int64_t reserved(std::int64_t name_key) {
+  if (!available()) return 0;
+  Guard guard(LW_SHARED);
+  return reserved_of(name_key);
+}
+
 }  // namespace mq::row_counts
 
 extern "C" Size mq_counts_size(void) {
@@ -247,12 +291,13 @@ extern "C" void mq_counts_startup(void) {
 }
 
 // The commit actions of a prepared transaction are lost. It may have sent messages, resumed a
-// channel, registered a handler, ended messages or created the extension, so this does what any of these would
-// need.
+// channel, registered a handler, ended messages, changed schedules or created the extension, so this does what
+// any of these would need.
 extern "C" void mq_prepared_committed(void) {
   mq::row_counts::forget(InvalidOid);
   mq::Extension::look_again();
   mq::shared::forget_handled(MyDatabaseId);
+  mq::shared::schedules_changed(MyDatabaseId);
   if (mq::Extension::installed()) mq::shared::wake_or_announce(MyDatabaseId);
   mq::shared::wake_all_receivers();
   mq::shared::wake_all_waiters();

@@ -50,7 +50,7 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
   Taken taken = claim(limit, only);
   Claim& claim = taken.claim;
   if (gives_back(result)) return result;
-  result.claimed = claim.messages.size() + claim.undeliverable.size();
+  result.claimed = claim.messages.size() + claim.undeliverable.size() + claim.put_off;
   result.more_is_due = claim.more_is_due;
   if (result.claimed == 0) {
     ports_.transaction.commit();
@@ -138,7 +138,7 @@ Settlement Worker::settlement_of(const Claim& claim, const Batch& unhandled,
     if (outcome != Outcome::kHandled) continue;
     const Dispatcher::Span& span = dispatcher.spans()[i];
     settlement.removed.push_back(&message);
-    settlement.handled.push_back({&message, std::max<Micros>(0, span.started - message.attempt_at),
+    settlement.handled.push_back({&message, std::max<Micros>(0, span.started - message.due()),
                                   std::max<Micros>(0, span.took), keep_of(message, *handlers[i]), span.started,
                                   span.ended, dispatcher.result(i)});
   }
@@ -176,10 +176,15 @@ void Worker::failed_at_commit(const Batch& messages, const Error& error, Micros 
 bool Worker::learn(const Taken& taken, const Dispatcher& dispatcher, Micros took) {
   const Batch& messages = taken.claim.messages;
   std::size_t ran = 0;
+  std::size_t throttled = 0;
   bool ended_early = dispatcher.cut_short();  // for another reason than the end of the slice
   for (std::size_t i = 0; i < messages.size(); ++i) {
     const Outcome outcome = dispatcher.outcomes()[i];
     const bool again = runs_again_exclusive(outcome);
+    if (outcome == Outcome::kThrottled) {
+      ++throttled;
+      continue;
+    }
     if (outcome != Outcome::kUntouched && !again) ++ran;
     if (again || outcome == Outcome::kConflict) ended_early = true;
     if (outcome == Outcome::kUntouched || outcome == Outcome::kConflict || again) continue;
@@ -189,7 +194,7 @@ bool Worker::learn(const Taken& taken, const Dispatcher& dispatcher, Micros took
     if (!put_off_.empty()) put_off_.erase(messages[i].id);
   }
   one_by_one_ = std::max(0, one_by_one_ - 1);
-  const bool cut = ran < messages.size();
+  const bool cut = ran + throttled < messages.size();
   if (taken.how == Taken::kMixed) adapt(ran, took, cut && !ended_early);
   if (taken.how == Taken::kExclusive) exclusive_took_ += took;
   return cut;

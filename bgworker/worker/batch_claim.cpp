@@ -26,7 +26,7 @@ constexpr int kMostLooked = 10;  // channel names that leaves_some() asks
 constexpr std::size_t kMostExclusive = 10'000;
 
 bool is_empty(const Claim& claim) {
-  return claim.messages.empty() && claim.undeliverable.empty();
+  return claim.messages.empty() && claim.undeliverable.empty() && claim.put_off == 0;
 }
 
 // How many messages of the claim are heads; all undeliverable ones are.

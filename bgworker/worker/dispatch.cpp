@@ -15,6 +15,7 @@ void Dispatcher::run(std::span<const Claimed> messages, std::span<const Handler*
   dispositions_.clear();
   spans_.assign(messages.size(), Span());
   expired_.clear();
+  throttled_.clear();
   run_range(0, messages.size(), messages.size());
 }
 
@@ -84,9 +85,16 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
       expired_.push_back(i++);
       continue;
     }
-    const std::size_t end = call_end(i, last, most);
     std::vector<const Claimed*> batch;
-    for (std::size_t k = i; k < end; ++k) batch.push_back(&messages_[k]);
+    const std::size_t wanted = call_end(i, last, most);
+    for (std::size_t k = i; k < wanted; ++k) batch.push_back(&messages_[k]);
+    batch.resize(caller_.may_begin(batch));
+    if (batch.empty()) {
+      outcomes_[i] = Outcome::kThrottled;
+      throttled_.push_back(i++);
+      continue;
+    }
+    const std::size_t end = i + batch.size();
     const Micros started = now_;
     const bool is_shared = began_;
     try {
@@ -196,6 +204,10 @@ bool Dispatcher::skipped(std::size_t i) const {
     return true;
   if (std::any_of(expired_.begin(), expired_.end(), [&](std::size_t e) {
         return e < i && messages_[e].ordered && same_channel(messages_[e], messages_[i]);
+      }))
+    return true;
+  if (std::any_of(throttled_.begin(), throttled_.end(), [&](std::size_t t) {
+        return t < i && messages_[t].ordered && same_channel(messages_[t], messages_[i]);
       }))
     return true;
   return std::any_of(dispositions_.begin(), dispositions_.lower_bound(i), [&](const auto& disposition) {

@@ -11,6 +11,9 @@
 // In an ordered channel nothing runs behind a message that failed, expired, was snoozed, or was
 // discarded and blocks.
 //
+// Before each call the caller is asked whether it may begin (HandlerCaller::may_begin()), also when it is
+// made again. A message that may not is left, and so are those behind it in its ordered channel.
+//
 // When a message was cancelled, before its call or during it, the savepoint is rolled back, and all but that
 // message run again.
 //
@@ -52,6 +55,7 @@ enum class Outcome {
   kYielded,    // stopped, since other messages waited behind it: runs again exclusively
   kCollided,   // interfered with another call of the transaction: runs again exclusively
   kCancelled,  // by mq_cancel, before or while its call ran
+  kThrottled,  // the rate of its channel let no call begin: claimed again later, uncharged
 };
 
 inline bool runs_again_exclusive(Outcome outcome) {
@@ -137,12 +141,13 @@ class Dispatcher {
   std::vector<Failure> failures_;
   std::map<std::size_t, Disposition> dispositions_;
   std::vector<Span> spans_;
-  std::vector<const void*> results_;  // empty: there was none yet
-  std::vector<std::size_t> expired_;  // indexes of messages
-  Micros now_ = 0;                    // read at each savepoint and after each call
-  Error error_{"", ""};               // of the call that failed last
-  Micros duration_ = 0;               // of the call that failed or was stopped last
-  int savepoints_ = 0;                // released ones, with writes
+  std::vector<const void*> results_;    // empty: there was none yet
+  std::vector<std::size_t> expired_;    // indexes of messages
+  std::vector<std::size_t> throttled_;  // the same
+  Micros now_ = 0;                      // read at each savepoint and after each call
+  Error error_{"", ""};                 // of the call that failed last
+  Micros duration_ = 0;                 // of the call that failed or was stopped last
+  int savepoints_ = 0;                  // released ones, with writes
   // Depth of run_range() calls that repeat what was rolled back. While it is not 0 the end of the
   // slice is ignored, or a failure could never be charged.
   int resolving_ = 0;

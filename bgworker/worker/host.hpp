@@ -53,6 +53,8 @@ class Host {
   // Makes messages due that no handler took before and one takes by now: one bounded step. True: it
   // made some due, or there are more to look at.
   virtual bool wake_unhandled() { return false; }
+  // Sends what schedules ask for that are due. `only`: of these channel names alone. True: messages were sent.
+  virtual bool send_scheduled(const std::vector<std::string_view>* /* only */) { return false; }
   // One bounded round of the sweep: expiry, retention, repair. A step that fails does not stop the
   // others; Swept::failure is the first error.
   virtual Swept sweep() = 0;

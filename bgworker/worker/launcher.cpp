@@ -28,6 +28,7 @@
 #include "pg/trouble.hpp"
 #include "shmem/databases.hpp"
 #include "shmem/failing.hpp"
+#include "shmem/schedule_times.hpp"
 #include "shmem/worker_slots.hpp"
 #include "worker/pool.hpp"
 #include "worker/server_host.hpp"
@@ -189,6 +190,7 @@ class Launcher {
       databases = shared::databases();
       looked_at_ = now;
     }
+    shared::pass_time_on();
     check_starting();
     const Micros wait = serve(databases, now);
     return starting_.empty() ? wait : std::min<Micros>(wait, kSecond);

@@ -20,7 +20,9 @@ constexpr Micros kForgiven = 10 * kSecond;  // see works()
 
 }  // namespace
 
-Worker::Worker(const Ports& ports) : ports_(ports), claimer_(ports.clock), pace_(kFirstPace) {}
+Worker::Worker(const Ports& ports) : ports_(ports), claimer_(ports.clock), pace_(kFirstPace) {
+  claimer_.handle_one_by_one();
+}
 
 template <class Body>
 void Worker::run_part(LoopPart& part, Micros& most, Body&& body) {
@@ -104,6 +106,8 @@ void Worker::run() {
         idle_since = now;
         next_expiry = std::min(next_expiry, now + kBusyLook);
       }
+      run_part(schedules_, most, [&] { again = ports_.host.send_scheduled(nullptr) || again; });
+      if (schedules_.trouble.failures() == 0) works(schedules_, false);
       run_part(sweep_, most, [&] {
         again = ports_.host.wake_unhandled() || again;
         if (now >= next_expiry) {
@@ -143,7 +147,7 @@ void Worker::run() {
       if (ports_.leased != nullptr && leased_calls_.trouble.failures() == 0)
         if (const auto turn_in = ports_.leased->next_turn()) most = std::min(most, *turn_in);
       // A part that failed is tried again soon, although there may be nothing to do.
-      for (const LoopPart* part : {&batches_, &leased_calls_, &sweep_, &charges_})
+      for (const LoopPart* part : {&batches_, &leased_calls_, &sweep_, &charges_, &schedules_})
         if (part->failed_at) most = std::min(most, kLongestPause);
       ports_.host.report({});
       if (is_leasing()) idle_since = ports_.clock.now();
@@ -227,6 +231,7 @@ std::int64_t Worker::run_until_empty(std::optional<std::int64_t> most, const std
   std::int64_t handled = 0;
   if (ports_.leased != nullptr && ports_.host.any_aborted_call()) (void)charge_aborted_calls();
   release_orphans();
+  (void)ports_.host.send_scheduled(only);  // once: a schedule of every second must not keep this from its end
   for (;;) {
     const std::int64_t left = most ? *most - handled : std::numeric_limits<int>::max();
     if (left <= 0) break;

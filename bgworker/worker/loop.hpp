@@ -64,7 +64,7 @@ class Worker {
 
  private:
   struct BatchResult {
-    std::size_t claimed = 0;  // messages, the undeliverable ones as well
+    std::size_t claimed = 0;  // messages, also those that are undeliverable, or that a limit has put off
     std::size_t handled = 0;
     bool more_is_due = false;
     bool over = false;       // the worker should leave
@@ -174,6 +174,7 @@ class Worker {
   LoopPart leased_calls_{Part::kLeasedCalls};
   LoopPart sweep_{Part::kSweep};
   LoopPart charges_{Part::kCharges};
+  LoopPart schedules_{Part::kSchedules};
 };
 
 }  // namespace mq

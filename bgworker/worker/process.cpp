@@ -18,6 +18,7 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
 #ifdef __GLIBC__
@@ -49,6 +50,7 @@
 #include "shmem/in_flight.hpp"
 #include "shmem/pool_state.hpp"
 #include "shmem/requests.hpp"
+#include "shmem/schedule_times.hpp"
 #include "shmem/worker_slots.hpp"
 #include "worker/loop.hpp"
 #include "worker/server_host.hpp"
@@ -136,6 +138,10 @@ class WorkerHost : public ServerHost {
       // One lock covers these steps, so at least the one that asks last sees the other. If both see it, they
       // must not wake together, or neither would find the other waiting when it asks whether to leave.
       if (most > kExtraLingers && shared::is_extra()) most = std::min(most, jittered(kExtraLingers, clock_.random()));
+      // After an error the loop itself says when to try again.
+      if (!schedules_fail_)
+        if (const Micros until = shared::keep_time(); until != kNever)
+          most = std::clamp<Micros>(until - clock_.now(), 0, most);
       wait_for_events(most);
       shared::end_wait();
     }
@@ -148,9 +154,34 @@ class WorkerHost : public ServerHost {
     const Micros now = clock_.now();
     due_ = now + poll_interval();
     if (next.later) due_ = std::min(due_, *next.later);
+    due_ = std::min(due_, shared::next_schedule());
     // Another session has the message, maybe for as long again as it has been due.
     if (next.due && *next.due <= now) due_ = std::min(due_, now + std::max(kUnclaimed, now - *next.due));
     return next;
+  }
+
+  Swept sweep() override {
+    look_at_schedules_ = true;
+    return ServerHost::sweep();
+  }
+
+  // Others of the database leave it to the one that does it, see schedule_times.hpp.
+  bool send_scheduled(const std::vector<std::string_view>* only) override {
+    if (!look_at_schedules_ && shared::next_schedule() > clock_.now()) return false;
+    shared::Firing firing;
+    if (!firing.is_mine()) return false;
+    const bool thorough = std::exchange(look_at_schedules_, false);
+    schedules_fail_ = true;  // unless all of the following succeeds
+    const Micros began = clock_.steady();
+    bool sent = false;
+    Scheduled step;
+    do {
+      step = send_some_scheduled(thorough, only);
+      sent = sent || step.sent;
+    } while (step.more && clock_.steady() - began < kSecond && !shared::must_leave());
+    firing.done(step.next);
+    schedules_fail_ = false;
+    return sent || step.more;
   }
 
   bool pause(Micros most) override {
@@ -330,6 +361,8 @@ class WorkerHost : public ServerHost {
   std::string said_;                           // the reason for that which was logged last
   Micros started_at_ = GetCurrentTimestamp();  // when the worker's turn began
   bool fruitless_ = true;                      // the worker has found nothing to do in its turn
+  bool look_at_schedules_ = true;              // though none is due, as far as is known
+  bool schedules_fail_ = false;                // the last look at them ended with an error
   Micros due_ = 0;                             // when something is due next, as next() found last
 };
 

@@ -9,6 +9,7 @@
 #include "queue/enabled.hpp"
 #include "queue/low_water.hpp"
 #include "queue/maintenance.hpp"
+#include "queue/timetable.hpp"
 #include "shmem/aborted_calls.hpp"
 #include "shmem/channel_key.hpp"
 #include "shmem/failing.hpp"
@@ -73,6 +74,33 @@ Swept ServerHost::sweep() {
   if (works()) swept = mq::sweep(transaction_, clock_.now());
   transaction_.commit();
   return swept;
+}
+
+ServerHost::Scheduled ServerHost::send_some_scheduled(bool thorough, const std::vector<std::string_view>* only) {
+  Scheduled result;
+  transaction_.begin();
+  if (works()) switch (timetable::look()) {
+      case timetable::Look::kEmpty:
+        break;
+      case timetable::Look::kLocked:
+        result.next = clock_.now() + kSecond;
+        break;
+      case timetable::Look::kSome: {
+        const timetable::Sent sent = timetable::send_due(transaction_, clock_.now(), thorough, only);
+        result = {sent.messages, sent.more, timetable::next(clock_.now())};
+      }
+    }
+  transaction_.commit();
+  return result;
+}
+
+bool ServerHost::send_scheduled(const std::vector<std::string_view>* only) {
+  bool sent = false;
+  for (Scheduled step{.more = true}; step.more;) {
+    step = send_some_scheduled(true, only);
+    sent = sent || step.sent;
+  }
+  return sent;
 }
 
 bool ServerHost::any_aborted_call() {

@@ -23,6 +23,7 @@ class ServerHost : public Host {
   bool expire() override;
   bool wake_unhandled() override;
   Swept sweep() override;
+  bool send_scheduled(const std::vector<std::string_view>* only) override;
   bool any_aborted_call() override;
   std::vector<AbortedCall> aborted_calls() override;
   void aborted_calls_settled(const std::vector<int>& numbers) override;
@@ -38,6 +39,13 @@ class ServerHost : public Host {
   // Whether messages are handled in this database. Called in a transaction; until that ends the
   // extension cannot be dropped.
   static bool works();
+  struct Scheduled {
+    bool sent = false;
+    bool more = false;
+    Micros next = kNever;  // when the next schedule is due
+  };
+  // One step of send_scheduled(), in a transaction of its own. `thorough` as for timetable::send_due().
+  Scheduled send_some_scheduled(bool thorough, const std::vector<std::string_view>* only);
   // Whether the process has something else to do than what next() does before a wait.
   virtual bool is_wanted() { return false; }
 

@@ -22,6 +22,7 @@ CREATE TABLE mq_msgs (
   dedup_key text COLLATE "C",
   expires_at timestamptz,
   due_at timestamptz,
+  throttled_at timestamptz,
   keep interval,
   priority smallint NOT NULL DEFAULT 0,
   fair boolean NOT NULL DEFAULT true,
@@ -49,6 +50,7 @@ COMMENT ON COLUMN mq_msgs.lease IS 'Token of the lease until attempt_at, if ther
 COMMENT ON COLUMN mq_msgs.dedup_key IS 'Not NULL: no second message of the channel has this key while this one is pending.';
 COMMENT ON COLUMN mq_msgs.expires_at IS 'Not NULL: dead by then if nobody has handled it. attempt_at is not beyond it, but for a lease, while commit_interval is not NULL, and while it waits for a handler or for other messages.';
 COMMENT ON COLUMN mq_msgs.due_at IS 'Not NULL: it waits until other messages have been handled (mq_prerequisites), and is due at this time then. NULL: it waits for none.';
+COMMENT ON COLUMN mq_msgs.throttled_at IS 'Not NULL: a limit of its channel has put it off until attempt_at; it was due at this time. NULL: none has.';
 COMMENT ON COLUMN mq_msgs.keep IS 'How long it is kept once it is handled; above 0, at most 36,500 days. NULL: as mq_handlers.keep says.';
 COMMENT ON COLUMN mq_msgs.priority IS 'From -1000 to 1000: of the due messages of a channel name those with the greatest come first. 0 in an ordered message.';
 COMMENT ON COLUMN mq_msgs.fair IS 'Has an entry in mq_msgs_fair, if its priority is 0. false: it has another priority; or it has no channel_args, was due at once, and no other channel of its name had messages when it was sent.';
@@ -79,6 +81,8 @@ CREATE INDEX mq_msgs_lease ON mq_msgs (lease) WHERE lease > 0;
 CREATE INDEX mq_msgs_leased ON mq_msgs (channel_name, attempt_at) WHERE lease IS NOT NULL;
 -- For the sweep, and the timers of workers: messages that expire.
 CREATE INDEX mq_msgs_expiry ON mq_msgs (expires_at) WHERE expires_at IS NOT NULL AND commit_interval IS NULL;
+-- Messages that limits have put off; empty where none has.
+CREATE INDEX mq_msgs_throttled ON mq_msgs (channel_name, channel_key, attempt_at) WHERE throttled_at IS NOT NULL;
 -- One pending message for a dedup_key. With the names, since two channels may share a channel_key.
 CREATE UNIQUE INDEX mq_msgs_dedup ON mq_msgs (channel_key, dedup_key, channel_name, channel_args)
   WHERE dedup_key IS NOT NULL;
@@ -276,6 +280,90 @@ CREATE TABLE mq_paused (
 );
 COMMENT ON TABLE mq_paused IS 'Channels that workers leave alone. Written by mq_pause and mq_resume.';
 
+-- The primary key is the tree of words that mq_publish goes down (bgworker/queue/topics.hpp). So own_args stands in it for
+-- whether channel_args is NULL.
+CREATE TABLE mq_subscribers (
+  topic text COLLATE "C" NOT NULL,
+  channel_name text COLLATE "C" NOT NULL,
+  own_args boolean NOT NULL,
+  channel_args text COLLATE "C" NOT NULL,
+  ordered boolean NOT NULL,
+  subscribed_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (topic, channel_name, own_args, channel_args)
+);
+COMMENT ON TABLE mq_subscribers IS 'The channels that topics go to. Written by mq_subscribe and mq_unsubscribe; mq_subscriptions shows it.';
+COMMENT ON COLUMN mq_subscribers.topic IS 'The pattern: words with dots between; * stands for one word, # for any number of words.';
+COMMENT ON COLUMN mq_subscribers.own_args IS 'False: the channel_args are those that the publisher gives, and channel_args here is empty.';
+CREATE VIEW mq_subscriptions AS
+  SELECT topic, channel_name, CASE WHEN own_args THEN channel_args END AS channel_args, ordered, subscribed_at FROM mq_subscribers;
+COMMENT ON VIEW mq_subscriptions IS 'The subscriptions: which channels get what is published to which topics.';
+COMMENT ON COLUMN mq_subscriptions.channel_args IS 'NULL: those that the publisher gives.';
+COMMENT ON COLUMN mq_subscriptions.ordered IS 'True: its messages are ordered, also those that are published without ordered.';
+CREATE TABLE mq_channel_limits (
+  channel_name text COLLATE "C" PRIMARY KEY,
+  max_pending bigint CHECK (max_pending >= 0),
+  max_running integer CHECK (max_running BETWEEN 1 AND 1000),
+  max_running_per_args integer CHECK (max_running_per_args BETWEEN 1 AND 1000),
+  rate integer CHECK (rate > 0),
+  per interval CHECK (per > '0' AND per <= '36500 days'),
+  rate_per_args boolean NOT NULL DEFAULT false,
+  CONSTRAINT mq_channel_limits_rate CHECK ((rate IS NULL) = (per IS NULL) AND (rate IS NOT NULL OR NOT rate_per_args))
+);
+COMMENT ON TABLE mq_channel_limits IS 'The limits of channels: how many messages they may have, and how many calls may run or begin. Written by mq_limit and mq_unlimit; the view mq_limits shows what is used of them.';
+COMMENT ON COLUMN mq_channel_limits.max_pending IS 'A send that would make more messages pending than these fails. NULL: no limit, as in the other columns.';
+COMMENT ON COLUMN mq_channel_limits.max_running IS 'So many calls run at once, on all workers and consumers together.';
+COMMENT ON COLUMN mq_channel_limits.max_running_per_args IS 'So many unordered messages of one channel_args run at once.';
+COMMENT ON COLUMN mq_channel_limits.rate IS 'So many calls begin in each per.';
+COMMENT ON COLUMN mq_channel_limits.rate_per_args IS 'The rate is that of each channel_args on its own.';
+-- Schedules. The columns from message_name to keep are those of mq_send.
+CREATE TABLE mq_timetable (
+  name text COLLATE "C" PRIMARY KEY,
+  schedule text NOT NULL,
+  time_zone text NOT NULL,
+  catch_up text NOT NULL,
+  overlap boolean NOT NULL,
+  channel_name text COLLATE "C" NOT NULL,
+  message_name text COLLATE "C",
+  channel_args text COLLATE "C" NOT NULL,
+  payload_json jsonb,
+  payload_bytes bytea,
+  headers jsonb,
+  ordered boolean NOT NULL,
+  priority integer NOT NULL,
+  retries integer NOT NULL,
+  retry_backoff interval NOT NULL,
+  dedup_key text COLLATE "C",
+  expires interval,
+  keep interval,
+  run_as text NOT NULL,
+  enabled_id uuid,
+  run_as_oid oid,
+  anchor timestamptz NOT NULL,
+  next_at timestamptz NOT NULL,
+  planned_at timestamptz NOT NULL,
+  last_at timestamptz,
+  last_id uuid,
+  retry_at timestamptz,
+  failures integer NOT NULL DEFAULT 0,
+  sqlstate text,
+  error text,
+  CONSTRAINT mq_timetable_catch_up CHECK (catch_up IN ('none', 'one', 'all'))
+);
+COMMENT ON TABLE mq_timetable IS 'Schedules, with what they send. Written by mq_schedule, mq_unschedule and the workers; mq_schedules shows it.';
+COMMENT ON COLUMN mq_timetable.message_name IS 'NULL: the name of the channel.';
+COMMENT ON COLUMN mq_timetable.run_as IS 'Name of the role that made the schedule, and that sends. If it is renamed, so it is here by the next time that is sent.';
+COMMENT ON COLUMN mq_timetable.enabled_id IS 'Id of the row in mq_enabled under which it was made. Of another one: it comes from another database, and nothing is sent.';
+COMMENT ON COLUMN mq_timetable.run_as_oid IS 'The role run_as, in the database that enabled_id tells; elsewhere mq_enable() looks for its name. 0: it was dropped.';
+COMMENT ON COLUMN mq_timetable.anchor IS 'From when an interval counts: when the schedule was made.';
+COMMENT ON COLUMN mq_timetable.next_at IS 'The next time. It moves on in the transaction that sends the message. infinity: there is none.';
+COMMENT ON COLUMN mq_timetable.planned_at IS 'When next_at was found.';
+COMMENT ON COLUMN mq_timetable.last_at IS 'The last time for which a message was sent.';
+COMMENT ON COLUMN mq_timetable.last_id IS 'That message.';
+COMMENT ON COLUMN mq_timetable.retry_at IS 'Not NULL: to send for next_at has failed, and is tried again at this time.';
+COMMENT ON COLUMN mq_timetable.failures IS 'How often it has failed in a row; sqlstate and error are of the last failure.';
+CREATE INDEX mq_timetable_next_at ON mq_timetable (next_at) WHERE retry_at IS NULL;
+CREATE INDEX mq_timetable_retry_at ON mq_timetable (retry_at) WHERE retry_at IS NOT NULL;
+
 -- Totals: what each transaction adds is appended to mq_stats_deltas, so nobody waits for anybody; later those rows are
 -- rolled up into mq_stats_totals. mq_stats sums both. Histograms are arrays of step, count, step, count and so on.
 CREATE TABLE mq_stats_totals (
@@ -335,5 +423,8 @@ SELECT pg_catalog.pg_extension_config_dump('mq_failures', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_failures_failure_no_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_handlers', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_paused', '');
+SELECT pg_catalog.pg_extension_config_dump('mq_subscribers', '');
+SELECT pg_catalog.pg_extension_config_dump('mq_channel_limits', '');
+SELECT pg_catalog.pg_extension_config_dump('mq_timetable', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_stats_totals', '');
 SELECT pg_catalog.pg_extension_config_dump('mq_stats_deltas', '');

@@ -10,8 +10,10 @@ COMMENT ON FUNCTION mq_channel_stats() IS 'Counts and totals by channel name; fo
 
 CREATE VIEW mq_stats AS
   SELECT s.channel_name, s.ready, s.scheduled, s.running, s.dead, s.paused, s.oldest_ready, s.handled, s.failed, s.died,
-         s.handle_p50, s.handle_p95, s.handle_p99, s.wait_p50, s.wait_p95, s.wait_p99
-    FROM mq_channel_stats() AS s;
+         s.handle_p50, s.handle_p95, s.handle_p99, s.wait_p50, s.wait_p95, s.wait_p99,
+         (SELECT pg_catalog.count(*) FROM mq_msgs m WHERE m.channel_name = s.channel_name AND m.throttled_at IS NOT NULL)
+           + CASE WHEN r.channel_name IS NOT NULL AND COALESCE(r.ready, 0) = 0 THEN s.ready ELSE 0 END AS throttled
+    FROM mq_channel_stats() AS s LEFT JOIN mq_rate_state() AS r ON r.channel_name = s.channel_name;
 COMMENT ON VIEW mq_stats IS
   'A row for each channel name that has messages, dead letters, a handler, a pause or totals.';
 COMMENT ON COLUMN mq_stats.ready IS 'Messages that could be handled now.';
@@ -23,6 +25,7 @@ COMMENT ON COLUMN mq_stats.handled IS 'Messages handled since mq_reset_stats(): 
 COMMENT ON COLUMN mq_stats.failed IS 'Failed attempts since mq_reset_stats(). Deadlocks and serialization failures that were tried again at once are none.';
 COMMENT ON COLUMN mq_stats.died IS 'Messages moved to mq_dead since mq_reset_stats().';
 COMMENT ON COLUMN mq_stats.handle_p50 IS 'Half of the handled messages took their handlers at most so long. The time of a batch is divided evenly among its messages.';
+COMMENT ON COLUMN mq_stats.throttled IS 'Messages that are due but for a limit of their channel (mq_limit): those that it has put off, which count as scheduled; and all that are ready, while the rate lets no call begin.';
 COMMENT ON COLUMN mq_stats.wait_p50 IS 'Half of the handled messages waited at most so long from when they were due to when their handlers began.';
 
 CREATE FUNCTION mq_reset_stats() RETURNS void

@@ -151,8 +151,9 @@ COMMENT ON FUNCTION mq_running_calls() IS 'The calls of handlers that run in thi
 CREATE FUNCTION mq_preferred(channel_names text[], OUT channel_name text, OUT own_priority integer, OUT preferred text, OUT priority integer)
   RETURNS SETOF record LANGUAGE sql VOLATILE STRICT
   BEGIN ATOMIC
-    WITH c AS (SELECT h.channel_name, max(h.priority) AS priority, min(h.max_workers) AS most, bool_or(h.mode = 'leased') AS leased, pg_catalog.array_agg(h.run_as_oid) AS roles
-                 FROM mq_handlers h GROUP BY h.channel_name),
+    WITH c AS (SELECT h.channel_name, max(h.priority) AS priority, LEAST(min(h.max_workers), max(l.max_running)) AS most,
+                      bool_or(h.mode = 'leased') AS leased, pg_catalog.array_agg(h.run_as_oid) AS roles
+                 FROM mq_handlers h LEFT JOIN mq_channel_limits l ON l.channel_name = h.channel_name GROUP BY h.channel_name),
          m AS (SELECT c.channel_name, c.priority, c.leased, c.roles FROM c WHERE c.channel_name = ANY (channel_names)),
          calls AS (SELECT r.channel_name, pg_catalog.count(*) AS calls FROM mq_running_calls() AS r GROUP BY r.channel_name),
          -- One of those that are alike will do.
@@ -203,6 +204,10 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
         THEN pg_catalog.format('waits since its channel is paused: mq_resume(%L) lets it go on', m.channel_name)
       WHEN h.handlers > 0 AND NOT h.takes
         THEN pg_catalog.format('waits since no handler of channel "%s" takes the name "%s": mq_register_handler one, or unregister the others and poll', m.channel_name, m.message_name)
+      WHEN m.throttled_at IS NOT NULL AND m.attempt_at > t.now
+        THEN pg_catalog.format('is due since %s, but %s of mq_limit lets no more of its channel_args be handled: it is put off until %s at the latest', date_trunc('second', m.throttled_at),
+                    CASE WHEN u.rate_per_args THEN CASE WHEN u.max_running_per_args IS NULL THEN 'the rate' ELSE 'the rate or max_running_per_args' END ELSE 'max_running_per_args' END,
+                    date_trunc('second', m.attempt_at))
       WHEN m.attempt_at > t.now AND m.attempt > 0
         THEN pg_catalog.format('waits for its retry at %s: %s attempts failed, the last with SQLSTATE %s (see mq_failures), %s are left',
                     date_trunc('second', m.attempt_at), m.attempt, COALESCE(f.sqlstate, 'unknown'), m.attempts)
@@ -224,8 +229,12 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
         THEN pg_catalog.format('is due, but commits wait for a synchronous standby (synchronous_standby_names = %s): start it, or change the setting', current_setting('synchronous_standby_names'))
       WHEN k.since IS NOT NULL
         THEN pg_catalog.format('is due, but what workers do for it fails since %s, the last time with SQLSTATE %s: SELECT * FROM mq_health() WHERE NOT ok says why', date_trunc('second', k.since), k.sqlstate)
+      WHEN y.ready = 0
+        THEN pg_catalog.format('is due, but the rate of channel "%s" (%s in %s, of mq_limit) lets the next call begin at %s', m.channel_name, u.rate, u.per, y.next_at)
       WHEN r.calls >= h.most
-        THEN pg_catalog.format('is due, but as many calls for channel "%s" run as max_workers => %s of its handlers allows, the longest since %s', m.channel_name, h.most, date_trunc('second', r.since))
+        THEN pg_catalog.format('is due, but as many calls for channel "%s" run as %s allows%s', m.channel_name,
+                    CASE WHEN h.limited THEN pg_catalog.format('max_running => %s of mq_limit', h.most) ELSE pg_catalog.format('max_workers => %s of its handlers', h.most) END,
+                    COALESCE(', the longest since ' || date_trunc('second', r.since)::text, ', of consumers outside the server'))
       WHEN h.leased AND q.calls >= q.sessions
         THEN pg_catalog.format('is due, but all %s sessions for leased handlers sit in calls, the longest since %s: raise mq.leased_sessions or mq.max_workers', q.calls, date_trunc('second', q.since))
       WHEN g.priority IS NOT NULL
@@ -242,10 +251,13 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
      CROSS JOIN mq_service() AS s
      CROSS JOIN mq_enabled_state() AS e
       LEFT JOIN mq_paused p ON p.channel_name = m.channel_name
+      LEFT JOIN mq_channel_limits u ON u.channel_name = m.channel_name
+      LEFT JOIN mq_rate_state() AS y ON y.channel_name = m.channel_name
      CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM mq_cancelled c WHERE c.message_id = m.id AND c.seq = m.seq) AS cancelled) AS n
-     CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS handlers, bool_or(r.mode = 'leased') AS leased, min(r.max_workers) AS most, pg_catalog.array_agg(r.run_as_oid) AS roles,
+     CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS handlers, bool_or(r.mode = 'leased') AS leased, LEAST(min(r.max_workers), max(o.max_running)) AS most,
+                                COALESCE(max(o.max_running) < min(r.max_workers), min(r.max_workers) IS NULL) AS limited, pg_catalog.array_agg(r.run_as_oid) AS roles,
                                 COALESCE(bool_or(r.message_name IS NULL OR r.message_name = m.message_name), false) AS takes
-                           FROM mq_handlers r WHERE r.channel_name = m.channel_name) AS h
+                           FROM mq_handlers r LEFT JOIN mq_channel_limits o ON o.channel_name = r.channel_name WHERE r.channel_name = m.channel_name) AS h
       LEFT JOIN LATERAL (SELECT x.pid, x.since FROM mq_worker_slots() AS x
                           WHERE x.message_id = m.id AND x.database = current_database() LIMIT 1) AS w ON true
       LEFT JOIN LATERAL (SELECT c.pid, c.since FROM mq_leased_calls() AS c WHERE c.lease = m.lease LIMIT 1) AS l ON m.lease > 0
@@ -254,8 +266,11 @@ CREATE FUNCTION mq_reason(message_id uuid) RETURNS text
                           WHERE x.part = 'launcher'
                              OR (x.part IN ('process', CASE WHEN h.leased THEN 'leased calls' ELSE 'batches' END) AND x.role = ANY (h.roles))
                           ORDER BY x.since LIMIT 1) AS k ON true
-     CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS calls, min(x.since) AS since FROM mq_running_calls() AS x
-                          WHERE h.most IS NOT NULL AND x.channel_name = m.channel_name) AS r
+     CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS calls, min(x.since) AS since
+                           FROM (SELECT c.since FROM mq_running_calls() AS c WHERE h.most IS NOT NULL AND c.channel_name = m.channel_name
+                                 UNION ALL
+                                 SELECT NULL FROM (SELECT DISTINCT o.lease FROM mq_msgs o
+                                                    WHERE h.most IS NOT NULL AND o.channel_name = m.channel_name AND o.lease IS NOT NULL AND o.lease < 0 AND o.attempt_at > t.now) AS c) AS x) AS r
      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS calls, min(x.since) AS since,
                                 current_setting('mq.leased_sessions')::bigint *
                                 (SELECT pg_catalog.count(*) FROM mq_worker_slots() AS w WHERE w.database = current_database() AND w.role = ANY (h.roles)) AS sessions

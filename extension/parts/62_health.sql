@@ -48,6 +48,7 @@ CREATE FUNCTION mq_health_of_server() RETURNS TABLE ("check" text, ok boolean, d
                                            WHEN 'leased calls' THEN 'cannot look after leased handlers'
                                            WHEN 'sweep' THEN 'cannot look for what has expired, has been kept for long enough or wants to be put right'
                                            WHEN 'charges' THEN 'cannot charge messages whose calls ended their process'
+                                           WHEN 'schedules' THEN 'cannot send what schedules ask for'
                                            WHEN 'process' THEN 'ends with an error, and another is started,'
                                            ELSE 'cannot start workers' END,
                                date_trunc('second', k.since), k.times, k.sqlstate, left(k.error, 400))
@@ -77,7 +78,7 @@ CREATE FUNCTION mq_health_of_server() RETURNS TABLE ("check" text, ok boolean, d
   END;
 COMMENT ON FUNCTION mq_health_of_server() IS 'For mq_health(): its rows that read no table of mq.';
 
--- Of the advisory locks those of appends to ordered channels, see bgworker/pg/locks.hpp. Who has sent may also wait
+-- Of the advisory locks those of sends to ordered channels, and to channels with max_pending, see bgworker/pg/locks.hpp. Who has sent may also wait
 -- for another transaction's rows elsewhere.
 CREATE FUNCTION mq_lock_waits(OUT sends boolean, OUT who text, OUT since timestamptz) RETURNS SETOF record
   LANGUAGE sql VOLATILE
@@ -90,14 +91,15 @@ CREATE FUNCTION mq_lock_waits(OUT sends boolean, OUT who text, OUT since timesta
                    WHERE e.extname = 'mq')
     SELECT true, pg_catalog.format('process %s%s for %s, which %s', w.pid, mq_since(w.waitstart), CASE WHEN w.n <= 10 THEN mq_blockers(w.pid) END, w.what), w.waitstart
       FROM (SELECT a.pid, a.waitstart, row_number() OVER (ORDER BY a.waitstart) AS n,
-                   CASE a.locktype WHEN 'advisory' THEN 'has appended to the same ordered channel'
+                   CASE a.locktype WHEN 'advisory' THEN CASE WHEN a.objsubid IN (28025, 28026) THEN 'sends to the same channel with max_pending'
+                                                             ELSE 'has appended to the same ordered channel' END
                                    WHEN 'relation' THEN 'has locked ' || (SELECT r.relname::text FROM pg_class r WHERE r.oid = a.relation)
                                    WHEN 'object' THEN 'has locked the extension'
                                    ELSE 'has sent with the same dedup_key, or holds rows that are wanted' END AS what
               FROM l a
              WHERE NOT a.granted AND a.waitstart < clock_timestamp() - interval '3 seconds'
                AND CASE a.locktype
-                   WHEN 'advisory' THEN a.objsubid IN (28017, 28021)
+                   WHEN 'advisory' THEN a.objsubid IN (28017, 28021, 28025, 28026)
                    WHEN 'relation' THEN a.mode IN ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock')
                                         AND EXISTS (SELECT FROM mine LEFT JOIN pg_index i ON i.indrelid = mine.oid WHERE a.relation IN (mine.oid, i.indexrelid))
                    WHEN 'object' THEN a.classid = 'pg_catalog.pg_extension'::pg_catalog.regclass::oid AND a.objid = (SELECT e.oid FROM pg_extension e WHERE e.extname = 'mq')
@@ -212,12 +214,19 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
            HAVING pg_catalog.count(*) >= current_setting('mq.leased_sessions')::bigint *
                   (SELECT pg_catalog.count(*) FROM mq_worker_slots() AS w WHERE w.database = current_database() AND w.role = c.role)
               AND (SELECT pg_catalog.count(*) FROM mq_worker_slots() AS w WHERE w.database = current_database() AND w.state <> 'leaving') >= current_setting('mq.max_workers')::bigint),
-         -- Channels whose calls are as many as max_workers of their handlers allows.
+         -- Channels whose calls are as many as max_workers of their handlers allows, or max_running of mq_limit.
          full_channels AS (
-           SELECT h.channel_name, h.most, r.since
-             FROM (SELECT l.channel_name, min(l.max_workers) AS most FROM mq_handlers l GROUP BY l.channel_name) AS h
-             JOIN (SELECT x.channel_name, pg_catalog.count(*) AS calls, min(x.since) AS since FROM calls x GROUP BY x.channel_name) AS r ON r.channel_name = h.channel_name
-            WHERE r.calls >= h.most AND r.since < clock_timestamp() - interval '1 second'),
+           SELECT h.channel_name, h.most, r.since, h.limited
+             FROM (SELECT l.channel_name, LEAST(min(l.max_workers), max(c.max_running)) AS most,
+                          COALESCE(max(c.max_running) < min(l.max_workers), min(l.max_workers) IS NULL) AS limited
+                     FROM mq_handlers l LEFT JOIN mq_channel_limits c ON c.channel_name = l.channel_name GROUP BY l.channel_name) AS h
+             JOIN (SELECT x.channel_name, pg_catalog.count(*) AS calls, min(x.since) AS since
+                     FROM (SELECT c.channel_name, c.since FROM calls c
+                           UNION ALL
+                           SELECT o.channel_name, NULL
+                             FROM (SELECT DISTINCT m.channel_name, m.lease FROM mq_msgs m WHERE m.lease IS NOT NULL AND m.lease < 0 AND m.attempt_at > now()) AS o) AS x
+                    GROUP BY x.channel_name) AS r ON r.channel_name = h.channel_name
+            WHERE r.calls >= h.most AND COALESCE(r.since < clock_timestamp() - interval '1 second', true)),
          -- Message names that no handler of their channel takes, though it has some; of the first that wait of each channel.
          unnamed AS (
            SELECT DISTINCT n.name AS channel_name, a.message_name AS name
@@ -316,6 +325,13 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
     SELECT 'channels handled', pg_catalog.count(u.name) = 0, 'due messages, but no handler, in: ' || mq_some(pg_catalog.array_agg(u.name ORDER BY u.name)) || '; mq_register_handler, or a consumer outside the server, takes them'
       FROM unhandled u
     UNION ALL
+    SELECT 'subscriptions handled', pg_catalog.count(u.channel_name) = 0,
+           'channels have subscribed to topics, but nobody takes their messages: ' ||
+           mq_some(pg_catalog.array_agg(u.channel_name ORDER BY u.channel_name)) ||
+           '; mq_register_handler, a consumer outside the server, or mq_unsubscribe'
+      FROM (SELECT DISTINCT s.channel_name FROM mq_subscribers s
+             WHERE NOT EXISTS (SELECT FROM mq_handlers h WHERE h.channel_name = s.channel_name) AND NOT mq_has_consumers()) u
+    UNION ALL
     SELECT 'message names handled', pg_catalog.count(u.name) = 0,
            'messages wait since no handler of their channel takes their name: ' ||
            mq_some(pg_catalog.array_agg(pg_catalog.format('%s "%s"', u.channel_name, u.name) ORDER BY u.channel_name, u.name)) ||
@@ -330,6 +346,22 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
     UNION ALL
     SELECT 'channels not paused', pg_catalog.count(p.channel_name) = 0, 'paused: ' || mq_some(pg_catalog.array_agg(p.channel_name ORDER BY p.channel_name)) || '; mq_resume lets a channel go on'
       FROM mq_paused p
+    UNION ALL
+    SELECT 'limits reached', pg_catalog.count(u.channel_name) = 0,
+           'sends fail with 53400, since these channels have as many messages as max_pending allows: ' ||
+           mq_some(pg_catalog.array_agg(pg_catalog.format('%s (max_pending %s)', u.channel_name, u.max_pending) ORDER BY u.channel_name)) ||
+           '; have them handled faster, or raise max_pending with mq_limit'
+      FROM mq_limits u WHERE u.pending + COALESCE(u.sending, 0::bigint) >= u.max_pending
+    UNION ALL
+    SELECT 'limits kept', x.problem IS NULL, x.problem
+      FROM (SELECT CASE WHEN NOT s.preloaded AND pg_catalog.count(c.channel_name) > 0
+                        THEN 'messages are left alone, since rate and max_running_per_args of mq_limit cannot be kept without shared memory, in: ' ||
+                             mq_some(pg_catalog.array_agg(c.channel_name ORDER BY c.channel_name)) || '; add mq to shared_preload_libraries and restart the server'
+                        WHEN t.at IS NOT NULL
+                        THEN pg_catalog.format('some messages have waited for longer than rate and max_running_per_args ask for, the last time at %s, since shared memory has no room for more channels whose limits are in use', date_trunc('second', t.at)) END AS problem
+              FROM mq_service_state() AS s CROSS JOIN mq_limits_without_room() AS t (at)
+              LEFT JOIN mq_channel_limits c ON c.rate IS NOT NULL OR c.max_running_per_args IS NOT NULL
+             GROUP BY s.preloaded, t.at) AS x
     UNION ALL
     SELECT 'handlers'' functions', pg_catalog.count(h.handler) = 0,
            'gone: ' || mq_some(pg_catalog.array_agg(h.channel_name || ' ' || h.handler ORDER BY h.channel_name)) || '; create the function, or mq_register_handler another, or the same again if it or its schema was renamed'
@@ -416,6 +448,23 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
            '; the consumer has ended, or takes longer than its lease: start one, and have it call mq_extend'
       FROM forsaken f
     UNION ALL
+    SELECT 'schedules sent', pg_catalog.count(t.name) = 0,
+           'their time has come, and nothing is sent: ' ||
+           mq_some(pg_catalog.array_agg(pg_catalog.format('%s (since %s%s)', t.name, date_trunc('second', t.next_at),
+                                                          CASE WHEN m.id IS NULL THEN '; made in another database, so left alone here: CREATE ROLE ' || pg_catalog.quote_ident(t.run_as) || ', then SELECT mq_enable()'
+                                                               WHEN t.failures > 0 THEN pg_catalog.format('; failed %s times, the last with SQLSTATE %s', t.failures, t.sqlstate) END)
+                             ORDER BY t.next_at, t.name)) ||
+           '; of those that failed mq_timetable.error says why, and they are tried again within 5 minutes; the others wait for a worker or for CALL mq_run()'
+      FROM mq_timetable t LEFT JOIN mq_enabled m ON m.id = t.enabled_id WHERE t.next_at < now() - interval '5 seconds'
+    UNION ALL
+    SELECT 'schedules handled', pg_catalog.count(t.name) = 0,
+           'schedules send to a channel where no handler takes the message: ' ||
+           mq_some(pg_catalog.array_agg(pg_catalog.format('%s to %s', t.name, t.channel_name) ORDER BY t.name)) ||
+           '; mq_register_handler, or a consumer outside the server, takes them'
+      FROM mq_timetable t
+     WHERE NOT EXISTS (SELECT FROM mq_handlers h WHERE h.channel_name = t.channel_name AND COALESCE(h.message_name, t.message_name, t.channel_name) = COALESCE(t.message_name, t.channel_name))
+       AND NOT mq_has_consumers()
+    UNION ALL
     SELECT 'messages not locked', pg_catalog.count(h.who) = 0,
            'due messages wait for the end of a transaction that has locked their rows: ' || mq_some(pg_catalog.array_agg(h.who ORDER BY h.who)) ||
            '; the others are handled meanwhile; end that transaction, that of a process for instance with pg_terminate_backend'
@@ -443,10 +492,17 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
     UNION ALL
     -- These are as they should be, and say why nothing is handled all the same.
     SELECT 'calls limited', true,
-           'messages wait since as many calls run as max_workers of their handlers allows, in: ' ||
-           mq_some(pg_catalog.array_agg(pg_catalog.format('%s (max_workers %s, the longest since %s)', f.channel_name, f.most, date_trunc('second', f.since)) ORDER BY f.channel_name))
+           'messages wait since as many calls run as max_workers of their handlers, or max_running of mq_limit, allows, in: ' ||
+           mq_some(pg_catalog.array_agg(pg_catalog.format('%s (%s %s%s)', f.channel_name, CASE WHEN f.limited THEN 'max_running' ELSE 'max_workers' END,
+                                                          f.most, COALESCE(', the longest since ' || date_trunc('second', f.since)::text, ', of consumers outside the server')) ORDER BY f.channel_name))
       FROM full_channels f
      WHERE EXISTS (SELECT FROM mq_channel_stats() AS c WHERE c.channel_name = f.channel_name AND c.ready > 0)
+    UNION ALL
+    SELECT 'calls throttled', true,
+           'messages wait since rate or max_running_per_args of mq_limit lets no more calls begin, in: ' ||
+           mq_some(pg_catalog.array_agg(pg_catalog.format('%s (%s of them)', t.channel_name, t.throttled) ORDER BY t.channel_name))
+      FROM mq_stats t JOIN mq_channel_limits c ON c.channel_name = t.channel_name
+     WHERE t.throttled > 0 AND (c.rate IS NOT NULL OR c.max_running_per_args IS NOT NULL)
     UNION ALL
     SELECT 'uncommitted messages', true,
            CASE WHEN u.messages > 0 THEN

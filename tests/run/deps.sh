@@ -30,6 +30,14 @@ deps_missing() {
   done
 }
 
+# The package of pg_cron for the server of Debian's with this number, or for that of PG_CONFIG; nothing where apt knows
+# none. Then t/141_pg_cron says that it is missing.
+deps_cron() {
+  local major=$1
+  [ -n "$major" ] || major=$("${PG_CONFIG:-pg_config}" --bindir | sed -n 's,^/usr/lib/postgresql/\([0-9]*\)/bin$,\1,p')
+  if apt-cache show "postgresql-$major-cron" >/dev/null 2>&1; then echo "postgresql-$major-cron"; fi
+}
+
 deps_install() {
   local kind packages=() missing major=
   if [ -n "${PG_CONFIG:-}" ]; then
@@ -52,7 +60,7 @@ deps_install() {
             packages+=(libpq-dev)
           fi
           ;;
-        test) packages+=(libgtest-dev perl libipc-run-perl pgbouncer python3-psycopg) ;;
+        test) packages+=(libgtest-dev perl libipc-run-perl pgbouncer python3-psycopg $(deps_cron "$major")) ;;
         dist) packages+=(zip pgxnclient) ;;
       esac
     done

@@ -97,6 +97,7 @@ sub others_move_in {
 		SELECT mq_register_handler('letters', 'deliver(jsonb)'), mq_register_handler('parcels', 'deliver(jsonb)'),
 		       mq_register_handler('orders', 'take_orders(mq_message[])');
 		SELECT mq_pause('parcels'), mq_pause('orders');
+		SELECT mq_schedule('reports', '@yearly', 'parcels');
 		SELECT mq_send('letters', retries => 0);
 		SELECT mq_grant('app', 'produce'), mq_grant('app', 'consume')});
 	$node->safe_psql($db, "SELECT mq_send('$_', '{}', dedup_key => 'theirs'), mq_send('$_', ordered => true), mq_send('$_', delay => '1 day')")
@@ -110,7 +111,7 @@ sub all_there_is {
 	my ($db) = @_;
 	my $theirs = join ', ', map { "'$_'" } @theirs;
 	my %is = map { $_->[0] => $node->safe_psql($db, $_->[1]) } (
-		map({ [ $_, "SELECT t::text FROM $_ AS t ORDER BY 1" ] } qw(mq_msgs mq_payloads mq_dead mq_failures mq_handlers mq_paused orders)),
+		map({ [ $_, "SELECT t::text FROM $_ AS t ORDER BY 1" ] } qw(mq_msgs mq_payloads mq_dead mq_failures mq_handlers mq_paused mq_channel_limits mq_timetable mq_subscribers orders)),
 		[ 'totals', "SELECT channel_name, handled, failed, died FROM mq_stats WHERE channel_name IN ($theirs) ORDER BY 1" ],
 		[ 'settings', q{SELECT name, setting FROM pg_file_settings WHERE sourcefile ~ 'auto.conf$' ORDER BY 1} ],
 		[ 'settings of roles', q{SELECT setrole::regrole, setdatabase, setconfig FROM pg_db_role_setting ORDER BY 1} ],

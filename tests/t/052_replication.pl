@@ -150,6 +150,7 @@ $publisher->safe_psql($db, q{
 	SELECT mq_register_handler('dying', 'fail(mq_message)');
 	SELECT mq_send('dying', retries => 0);
 	CALL mq_run('{dying}');
+	SELECT mq_subscribe('orders.#', 'c');
 	CREATE ROLE dumper LOGIN;
 	SELECT mq_grant('dumper', 'admin');
 	GRANT SELECT ON handled, handled_n_seq TO dumper});
@@ -160,7 +161,7 @@ my $dump = $publisher->basedir . '/admin.sql';
 $publisher->command_ok([ 'pg_dump', '--no-publications', '--username', 'dumper', '--file', $dump, $publisher->connstr($db) ], 'pg_dump by an administrator');
 $publisher->safe_psql($db, 'CREATE DATABASE again');
 $publisher->command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-f', $dump, $publisher->connstr('again') ], 'is restored');
-for my $table (qw(mq_msgs mq_payloads mq_dead mq_failures mq_handlers mq_paused mq_stats_totals mq_stats_deltas mq_headless mq_prerequisites mq_rechecks mq_cancelled)) {
+for my $table (qw(mq_msgs mq_payloads mq_dead mq_failures mq_handlers mq_paused mq_stats_totals mq_stats_deltas mq_headless mq_prerequisites mq_rechecks mq_cancelled mq_subscribers mq_channel_limits mq_timetable)) {
 	my $rows = "SELECT string_agg(t::text, E'\\n' ORDER BY t::text) FROM $table t";
 	is($publisher->safe_psql('again', $rows), $publisher->safe_psql($db, $rows), "$table arrives");
 }

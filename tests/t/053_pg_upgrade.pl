@@ -29,10 +29,11 @@ $old->start;
 $old->safe_psql('postgres', 'CREATE DATABASE work');
 $old->safe_psql('work', 'CREATE EXTENSION mq');
 messages_in_every_state($old, 'work', '0.2.0');
+$old->safe_psql('work', q{SELECT mq_limit('limited', 1, 2, 3, 4, '1 minute', true)});
 # A copy that nobody has enabled; after the upgrade it is one still.
 $old->safe_psql('postgres', 'CREATE DATABASE copy TEMPLATE work');
 my $state = q{SELECT (SELECT string_agg(t::text, ' ' ORDER BY t::text) FROM %s t)};
-my %before = map { $_ => $old->safe_psql('work', sprintf $state, $_) } qw(mq_msgs mq_payloads mq_dead mq_failures mq_paused);
+my %before = map { $_ => $old->safe_psql('work', sprintf $state, $_) } qw(mq_msgs mq_payloads mq_dead mq_failures mq_paused mq_channel_limits);
 my $seq = $old->safe_psql('work', 'SELECT last_value FROM mq_msgs_seq');
 my $identifier = q{SELECT system_identifier FROM pg_control_system()};
 my $was = $old->safe_psql('postgres', $identifier);

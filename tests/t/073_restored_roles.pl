@@ -49,7 +49,7 @@ holds($target, $db, $roles, $gone, 'mq_health() names those whose role is missin
 my $grants = join ';', map { "GRANT INSERT ON handled TO $_; GRANT USAGE ON handled_n_seq TO $_" } qw(kept before dropped);
 $target->safe_psql($db, "$grants; SELECT mq_resume(c) FROM unnest('{$all}'::text[]) AS c");
 my ($rc, $out, $err) = $target->psql($db, 'SELECT mq_enable()');
-like($err, qr/^psql:\S+ WARNING:  handlers are left alone, since the roles that they run as do not exist: missing\nHINT:  Create the roles and call mq_enable\(\) again/m, 'mq_enable() names the missing role');
+like($err, qr/^psql:\S+ WARNING:  handlers and schedules are left alone, since the roles that they run as do not exist: missing\nHINT:  Create the roles and call mq_enable\(\) again/m, 'mq_enable() names the missing role');
 is($rc, 0, 'and enables the others');
 my $handled = q{SELECT string_agg(payload #>> '{}' || ' as ' || role, ', ' ORDER BY payload::text) FROM handled};
 within(20, $target, $db, $handled, 'kept as kept, own as postgres', 'whose roles are those of their names');
@@ -74,5 +74,5 @@ within(20, $target, 'copy', 'SELECT role FROM handled', 'missing', 'a copy knows
 $source->stop;
 $target->stop;
 log_is_clean($source);
-log_is_clean($target, qr/WARNING:  handlers are left alone, since/);
+log_is_clean($target, qr/WARNING:  handlers and schedules are left alone, since/);
 done_testing();

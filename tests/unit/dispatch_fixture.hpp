@@ -58,6 +58,16 @@ struct FakeCaller final : HandlerCaller {
   FakeCaller(std::deque<fake::Row>& all_rows, FakeTransaction& of, fake::FakeClock& the_clock)
       : rows(all_rows), transaction(of), clock(the_clock) {}
 
+  std::size_t may_begin(std::span<const Claimed* const> messages) override {
+    std::size_t granted = 0;
+    while (granted < messages.size() && tokens > 0 &&
+           std::ranges::find(throttled, messages[granted]->seq) == throttled.end()) {
+      ++granted;
+      --tokens;
+    }
+    return granted;
+  }
+
   void call(const Handler& handler, std::span<const Claimed* const> messages, bool /* yields */) override {
     EXPECT_TRUE(transaction.savepoint) << "a handler is called outside a savepoint";
     EXPECT_FALSE(messages.empty());
@@ -115,6 +125,8 @@ struct FakeCaller final : HandlerCaller {
   bool changed = false;                          // the last call changed others
   std::vector<std::int64_t> cancelled;           // the seq of messages that are cancelled during their calls
   int yield_after = kAlways;                     // calls
+  int tokens = kAlways;                          // messages that may be handled, by their rate
+  std::vector<std::int64_t> throttled;           // the seq of messages whose channels may have no call
   std::function<void()> during;                  // runs in each call
 };
 
@@ -124,7 +136,7 @@ class DispatchTest : public testing::Test {
 
   // Dispatches the messages, in a new transaction. Returns what came of each: U untouched,
   // H handled, F failed, S snoozed, D discarded, C conflict, X expired, Y yielded, O collided,
-  // L cancelled.
+  // L cancelled, T throttled.
   std::string run(const std::vector<Message>& messages, const std::vector<const Handler*>& handlers,
                   Micros slice = kLong) {
     transaction = {};
@@ -142,7 +154,7 @@ class DispatchTest : public testing::Test {
     dispositions = dispatcher.dispositions();
     check();
     std::string shown;
-    for (const Outcome outcome : outcomes) shown += "UHFSDCXYOL"[static_cast<int>(outcome)];
+    for (const Outcome outcome : outcomes) shown += "UHFSDCXYOLT"[static_cast<int>(outcome)];
     return shown;
   }
   std::string run(const std::vector<Message>& messages, const Handler* handler, Micros slice = kLong) {

@@ -1,6 +1,7 @@
-#include "api/sender.hpp"
+#include "queue/sender.hpp"
 
 #include <algorithm>
+#include <map>
 #include <optional>
 
 #include "pg/arguments.hpp"
@@ -14,7 +15,9 @@
 #include "queue/dedup.hpp"
 #include "queue/fairness.hpp"
 #include "queue/insert.hpp"
+#include "queue/limits.hpp"
 #include "queue/low_water.hpp"
+#include "queue/pending_limit.hpp"
 #include "queue/prerequisites.hpp"
 #include "queue/tails.hpp"
 #include "queue/uuid.hpp"
@@ -24,6 +27,7 @@ extern "C" {
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "utils/fmgrprotos.h"
+#include "utils/inval.h"
 #include "utils/jsonb.h"
 #include "utils/uuid.h"
 }
@@ -294,6 +298,7 @@ void Sender::fill(const Checked& m, NewRow& row) const {
   set(kExpiresAt, expires_at_ == kNever ? Param() : Param(TimestampTzGetDatum(expires_at_)));
   set(kCreatedAt, TimestampTzGetDatum(GetCurrentTransactionStartTimestamp()));
   set(kLeaseToken, Param());
+  set(kThrottledAt, Param());
   set(kDedupKey, Param());
   set(kFair, BoolGetDatum(m.fair));
   set(kHeaders, param_of(m.headers));
@@ -321,9 +326,20 @@ void Sender::note_channels() const {
       fairness::has_channels(name = m.channel_name);
 }
 
+// Throws 53400 for a channel that would have more messages than its max_pending.
+void Sender::reserve_room() const {
+  // A transaction that has been open for long has not heard of all limits.
+  guard::call([] { AcceptInvalidationMessages(); });
+  if (!any_limits()) return;
+  std::map<std::string_view, std::int64_t> rows;  // sorted, so that two that wait for each other's locks are rare
+  for (const Checked& m : messages_) ++rows[m.channel_name];
+  for (const auto& [name, count] : rows) pending_limit::reserve(name, count);
+}
+
 void Sender::send() {
   static Statement insert("INSERT INTO $S.mq_msgs " MESSAGE_COLUMNS ") " MESSAGES, {MESSAGE_TYPES});
   if (messages_.empty()) return;
+  reserve_room();
   find_prerequisites();
   const Links links = link();
   note_channels();
@@ -352,8 +368,12 @@ Uuid Sender::send_once() {
   const Checked& message = messages_.front();
   const DedupKey wanted{message.channel_key, message.channel_name, message.channel_args, message.dedup_key};
   bool locked = !message.ordered;
+  bool reserved = false;
   for (int tries = 0;; ++tries) {
-    if (const auto pending = find_pending(wanted, true)) return *pending;
+    if (const auto pending = find_pending(wanted, true)) {
+      if (reserved) pending_limit::give_back(message.channel_name, 1);
+      return *pending;
+    }
     // Messages may come and go between search and INSERT, but not so often: a trigger,
     // rule or policy keeps the row out.
     if (tries == kTries) throw refused("mq_msgs", "being added");
@@ -362,6 +382,8 @@ Uuid Sender::send_once() {
       locked = true;
       continue;  // the lock may have waited for a session that sent the same key
     }
+    if (!reserved) reserve_room();
+    reserved = true;
     const Links links = link();
     note_channels();
     choose_fair();

@@ -1,7 +1,7 @@
 // Sending: validates messages and writes their rows.
 //
-// The SQL functions in send.cpp and mq_redrive (dead_letters.cpp) use Sender. It lives for a call,
-// and only this process sees it. Append locks cover the tails of ordered channels to the end of
+// The SQL functions of api/send.cpp, mq_call, mq_redrive and schedules (timetable.cpp) use Sender. It
+// lives for a call, and only this process sees it. Append locks cover the tails of ordered channels to the end of
 // the transaction. Wake-ups, low-water marks and row counts go to the commit actions.
 #pragma once
 
@@ -24,13 +24,6 @@ struct NewMessage {
   const std::vector<Uuid>* after = nullptr;
 };
 
-// Reads the last arguments of a function that sends: `priority` is the position of the first of them, then come
-// headers, after and keep. `after` is for message.after. Throws 22004 or 22023, naming the argument.
-void set_options(FunctionCallInfo fcinfo, int priority, std::vector<Uuid>& after, NewMessage& message);
-
-// An id for a message: a uuid of version 7. Those of a session ascend within a millisecond.
-Uuid new_id();
-
 struct NewRow;
 
 class Sender {
@@ -47,7 +40,7 @@ class Sender {
   void reuse_ids() { reuses_ids_ = true; }
   // Writes all messages in the order in which they were added. None may have a dedup_key. Needs an
   // OwnerScope and an SPI connection. Throws 40001 if the snapshot of a REPEATABLE READ or
-  // SERIALIZABLE transaction does not show the tail of an ordered channel.
+  // SERIALIZABLE transaction does not show the tail of an ordered channel; 53400 for a channel that is full.
   void send();
   // Writes the only message that was added, unless another is pending under its dedup_key. Returns
   // the id of the message that is pending then. Throws as send() does, 40001 also if the snapshot
@@ -74,6 +67,7 @@ class Sender {
 
   // The tails that link() found and set; for the commit actions once the messages are written.
   struct Links;
+  void reserve_room() const;
   Links link();
   static void enter(const Links& links);
   std::vector<Param> parameters() const;

@@ -1,0 +1,62 @@
+#include "queue/put_off.hpp"
+
+#include "pg/row_locks.hpp"
+#include "pg/statement.hpp"
+#include "queue/claimed_rows.hpp"
+#include "queue/commit_actions.hpp"
+#include "queue/removal.hpp"
+
+namespace mq {
+
+std::size_t put_off(const std::vector<PutOff>& all) {
+  static Statement update(
+      "UPDATE $S.mq_msgs m SET attempt_at = r.until, throttled_at = COALESCE(m.throttled_at, m.attempt_at), fair = "
+      "true,"
+      "       lease = NULL"
+      "  FROM unnest($1, $2, $3) AS r (id, seq, until) WHERE " IS_CLAIMED,
+      {UUIDARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID});
+  std::vector<const Claimed*> messages;
+  for (const PutOff& one : all) {
+    messages.push_back(one.message);
+    commit_actions::due(one.message->channel_name, one.message->priority, {one.until, one.message->seq});
+  }
+  const std::vector<char> written = update_claimed(messages, [&](std::size_t i, NewVersion& version) {
+    version.set(kAttemptAt, TimestampTzGetDatum(all[i].until));
+    version.set(kThrottledAt, TimestampTzGetDatum(messages[i]->due()));
+    version.set(kFair, BoolGetDatum(true));
+    version.set_null(kLeaseToken);
+  });
+  ClaimedRows rows;
+  ArrayParam times(TIMESTAMPTZOID);
+  std::vector<const Claimed*> others;
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    if (written[i] != 0) continue;
+    others.push_back(messages[i]);
+    rows.add(*messages[i]);
+    times.add(TimestampTzGetDatum(all[i].until));
+  }
+  if (others.empty()) return all.size();
+  try {
+    lock_claimed(others);
+  } catch (const Error& error) {
+    if (!row_locks::was_held(error)) throw;
+    return all.size() - others.size();
+  }
+  return all.size() - others.size() + update.run({rows.ids.datum(), rows.numbers.datum(), times.datum()}).size();
+}
+
+void release_put_off(std::string_view channel_name) {
+  static Statement update(
+      "WITH w AS MATERIALIZED (SELECT m.id FROM $S.mq_msgs m WHERE m.channel_name = $1 AND m.throttled_at IS NOT NULL"
+      "                         ORDER BY m.id FOR NO KEY UPDATE SKIP LOCKED)"
+      " UPDATE $S.mq_msgs m SET attempt_at = m.throttled_at, throttled_at = NULL FROM w WHERE m.id = w.id"
+      " RETURNING m.priority, m.attempt_at, m.seq",
+      {TEXTOID});
+  const Rows rows = update.run({text_datum(channel_name)});
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    commit_actions::due(channel_name, DatumGetInt16(rows.get(i, 1)),
+                        {DatumGetTimestampTz(rows.get(i, 2)), DatumGetInt64(rows.get(i, 3))});
+  commit_actions::wake(channel_name);
+}
+
+}  // namespace mq
