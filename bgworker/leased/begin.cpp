@@ -114,7 +114,13 @@ bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& t
       run.number =
           ports_.store.enter({run.token, run.session->backend(), *call.handler, *call.messages.front(), concurrency});
       if (run.number < 0) continue;
-      call.messages.resize(ports_.store.may_begin(call.messages));
+      try {
+        call.messages.resize(ports_.store.may_begin(call.messages));
+      } catch (...) {
+        ports_.store.leave(run.number);
+        run.number = -1;
+        throw;
+      }
       if (call.messages.empty()) {
         ports_.store.leave(run.number);
         run.number = -1;

@@ -15,6 +15,7 @@
 #include "queue/find.hpp"
 #include "queue/head_links.hpp"
 #include "queue/prerequisites.hpp"
+#include "queue/put_off.hpp"
 #include "queue/removal.hpp"
 #include "queue/running.hpp"
 #include "queue/settle.hpp"
@@ -333,6 +334,7 @@ Swept sweep(Transaction& transaction, Micros now) {
   });
   step([&] {
     const OwnerScope scope;
+    (void)sweep_put_off();
     return more(running::sweep());
   });
   step([&] {

@@ -59,4 +59,20 @@ void release_put_off(std::string_view channel_name) {
   commit_actions::wake(channel_name);
 }
 
+bool sweep_put_off() {
+  static Statement select(
+      "WITH RECURSIVE n (name) AS ("
+      "  (SELECT m.channel_name FROM $S.mq_msgs m WHERE m.throttled_at IS NOT NULL ORDER BY m.channel_name LIMIT 1)"
+      "  UNION ALL"
+      "  SELECT (SELECT m.channel_name FROM $S.mq_msgs m WHERE m.throttled_at IS NOT NULL AND m.channel_name > n.name"
+      "           ORDER BY m.channel_name LIMIT 1) FROM n WHERE n.name IS NOT NULL)"
+      " SELECT n.name FROM n WHERE n.name IS NOT NULL AND NOT EXISTS ("
+      "   SELECT 1 FROM $S.mq_channel_limits l WHERE l.channel_name = n.name"
+      "      AND (l.rate_per_args OR l.max_running_per_args IS NOT NULL))",
+      {});
+  const Rows rows = select.run({});
+  for (std::size_t i = 0; i < rows.size(); ++i) release_put_off(text_view(rows.get(i, 1)));
+  return !rows.empty();
+}
+
 }  // namespace mq

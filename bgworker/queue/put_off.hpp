@@ -21,4 +21,8 @@ std::size_t put_off(const std::vector<PutOff>& all);
 // Makes messages of the channel name due that were put off. Needs the same.
 void release_put_off(std::string_view channel_name);
 
+// Does so for names that have no such limit any more: a batch that was in progress when that was taken away has put
+// its messages off all the same. For the sweep. Whether there were some. Needs the same.
+bool sweep_put_off();
+
 }  // namespace mq

@@ -16,6 +16,7 @@ void Dispatcher::run(std::span<const Claimed> messages, std::span<const Handler*
   spans_.assign(messages.size(), Span());
   expired_.clear();
   throttled_.clear();
+  granted_.assign(messages.size(), 0);
   run_range(0, messages.size(), messages.size());
 }
 
@@ -70,6 +71,22 @@ bool Dispatcher::resolve(std::size_t first, const Attempt& tried, std::size_t mo
   return !conflict;
 }
 
+// How far a call from `first` on may reach; `first`: it may not begin. Asks for each message once in a batch: if it
+// asked again before a repeated call, there might never be room for the calls that find out which message fails.
+std::size_t Dispatcher::may_begin(std::size_t first, std::size_t last) {
+  std::vector<const Claimed*> asked;
+  for (std::size_t i = first; i < last; ++i)
+    if (granted_[i] == 0) asked.push_back(&messages_[i]);
+  std::size_t left = asked.empty() ? 0 : caller_.may_begin(asked);
+  for (std::size_t i = first; i < last; ++i) {
+    if (granted_[i] != 0) continue;
+    if (left == 0) return i;
+    --left;
+    granted_[i] = 1;
+  }
+  return last;
+}
+
 Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std::size_t most) {
   transaction_.set_savepoint();
   now_ = clock_.now();
@@ -85,16 +102,14 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
       expired_.push_back(i++);
       continue;
     }
-    std::vector<const Claimed*> batch;
-    const std::size_t wanted = call_end(i, last, most);
-    for (std::size_t k = i; k < wanted; ++k) batch.push_back(&messages_[k]);
-    batch.resize(caller_.may_begin(batch));
-    if (batch.empty()) {
+    const std::size_t end = may_begin(i, call_end(i, last, most));
+    if (end == i) {
       outcomes_[i] = Outcome::kThrottled;
       throttled_.push_back(i++);
       continue;
     }
-    const std::size_t end = i + batch.size();
+    std::vector<const Claimed*> batch;
+    for (std::size_t k = i; k < end; ++k) batch.push_back(&messages_[k]);
     const Micros started = now_;
     const bool is_shared = began_;
     try {

@@ -11,8 +11,8 @@
 // In an ordered channel nothing runs behind a message that failed, expired, was snoozed, or was
 // discarded and blocks.
 //
-// Before each call the caller is asked whether it may begin (HandlerCaller::may_begin()), also when it is
-// made again. A message that may not is left, and so are those behind it in its ordered channel.
+// Before its first call in the batch the caller is asked for each message whether it may begin
+// (HandlerCaller::may_begin()). One that may not is left, and so are those behind it in its ordered channel.
 //
 // When a message was cancelled, before its call or during it, the savepoint is rolled back, and all but that
 // message run again.
@@ -114,6 +114,7 @@ class Dispatcher {
   bool run_range(std::size_t first, std::size_t last, std::size_t most);
   Attempt attempt(std::size_t first, std::size_t last, std::size_t most);
   std::size_t call_end(std::size_t first, std::size_t last, std::size_t most) const;
+  std::size_t may_begin(std::size_t first, std::size_t last);
   // Whether message `i` has its outcome, or stands behind one that holds up its ordered channel.
   bool skipped(std::size_t i) const;
   bool expired(std::size_t i) const;
@@ -144,6 +145,7 @@ class Dispatcher {
   std::vector<const void*> results_;    // empty: there was none yet
   std::vector<std::size_t> expired_;    // indexes of messages
   std::vector<std::size_t> throttled_;  // the same
+  std::vector<char> granted_;           // for each message: may_begin() has let it begin
   Micros now_ = 0;                      // read at each savepoint and after each call
   Error error_{"", ""};                 // of the call that failed last
   Micros duration_ = 0;                 // of the call that failed or was stopped last

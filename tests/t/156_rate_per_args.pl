@@ -88,6 +88,23 @@ within(60, $node, $db, q{SELECT count(*) FROM begun WHERE n = 5000}, 1, 'those t
 sql(q{SELECT count(mq_send('slow', to_jsonb(n), channel_args => 'y', expires => '1 s')) FROM generate_series(1, 20) n});
 within(60, $node, $db, q{SELECT count(*) > 15 FROM mq_dead WHERE channel_name = 'slow' AND reason = 'expired'}, 't', 'what is put off expires');
 
+# --- a batch in progress puts off while the limit is taken away -------------------------------------------------
+
+sql(q{
+	ALTER SYSTEM SET mq.poll_interval = '1 s';
+	SELECT pg_reload_conf();
+	TRUNCATE begun;
+	CREATE FUNCTION gated(m mq_message) RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_xact_lock_shared(77); PERFORM begin_call(m); END $$;
+	SELECT mq_limit('gone', rate => 1, per => '1 day', rate_per_args => true), mq_register_handler('gone', 'gated(mq_message)')});
+my $gate = MqSession->new($node, $db);
+$gate->query('SELECT pg_advisory_lock(77)');
+sql(q{SELECT count(mq_send('gone', to_jsonb(n), channel_args => 'x')) FROM generate_series(1, 5) n});
+within(60, $node, $db, q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 77 AND NOT granted}, 1, 'a call waits at the gate');
+is(sql(q{SELECT mq_unlimit('gone')}), 't', '... when the limit is taken away');
+$gate->query('SELECT pg_advisory_unlock(77)');
+within(60, $node, $db, q{SELECT count(*) FROM begun WHERE channel = 'gone'}, 5, '... and what its batch has put off is handled all the same');
+sql(q{ALTER SYSTEM RESET mq.poll_interval; SELECT pg_reload_conf()});
+
 # --- a hundred thousand keys ----------------------------------------------------------------------------------
 
 my $keys = 100_000;

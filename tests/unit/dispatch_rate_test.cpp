@@ -32,13 +32,21 @@ TEST_F(DispatchTest, NothingIsCalledBehindAThrottledMessageOfAnOrderedChannel) {
   EXPECT_EQ(run({ordered, ordered, ordered, kGood}, &batch), "HTUH");
 }
 
-// A call that is made again, since its neighbour failed, has to be let begin again.
-TEST_F(DispatchTest, RepeatedCallsCountToo) {
+// A call that is made again in the batch, since its neighbour failed, is not asked for again.
+TEST_F(DispatchTest, RepeatedCallsDoNotCount) {
   caller.tokens = 3;
-  EXPECT_EQ(run({kGood, kBad, kGood}, &json), "HFT");
-  EXPECT_EQ(caller.calls.size(), 3U);
+  EXPECT_EQ(run({kGood, kBad, kGood}, &json), "HFH");
+  EXPECT_EQ(caller.calls.size(), 4U);
   caller.tokens = 2;
-  EXPECT_EQ(run({kGood, kBad, kGood}, &json), "TFT") << "its effects were rolled back, and it may not begin again";
+  EXPECT_EQ(run({kGood, kBad, kGood}, &json), "HFT");
+}
+
+// Else the batch would be tried for ever, and the message that fails never be charged.
+TEST_F(DispatchTest, AFailingBatchIsTakenApartWithoutFurtherTokens) {
+  caller.tokens = 2;
+  EXPECT_EQ(run({kGood, kBad}, &batch), "HF");
+  caller.tokens = 4;
+  EXPECT_EQ(run({kBad, kGood, kGood, kGood, kGood}, &batch), "FHHHT");
 }
 
 TEST_F(DispatchTest, WithoutATokenNothingIsCalled) {
