@@ -2,11 +2,13 @@
 
 #include "pg/extension.hpp"
 #include "pg/format.hpp"
+#include "pg/guard.hpp"
 #include "pg/locks.hpp"
 #include "pg/postgres.hpp"
 
 extern "C" {
 #include "storage/proc.h"
+#include "utils/guc.h"
 }
 
 namespace mq::row_locks {
@@ -56,12 +58,26 @@ bool avoiding() {
   return avoids;
 }
 
-ShortWaits::ShortWaits() : before_(LockTimeout) {
-  if (in_worker && (before_ == 0 || before_ > kMostWait)) LockTimeout = kMostWait;
+ShortWaits::ShortWaits(Where where) : before_(LockTimeout) {
+  if (before_ > 0 && before_ <= kMostWait) return;
+  if (in_worker) {
+    LockTimeout = kMostWait;
+  } else if (where == Where::kAnywhere) {
+    // As a setting: what triggers set meanwhile must not have the session keep this one.
+    nest_level_ = NewGUCNestLevel();
+    const std::string most = std::to_string(kMostWait);
+    guard::call([&] {
+      (void)set_config_option("lock_timeout", most.c_str(), PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
+                              false);
+    });
+  }
 }
 
 ShortWaits::~ShortWaits() {
-  LockTimeout = before_;
+  if (nest_level_ > 0)
+    AtEOXact_GUC(false, nest_level_);
+  else
+    LockTimeout = before_;
 }
 
 Removal::Removal(bool avoid) : before_(removing), avoided_before_(avoids) {

@@ -46,16 +46,19 @@ void lock_to_write(const char* table, const char* refused = "no row can be added
 // Whether claims avoid held rows.
 bool avoiding();
 
-// Lives while a worker does what can be done later: a wait for a lock ends after kMostWait (55P03).
+// Lives while a worker does what can be done later: a wait for a lock ends after kMostWait (55P03). kAnywhere:
+// in any process, within one transaction.
 class ShortWaits {
  public:
-  ShortWaits();
+  enum class Where { kInWorkers, kAnywhere };
+  explicit ShortWaits(Where where = Where::kInWorkers);
   ~ShortWaits();
   ShortWaits(const ShortWaits&) = delete;
   ShortWaits& operator=(const ShortWaits&) = delete;
 
  private:
   const int before_;
+  int nest_level_ = 0;  // of the settings, in a session; 0: they are as they were
 };
 
 // Lives while rows are removed. Only a worker's own settling and sweep limit their waits, not what

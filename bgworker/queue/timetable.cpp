@@ -8,6 +8,7 @@
 #include "pg/extension.hpp"
 #include "pg/format.hpp"
 #include "pg/locks.hpp"
+#include "pg/own_function.hpp"
 #include "pg/row_locks.hpp"
 #include "pg/statement.hpp"
 #include "queue/new_id.hpp"
@@ -19,7 +20,7 @@ namespace mq::timetable {
 namespace {
 
 constexpr std::size_t kStep = 100;               // schedules that a step sends
-constexpr int kMostMissed = 500;                 // messages that a step sends for one of them (catch_up => 'all')
+constexpr std::size_t kMostMissed = 500;         // messages that a step sends for one of them (catch_up => 'all')
 constexpr std::size_t kSingles = 20;             // schedules that a failed step tries one by one
 constexpr Micros kLate = 60 * kSecond;           // a time that is longer ago was missed
 constexpr Micros kLastRetry = 300 * kSecond;     // the longest wait after a failure; the first is 1 s
@@ -32,10 +33,10 @@ void pass_on_cancel(const Error& error) {
 }
 
 #define MAY_SEND(role)                     \
-  "(pg_catalog.has_schema_privilege(" role \
+  "pg_catalog.bool_or(pg_catalog.has_schema_privilege(" role \
   ", p.pronamespace, 'USAGE')"             \
   " AND pg_catalog.has_function_privilege(" role ", p.oid, 'EXECUTE'))"
-#define MQ_SEND "pg_catalog.pg_proc p WHERE p.proname = 'mq_send' AND p.pronamespace = $1"
+#define MQ_SEND "pg_catalog.pg_proc p WHERE p.proname = 'mq_send' AND p.pronamespace = $1 AND " MQ_IS_OWN_FUNCTION("p")
 
 Error may_not_send(std::string_view role) {
   return {"42501", mq::format("role \"{}\" may not call mq_send", role), "A schedule sends as the role that made it.",
@@ -152,8 +153,10 @@ Plan plan_of(const Row& row, Micros now) {
   // It is due by its retry_at alone: see follow_clock().
   if (first > now) return {{}, schedule.next(now)};
   if (catch_up == "all") {
+    // After a failure one at a time: all share a savepoint, and a channel with max_pending may have room for some.
+    const std::size_t most = row.number(Column::kFailures) > 0 ? 1 : kMostMissed;
     Plan plan{{}, first};
-    while (plan.next <= now && plan.times.size() < kMostMissed) {
+    while (plan.next <= now && plan.times.size() < most) {
       plan.times.push_back(plan.next);
       plan.next = schedule.next(plan.next);
     }
@@ -254,7 +257,7 @@ void check_may_send(Oid role) {
   static Statement select("SELECT " MAY_SEND("$2") " FROM " MQ_SEND, {OIDOID, OIDOID});
   const OwnerScope scope;
   const Rows rows = select.run({ObjectIdGetDatum(Extension::get().schema()), ObjectIdGetDatum(role)});
-  if (rows.empty() || !DatumGetBool(rows.get(0, 1))) {
+  if (rows.is_null(0, 1) || !DatumGetBool(rows.get(0, 1))) {
     const char* name = guard::call([&] { return GetUserNameFromId(role, true); });
     throw may_not_send(name != nullptr ? name : std::to_string(role));
   }
@@ -298,6 +301,8 @@ Sent send_due(Transaction& transaction, Micros now, bool thorough, const std::ve
                        BoolGetDatum(only == nullptr), Int64GetDatum(kStep)});
   }
   if (rows.empty()) return {};
+  // The rows are locked from here on, and other processes pass over them: none of them may wait for long.
+  const row_locks::ShortWaits short_sends(row_locks::ShortWaits::Where::kAnywhere);
   if (rows.size() > 1) try {
       Sent sent;
       under_savepoint(transaction, [&] {

@@ -12,6 +12,11 @@ bool keeps_time_of(const WorkerSlot& slot, const Database& d) {
   return slot.database == d.id && slot.waiting && slot.keeps_until != 0 && slot.keeps_until <= d.schedule_at;
 }
 
+bool somebody_fires() {
+  const Database* d = find_database(mine().database);
+  return d != nullptr && *const_cast<const volatile int*>(&d->firing) != 0;
+}
+
 }  // namespace
 
 void schedules_changed(Oid database) {
@@ -30,7 +35,8 @@ TimestampTz next_schedule() {
 }
 
 Firing::Firing() {
-  if (my_slot < 0) return;
+  // Without the lock first: while one sends, all others ask for each batch.
+  if (my_slot < 0 || somebody_fires()) return;
   Guard guard(LW_EXCLUSIVE);
   Database* d = find_database(mine().database);
   if (d == nullptr || d->firing != 0) return;

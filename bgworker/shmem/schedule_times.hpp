@@ -1,5 +1,5 @@
 // When the next schedule of a database is due: one worker reads it in the timetable, all know it. The lock
-// of layout.hpp covers it; next_schedule() reads one field without.
+// of layout.hpp covers it; next_schedule() and Firing read a field without.
 //
 //   unknown   after a start of the server, and after any commit that changes schedules. The next worker
 //             that asks reads the timetable
@@ -31,7 +31,8 @@ class Firing {
   Firing& operator=(const Firing&) = delete;
   // False: another worker does it.
   bool is_mine() const { return mine_; }
-  // All that is due is sent; the next one is due at `next`. Ignored if schedules have changed since the beginning.
+  // The next one is due at `next`; 0: that is not known, and the next look reads it. Ignored if schedules have changed
+  // since the beginning.
   void done(TimestampTz next);
 
  private:

@@ -75,6 +75,11 @@ class CallHost : public ServerHost {
     return true;
   }
 
+  // In a transaction block the rows of the timetable would stay locked until it ends, and nobody could send.
+  bool send_scheduled(const std::vector<std::string_view>* only) override {
+    return !atomic_ && ServerHost::send_scheduled(only);
+  }
+
   bool should_leave(Micros) override { return true; }
   void backlog(bool) override {}
   void report(std::string_view) override {}

@@ -77,6 +77,7 @@ constexpr Micros kExtraLingers = 5 * kSecond;  // of an idle worker beside anoth
 constexpr Micros kTurn = kSecond;              // of a worker, busy or idle, whose slot others want
 constexpr Micros kLeastTurn = kSecond / 10;    // of an idle worker whose slot another pool needs
 constexpr Micros kUnclaimed = kSecond;         // between looks at due messages that others hold
+constexpr Micros kLeastPause = kSecond / 10;   // after trouble, though schedules are due
 
 class WorkerHost : public ServerHost {
  public:
@@ -179,7 +180,8 @@ class WorkerHost : public ServerHost {
       step = send_some_scheduled(thorough, only);
       sent = sent || step.sent;
     } while (step.more && clock_.steady() - began < kSecond && !shared::must_leave());
-    firing.done(step.next);
+    // What is left is due now. step.next is not: it would wait for rows that others hold locked.
+    firing.done(step.more ? 0 : step.next);
     schedules_fail_ = false;
     return sent || step.more;
   }
@@ -188,6 +190,10 @@ class WorkerHost : public ServerHost {
     guard::call([&] { (void)pgstat_report_stat(true); });
     long_call::disarm();
     if (shared::must_leave()) return false;
+    // It keeps no time, but the others may leave that to it: so it is there for the next schedule.
+    if (!schedules_fail_)
+      if (const Micros next = shared::next_schedule(); next != kNever)
+        most = std::min(most, std::max(next - clock_.now(), kLeastPause));
     wait_for_events(most);
     after_wait();
     return !shared::must_leave();
