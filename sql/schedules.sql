@@ -178,12 +178,11 @@ SELECT pg_temp.missed('in order', '1 year'), pg_temp.missed('elsewhere', '1 year
 TRUNCATE mq_msgs;
 CALL mq_run('{elsewhere}');
 SELECT channel_name FROM mq_msgs;
--- In a transaction block, which may roll back.
+-- Nothing in a transaction block, which would hold the rows until it ends.
 TRUNCATE mq_msgs;
 BEGIN;
 CALL mq_run();
-SELECT channel_name FROM mq_msgs;
-ROLLBACK;
+COMMIT;
 SELECT count(*) FROM mq_msgs;
 CALL mq_run();
 SELECT channel_name FROM mq_msgs;
@@ -226,6 +225,27 @@ SELECT count(*) - count(DISTINCT headers #>> '{schedule,at}') AS doubled, max((h
   FROM mq_msgs WHERE channel_name = 'all seconds';
 SELECT name, next_at > now() - interval '10 seconds' AS goes_on, now() - last_at < interval '2 days' AS of_the_last FROM mq_schedules ORDER BY name;
 SELECT mq_unschedule(name) FROM mq_schedules;
+TRUNCATE mq_msgs;
+
+-- Into a channel with room for three of the four: after a failure one by one, as many as there is room for.
+SELECT mq_limit('narrow', max_pending => 3);
+SELECT mq_schedule('narrow', '@yearly', 'narrow', time_zone => 'UTC', catch_up => 'all');
+UPDATE mq_timetable SET next_at = date_trunc('year', now()) - interval '3 years';
+CALL mq_run();
+SELECT failures, sqlstate, (SELECT count(*) FROM mq_msgs) AS messages FROM mq_timetable;
+UPDATE mq_timetable SET retry_at = now();
+CALL mq_run();
+SELECT failures, sqlstate, (SELECT count(*) FROM mq_msgs) AS messages FROM mq_timetable;
+UPDATE mq_timetable SET retry_at = now();
+CALL mq_run();
+UPDATE mq_timetable SET retry_at = now();
+CALL mq_run();
+SELECT failures, sqlstate, next_at = date_trunc('year', now()) AS the_last_waits, (SELECT count(*) FROM mq_msgs) AS messages FROM mq_timetable;
+SELECT mq_clear('{narrow}');
+UPDATE mq_timetable SET retry_at = now();
+CALL mq_run();
+SELECT failures, next_at > now() AS later, (SELECT count(*) FROM mq_msgs) AS messages FROM mq_timetable;
+SELECT mq_unschedule('narrow'), mq_unlimit('narrow');
 TRUNCATE mq_msgs;
 
 -- --- overlap ------------------------------------------------------------------------------------------
@@ -368,6 +388,27 @@ RESET ROLE;
 SELECT mq_unschedule('mine');
 DROP OWNED BY regress_mq_admin, regress_mq_other, regress_mq_monitor, regress_mq_renamed;
 DROP ROLE regress_mq_admin, regress_mq_other, regress_mq_monitor, regress_mq_renamed;
+
+-- --- functions of the same names that are not mq's ---------------------------------------------------------
+
+CREATE ROLE regress_mq_nobody;
+CREATE FUNCTION mq_send(n int) RETURNS int LANGUAGE sql AS 'SELECT n';
+CREATE FUNCTION mq_grant(n int) RETURNS int LANGUAGE sql AS 'SELECT n';
+GRANT EXECUTE ON FUNCTION mq_schedule, mq_unschedule TO regress_mq_nobody;
+SELECT mq_schedule('mine', '@yearly', 'overload');
+SELECT pg_temp.missed('mine', '1 year');
+TRUNCATE mq_msgs;
+CALL mq_run();
+SELECT channel_name FROM mq_msgs;
+SET ROLE regress_mq_nobody;
+SELECT mq_schedule('not mine', '@yearly', 'c');
+SELECT mq_unschedule('mine');
+RESET ROLE;
+SELECT mq_unschedule('mine');
+TRUNCATE mq_msgs;
+DROP FUNCTION mq_send(int), mq_grant(int);
+DROP OWNED BY regress_mq_nobody;
+DROP ROLE regress_mq_nobody;
 
 -- --- beside others --------------------------------------------------------------------------------------
 
