@@ -3,8 +3,8 @@
 #pragma once
 
 // In SQL: whether the row `p` of pg_proc is one.
-#define MQ_IS_OWN_FUNCTION(p)                                                          \
-  "EXISTS (SELECT FROM pg_catalog.pg_depend own"                                       \
-  " JOIN pg_catalog.pg_extension e ON e.oid = own.refobjid AND e.extname = 'mq'"       \
-  " WHERE own.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND own.objid = " p  \
+#define MQ_IS_OWN_FUNCTION(p)                                                         \
+  "EXISTS (SELECT FROM pg_catalog.pg_depend own"                                      \
+  " JOIN pg_catalog.pg_extension e ON e.oid = own.refobjid AND e.extname = 'mq'"      \
+  " WHERE own.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND own.objid = " p \
   ".oid AND own.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass AND own.deptype = 'e')"

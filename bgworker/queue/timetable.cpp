@@ -32,9 +32,9 @@ void pass_on_cancel(const Error& error) {
   if (error.sqlstate.starts_with("57")) throw error;
 }
 
-#define MAY_SEND(role)                     \
+#define MAY_SEND(role)                                       \
   "pg_catalog.bool_or(pg_catalog.has_schema_privilege(" role \
-  ", p.pronamespace, 'USAGE')"             \
+  ", p.pronamespace, 'USAGE')"                               \
   " AND pg_catalog.has_function_privilege(" role ", p.oid, 'EXECUTE'))"
 #define MQ_SEND "pg_catalog.pg_proc p WHERE p.proname = 'mq_send' AND p.pronamespace = $1 AND " MQ_IS_OWN_FUNCTION("p")
 
