@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iterator>
 #include <unordered_set>
+#include <utility>
 
 #include "pg/extension.hpp"
 #include "pg/statement.hpp"
@@ -89,7 +90,8 @@ Claim Claimer::claim(const std::vector<Source>& sources, int limit, bool with_ru
   claim.more_is_due = claim.more_is_due || std::any_of(scans.begin(), scans.end(), [](const Scan& scan) {
                         return scan.more && !(scan.limited && scan.most <= 0);
                       });
-  claim.put_off = running::put_off(claim.messages, now, one_by_one_) + rates::put_off(claim.messages, now);
+  claim.put_off = std::exchange(served_, 0) + running::put_off(claim.messages, now, one_by_one_) +
+                  rates::put_off(claim.messages, now);
   return claim;
 }
 
@@ -274,7 +276,7 @@ void Claimer::begin(std::span<const std::string_view> channel_names) {
   cancel_notes::begin_claim();
   if (!enabled::here()) return;
   link_headless();
-  running::serve(channel_names, one_by_one_);
+  served_ = running::serve(channel_names, one_by_one_);
   left_waiting_ = prerequisites::recheck();
 }
 

@@ -44,8 +44,8 @@ struct Claim {
   // gone, or no attempt left. The caller gives them to settle_undeliverable().
   Batch undeliverable;
   bool more_is_due = false;  // the limit ended the claim: more messages may be due
-  // So many were put off, as limits let no call of their channels begin now (rates.hpp, running.hpp). The transaction
-  // is to be committed even if the claim has found nothing else.
+  // So many were put off, as limits let no call of their channels begin now, or are due again (rates.hpp, running.hpp).
+  // The transaction is to be committed even if the claim has found nothing else.
   std::size_t put_off = 0;
 };
 
@@ -127,6 +127,7 @@ class Claimer {
   bool unlocked_ = false;
   bool one_by_one_ = false;
   bool left_waiting_ = false;
+  std::size_t served_ = 0;    // messages that the current claim has made due, see running.hpp
   bool prioritized_ = false;  // during a claim: there are messages of other priorities than 0
   // Channel names whose last sample found nothing new.
   std::map<std::string, Unsampled, std::less<>> unsampled_;

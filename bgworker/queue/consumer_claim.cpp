@@ -1,6 +1,8 @@
 #include "queue/consumer_claim.hpp"
 
 #include <algorithm>
+#include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 
@@ -60,7 +62,9 @@ Claim ConsumerClaim::run(const std::function<std::vector<Source>()>& sources, in
     const bool more_may_be_behind = claim.put_off > 0;
     claim.put_off = put_off += claim.put_off;
     running::take(claim.messages);
+    const std::map<std::uint64_t, int> taken = running::count(claim.messages);
     rates::take(claim.messages);
+    running::give_back(taken, claim.messages);
     if (!claim.messages.empty() || put_off >= kMostPutOff) return claim;
     if (more_may_be_behind) continue;
     // The undeliverable messages are settled: claim again, as others may be behind them.

@@ -11,6 +11,7 @@
 #include "pg/guard.hpp"
 #include "pg/locks.hpp"
 #include "pg/statement.hpp"
+#include "pg/subtransactions.hpp"
 #include "queue/commit_actions.hpp"
 #include "queue/limits.hpp"
 #include "queue/low_water.hpp"
@@ -24,6 +25,7 @@
 
 extern "C" {
 #include "access/xact.h"
+#include "utils/inval.h"
 }
 
 namespace mq::running {
@@ -46,8 +48,20 @@ struct Taken {
   int messages = 0;
 };
 
+// A channel that serve() has taken off the list of what is asked for.
+struct Served {
+  AskedFor channel;
+  SubTransactionId subtransaction;
+  bool looked = false;     // it was looked for messages that may be handled
+  bool made_due = false;   // some are due, if this commits
+  bool none_left = false;  // none waits any more, if this commits
+  bool more = false;       // more channels were asked for than it looks at
+  Micros since = 0;        // as set_waiting() has returned it
+};
+
 struct Notes {
   std::map<std::uint64_t, Taken> taken;
+  std::vector<Served> served;
   std::map<std::uint64_t, AskedFor> ended;
   std::map<std::uint64_t, AskedFor> put_off;
 };
@@ -55,15 +69,51 @@ struct Notes {
 // Made by a transaction's first note, deleted at its end. A pointer, lest it be destroyed at exit.
 Notes* open_notes = nullptr;
 
-// For the transaction callback: no pg guard is there, so nothing may throw.
-void ask(const AskedFor& channel) {
-  if (!shared::ask_for(channel)) return;
+// For the transaction callbacks, as the next ones: no pg guard is there, so nothing may throw.
+void wake(const AskedFor& channel) {
   shared::wake_workers(MyDatabaseId);
   const Micros now = GetCurrentTimestamp();
   if (shared::any_receivers()) shared::wake_receivers(channel.name_key, now, now, 1);
 }
 
-void end_transaction(bool committed) {
+// Also where the channel is asked for already: who was woken may have looked at others only.
+void ask(const AskedFor& channel) {
+  if (shared::ask_for(channel)) wake(channel);
+}
+
+void end_served(const Served& one, bool committed) {
+  if (!one.looked || (!committed && one.made_due)) {
+    (void)shared::set_waiting(one.channel.key, true);
+    ask(one.channel);
+  } else if (one.more) {
+    wake(one.channel);
+  }
+  if (committed && one.looked && one.none_left) shared::stop_waiting(one.channel.key, one.since);
+}
+
+// What a rolled-back subtransaction has made due is so no more: it is asked for again.
+void subtransaction_ends(const SubtransactionEnd& end) {
+  if (open_notes == nullptr) return;
+  std::vector<Served>& served = open_notes->served;
+  if (end.committed) {
+    for (Served& one : served)
+      if (one.subtransaction == end.mine) one.subtransaction = end.parent;
+    return;
+  }
+  std::erase_if(served, [&](const Served& one) {
+    if (one.subtransaction != end.mine) return false;
+    end_served(one, false);
+    return true;
+  });
+}
+
+enum class End { kCommitted, kPrepared, kAborted };
+
+void end_transaction(End end) {
+  const bool committed = end == End::kCommitted;
+  // What is prepared is neither due nor undone: its channels stay waited for.
+  if (end != End::kPrepared)
+    for (const Served& one : open_notes->served) end_served(one, committed);
   for (const auto& [key, one] : open_notes->taken)
     if (shared::remove_running(key, one.messages)) ask(one.channel);
   if (committed) {
@@ -80,18 +130,21 @@ void transaction_event(XactEvent event, void*) {
   switch (event) {
     case XACT_EVENT_PRE_PREPARE:
       guard::callback([] {
-        if (!open_notes->taken.empty())
+        if (std::any_of(open_notes->taken.begin(), open_notes->taken.end(),
+                        [](const auto& one) { return one.second.messages > 0; }))
           throw Error(
               "0A000", "cannot PREPARE a transaction that has received messages of a channel with max_running_per_args",
               "They would not count until COMMIT PREPARED.", "COMMIT it, or take the limit of the channel away.");
       });
       break;
     case XACT_EVENT_COMMIT:
-      end_transaction(true);
+      end_transaction(End::kCommitted);
       break;
     case XACT_EVENT_ABORT:
+      end_transaction(End::kAborted);
+      break;
     case XACT_EVENT_PREPARE:
-      end_transaction(false);
+      end_transaction(End::kPrepared);
       break;
     default:
       break;
@@ -102,6 +155,7 @@ Notes& notes() {
   static bool registered = false;
   if (!registered) {
     guard::call([] { RegisterXactCallback(transaction_event, nullptr); });
+    at_subtransaction_end(subtransaction_ends);
     registered = true;
   }
   if (open_notes == nullptr) open_notes = new Notes();
@@ -187,7 +241,8 @@ std::vector<char> grant(std::span<const Claimed* const> messages, int most, bool
     const auto found = rows.find(want.channel.channel_key);
     const int room = std::max(0, most - want.others - (found == rows.end() ? 0 : found->second));
     if (const int beyond = std::min(want.added, mine - room); beyond > 0) {
-      (void)shared::remove_running(key, beyond);
+      // Who has looked meanwhile has found this one running.
+      if (shared::remove_running(key, beyond)) ask(want.channel);
       mine -= beyond;
       want.added -= beyond;
     }
@@ -223,6 +278,28 @@ void take(Batch& messages) {
     first = end;
   }
   messages = std::move(kept);
+}
+
+std::map<std::uint64_t, int> count(const Batch& messages) {
+  std::map<std::uint64_t, int> counts;
+  if (!any_limits()) return counts;
+  for (const Claimed& message : messages)
+    if (!message.ordered && limit_of(message.channel_name)) ++counts[key_of(message)];
+  return counts;
+}
+
+void give_back(const std::map<std::uint64_t, int>& taken, const Batch& left) {
+  if (taken.empty() || open_notes == nullptr) return;
+  const std::map<std::uint64_t, int> counts = count(left);
+  for (const auto& [key, messages] : taken) {
+    const auto kept = counts.find(key);
+    const auto noted = open_notes->taken.find(key);
+    if (noted == open_notes->taken.end()) continue;
+    const int removed = std::min(messages - (kept == counts.end() ? 0 : kept->second), noted->second.messages);
+    if (removed <= 0) continue;
+    noted->second.messages -= removed;
+    if (shared::remove_running(key, removed)) ask(noted->second.channel);
+  }
 }
 
 std::size_t put_off(Batch& messages, Micros now, bool one_by_one) {
@@ -299,39 +376,105 @@ std::size_t make_due(std::string_view channel_name, const AskedFor& channel, int
   return due.size();
 }
 
+// Whether messages of the channel are put off still: more than could be made due, or rows that others hold.
+bool any_left(std::string_view channel_name, const AskedFor& channel) {
+  static Statement select(
+      "SELECT 1 FROM $S.mq_msgs m WHERE m.channel_name = $1 AND m.channel_key = $2 AND m.throttled_at IS NOT NULL"
+      " LIMIT 1",
+      {TEXTOID, INT8OID});
+  const OwnerScope scope;
+  const SpiConnection spi;
+  return !select.run({text_datum(channel_name), Int64GetDatum(channel.channel_key)}).empty();
+}
+
+// channel_key() of all names with such a limit, sorted.
+std::vector<std::int64_t> limited_keys() {
+  std::vector<std::int64_t> keys;
+  for (const std::string& name : limited_names())
+    if (limit_of(name)) keys.push_back(channel_key(name, {}));
+  std::sort(keys.begin(), keys.end());
+  return keys;
+}
+
+// Channels whose names have no such limit: nobody waits for room in them, unless a limit has been set meanwhile.
+void drop(std::span<Served*> unlimited) {
+  if (unlimited.empty()) return;
+  for (Served* one : unlimited) one->since = shared::set_waiting(one->channel.key, true);
+  guard::call([] { AcceptInvalidationMessages(); });
+  const std::vector<std::int64_t> limited = limited_keys();
+  for (Served* one : unlimited) {
+    if (std::binary_search(limited.begin(), limited.end(), one->channel.name_key))
+      ask(one->channel);
+    else
+      shared::stop_waiting(one->channel.key, one->since);
+    one->looked = true;
+  }
+}
+
+// Makes messages due of channels of one name.
+std::size_t serve(std::string_view name, int most, std::span<Served*> channels, bool one_by_one) {
+  // First the counts, then the rows, as in put_off().
+  std::vector<int> room;
+  std::vector<std::int64_t> channel_keys;
+  for (Served* one : channels) {
+    one->since = shared::set_waiting(one->channel.key, true);
+    room.push_back(most - shared::running(one->channel.key).value_or(most));
+    channel_keys.push_back(one->channel.channel_key);
+  }
+  const std::map<std::int64_t, int> rows = leased(name, channel_keys);
+  std::size_t sum = 0;
+  for (std::size_t i = 0; i < channels.size(); ++i) {
+    Served& one = *channels[i];
+    const auto found = rows.find(one.channel.channel_key);
+    const int left = room[i] - (found == rows.end() ? 0 : found->second);
+    if (left > 0) {
+      const auto limit = static_cast<std::size_t>(one_by_one ? std::max(left, kOneByOne) : left);
+      const std::size_t due = make_due(name, one.channel, static_cast<int>(limit));
+      one.made_due = due > 0;
+      one.none_left = due < limit && !any_left(name, one.channel);
+      sum += due;
+    }
+    one.looked = true;
+  }
+  return sum;
+}
+
 }  // namespace
 
-void serve(std::span<const std::string_view> channel_names, bool one_by_one) {
-  if (!shared::any_asked_for() || !any_limits()) return;
+std::size_t serve(std::span<const std::string_view> channel_names, bool one_by_one) {
+  if (!shared::any_asked_for()) return 0;
   std::map<std::int64_t, std::string_view> names;
   std::vector<std::int64_t> keys;
   for (const std::string_view name : channel_names)
-    if (limit_of(name) && names.emplace(channel_key(name, {}), name).second) keys.push_back(channel_key(name, {}));
-  if (keys.empty()) return;
-  std::map<std::int64_t, std::vector<AskedFor>> by_name;
-  for (const AskedFor& channel : shared::take_asked_for(keys, kServed)) by_name[channel.name_key].push_back(channel);
-  for (const auto& [name_key, channels] : by_name) {
-    const std::string_view name = names.at(name_key);
-    const std::optional<int> most = limit_of(name);
-    if (!most) continue;
-    // First the counts, then the rows, as in put_off().
-    std::vector<int> room;
-    std::vector<std::int64_t> channel_keys;
-    for (const AskedFor& channel : channels) {
-      shared::set_waiting(channel.key, true);
-      room.push_back(*most - shared::running(channel.key).value_or(*most));
-      channel_keys.push_back(channel.channel_key);
-    }
-    const std::map<std::int64_t, int> rows = leased(name, channel_keys);
-    for (std::size_t i = 0; i < channels.size(); ++i) {
-      const auto found = rows.find(channels[i].channel_key);
-      const int left = room[i] - (found == rows.end() ? 0 : found->second);
-      if (left <= 0) continue;
-      const int limit = one_by_one ? std::max(left, kOneByOne) : left;
-      if (make_due(name, channels[i], limit) < static_cast<std::size_t>(limit))
-        shared::set_waiting(channels[i].key, false);
-    }
+    if (limit_of(name)) names.emplace(channel_key(name, {}), name);
+  for (const auto& [key, name] : names) keys.push_back(key);
+  const std::vector<std::int64_t> limited = limited_keys();
+  // The notes have room first, so that nothing fails between the list and its note.
+  std::vector<Served>& served = notes().served;
+  const std::size_t before = served.size();
+  served.reserve(before + kServed);
+  const std::vector<AskedFor> taken = shared::take_asked_for(keys, limited, kServed);
+  if (taken.empty()) return 0;
+  for (const AskedFor& channel : taken) served.push_back({channel, GetCurrentSubTransactionId()});
+  served.back().more = taken.size() == kServed;
+  std::map<std::int64_t, std::vector<Served*>> by_name;
+  std::vector<Served*> unlimited;
+  for (std::size_t i = before; i < served.size(); ++i) {
+    const std::int64_t name_key = served[i].channel.name_key;
+    (names.contains(name_key) ? by_name[name_key] : unlimited).push_back(&served[i]);
   }
+  drop(unlimited);
+  std::size_t due = 0;
+  for (auto& [name_key, channels] : by_name) {
+    const std::string_view name = names.at(name_key);
+    if (const std::optional<int> most = limit_of(name))
+      due += serve(name, *most, channels, one_by_one);
+    else
+      drop(channels);
+  }
+  // The others need nothing at the end: they are waited for.
+  std::erase_if(served, [](const Served& one) { return one.looked && !one.made_due && !one.none_left && !one.more; });
+  return due;
 }
 
 bool sweep() {
@@ -355,7 +498,9 @@ bool sweep() {
   std::vector<std::string> names;
   // With a rate as well it is unknown which of the two has put a message off: those come back by themselves.
   for (std::string& name : limited_names())
-    if (limit_of(name) && !limits_of(name)->rate_per_args) names.push_back(std::move(name));
+    if (const ChannelLimits* limits = limits_of(name);
+        limits != nullptr && limits->max_running_per_args && !limits->rate_per_args)
+      names.push_back(std::move(name));
   if (names.empty()) return false;
   auto name = std::lower_bound(names.begin(), names.end(), *last_name);
   if (name == names.end() || *name != *last_name) last_key = INT64_MIN;

@@ -23,7 +23,9 @@
 // (rates.hpp).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string_view>
 
@@ -39,6 +41,10 @@ namespace mq::running {
 std::size_t take(std::span<const Claimed* const> messages, bool one_by_one);
 // The same for messages of any channel names, each of which is handled on its own: removes those that may not.
 void take(Batch& messages);
+// How many unordered messages of each channel are there, by its key (low_water.hpp); of names with such a limit only.
+std::map<std::uint64_t, int> count(const Batch& messages);
+// Of messages that take() has let through, only those that are left are handled. `taken`: count() of them all.
+void give_back(const std::map<std::uint64_t, int>& taken, const Batch& left);
 
 // Takes those out of a claim that may not be handled now, and puts them off; returns how many. `one_by_one`: they are
 // handled one after another.
@@ -47,9 +53,9 @@ std::size_t put_off(Batch& messages, Micros now, bool one_by_one);
 // A message of the channel has ended: it was handled, put off or removed.
 void ended(std::string_view channel_name, std::string_view channel_args, std::int64_t channel_key);
 
-// At the beginning of a claim from these names: makes messages due that waited for others, where those have ended.
-// `one_by_one` as above.
-void serve(std::span<const std::string_view> channel_names, bool one_by_one);
+// At the beginning of a claim from these names: makes messages due that waited for others, where those have ended;
+// returns how many. `one_by_one` as above. If it is rolled back, the channels are asked for again.
+std::size_t serve(std::span<const std::string_view> channel_names, bool one_by_one);
 // The same for some of the channels that have messages that wait, whether they are asked for or not. True: some are
 // due now.
 bool sweep();

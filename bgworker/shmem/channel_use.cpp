@@ -111,23 +111,30 @@ bool remove_running(std::uint64_t key, int messages) {
   LimitState* found = part->find(key);
   if (found == nullptr) return false;
   found->running = std::max(0, found->running - messages);
-  return found->waiting;
+  return found->waiting != 0;
 }
 
-void set_waiting(std::uint64_t key, bool waiting) {
+Micros set_waiting(std::uint64_t key, bool waiting) {
   const Micros now = GetCurrentTimestamp();
   const Part part(key, LW_EXCLUSIVE);
   LimitState* found = waiting ? part->find_or_add(key, now) : part->find(key);
-  if (found != nullptr)
-    found->waiting = waiting;
-  else if (waiting)
-    note_no_room(now);
+  if (found == nullptr) {
+    if (waiting) note_no_room(now);
+    return 0;
+  }
+  found->waiting = waiting ? std::max(now, found->waiting + 1) : 0;
+  return found->waiting;
+}
+
+void stop_waiting(std::uint64_t key, Micros since) {
+  const Part part(key, LW_EXCLUSIVE);
+  if (LimitState* found = part->find(key); found != nullptr && found->waiting == since) found->waiting = 0;
 }
 
 bool is_waiting(std::uint64_t key) {
   const Part part(key, LW_SHARED);
   const LimitState* found = part->find(key);
-  return found != nullptr && found->waiting;
+  return found != nullptr && found->waiting != 0;
 }
 
 bool ask_for(const AskedFor& channel) {
@@ -135,7 +142,8 @@ bool ask_for(const AskedFor& channel) {
   {
     const Part part(channel.key, LW_EXCLUSIVE);
     LimitState* found = part->find_or_add(channel.key, now);
-    if (found == nullptr || found->asked) return false;
+    if (found == nullptr) return false;
+    if (found->asked) return true;
     found->asked = true;
   }
   {
@@ -154,17 +162,25 @@ bool any_asked_for() {
   return available() && *const_cast<const volatile int*>(&state->asked_count) > 0;
 }
 
-std::vector<AskedFor> take_asked_for(const std::vector<std::int64_t>& name_keys, std::size_t most) {
+std::vector<AskedFor> take_asked_for(const std::vector<std::int64_t>& name_keys,
+                                     const std::vector<std::int64_t>& limited, std::size_t most) {
+  const auto is_wanted = [&](const AskedForHere& one) {
+    return one.database == MyDatabaseId &&
+           (std::binary_search(name_keys.begin(), name_keys.end(), one.channel.name_key) ||
+            !std::binary_search(limited.begin(), limited.end(), one.channel.name_key));
+  };
   std::vector<AskedFor> taken;
+  {
+    const LightweightLock lock(state->asked_lock, LW_SHARED);
+    if (std::none_of(state->asked, state->asked + state->asked_count, is_wanted)) return taken;
+  }
   taken.reserve(most);  // so that nothing is thrown under the lock
   {
     const LightweightLock lock(state->asked_lock, LW_EXCLUSIVE);
     int left = 0;
     for (int i = 0; i < state->asked_count; ++i) {
       const AskedForHere& one = state->asked[i];
-      const bool wanted = taken.size() < most && one.database == MyDatabaseId &&
-                          std::find(name_keys.begin(), name_keys.end(), one.channel.name_key) != name_keys.end();
-      if (wanted)
+      if (taken.size() < most && is_wanted(one))
         taken.push_back(one.channel);
       else
         state->asked[left++] = one;
@@ -177,6 +193,30 @@ std::vector<AskedFor> take_asked_for(const std::vector<std::int64_t>& name_keys,
     if (LimitState* found = part->find(one.key)) found->asked = false;
   }
   return taken;
+}
+
+void forget_asked(const std::vector<Oid>& existing) {
+  constexpr int kAtOnce = 64;
+  for (int count = kAtOnce; count == kAtOnce;) {
+    std::uint64_t keys[kAtOnce];
+    count = 0;
+    {
+      const LightweightLock lock(state->asked_lock, LW_EXCLUSIVE);
+      int left = 0;
+      for (int i = 0; i < state->asked_count; ++i) {
+        const AskedForHere& one = state->asked[i];
+        if (count < kAtOnce && std::find(existing.begin(), existing.end(), one.database) == existing.end())
+          keys[count++] = one.channel.key;
+        else
+          state->asked[left++] = one;
+      }
+      state->asked_count = left;
+    }
+    for (int i = 0; i < count; ++i) {
+      const Part part(keys[i], LW_EXCLUSIVE);
+      if (LimitState* found = part->find(keys[i])) found->asked = false;
+    }
+  }
 }
 
 Micros limits_without_room() {

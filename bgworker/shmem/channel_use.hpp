@@ -46,8 +46,11 @@ std::optional<int> running(std::uint64_t key);
 int add_running(std::uint64_t key, int messages, int most);
 // So many less. True: messages wait for that.
 bool remove_running(std::uint64_t key, int messages);
-// Whether messages of the channel wait until fewer run.
-void set_waiting(std::uint64_t key, bool waiting);
+// Whether messages of the channel wait until fewer run. Returns since when: no other call with true has returned the
+// same for the channel; 0: none wait, or there is no room.
+Micros set_waiting(std::uint64_t key, bool waiting);
+// None wait any more, unless others have been put off after `since`, which set_waiting() has returned.
+void stop_waiting(std::uint64_t key, Micros since);
 bool is_waiting(std::uint64_t key);
 
 // Channels that somebody is to look at: messages of them may be handled that have waited.
@@ -56,11 +59,13 @@ struct AskedFor {
   std::int64_t name_key;     // channel_key() of the channel name and no arguments
   std::int64_t channel_key;  // of the channel
 };
-// Where the list is full it is left to the sweep. False: the channel is there already, or has no room.
+// Where the list is full it is left to the sweep. False: the channel has no room.
 bool ask_for(const AskedFor& channel);
 bool any_asked_for();  // in this database, perhaps; cheap
-// Takes those of the names out of the list, at most `most`.
-std::vector<AskedFor> take_asked_for(const std::vector<std::int64_t>& name_keys, std::size_t most);
+// Takes those of the names out of the list, and those of this database whose names are not `limited`; at most `most`.
+// Both are sorted.
+std::vector<AskedFor> take_asked_for(const std::vector<std::int64_t>& name_keys,
+                                     const std::vector<std::int64_t>& limited, std::size_t most);
 
 // When there was no room for another channel last; 0: not in the last hour.
 Micros limits_without_room();

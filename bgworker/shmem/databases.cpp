@@ -28,6 +28,7 @@ void launcher_detach() {
 }
 
 int keep_databases(const std::vector<Oid>& served, const std::set<Oid>& without) {
+  forget_asked(served);
   Guard guard(LW_EXCLUSIVE);
   const auto gone = [&](Oid id) {
     return id != InvalidOid && std::find(served.begin(), served.end(), id) == served.end();

@@ -385,6 +385,8 @@ void add_aborted_call(const in_flight::Record& record, AbortReason reason);
 void forget_aborted_calls(const std::vector<Oid>& existing);
 // Forgets limits of other databases than these, and those that no worker has asked for lately.
 void forget_limits(const std::vector<Oid>& existing);
+// Drops the channels that are asked for in databases that are not served. Takes no lock that covers others.
+void forget_asked(const std::vector<Oid>& existing);
 void forget_failures_of(int slot);
 // The worker of that slot ends: if it sends what schedules ask for, it does so no more.
 void stop_firing(Oid database, int slot);

@@ -25,8 +25,8 @@ LimitState* LimitTable::find_or_add(std::uint64_t key, Micros now) {
 }
 
 bool LimitTable::is_idle(const LimitState& state, Micros now) {
-  return std::max(state.rate.next, state.rate.free) <= now * kNanos && state.running == 0 && !state.waiting &&
-         !state.asked;
+  return std::max(state.rate.next, state.rate.free) <= now * kNanos && state.running == 0 &&
+         (state.waiting == 0 || state.waiting < now - kWaits) && !state.asked;
 }
 
 // An entry that tells nothing any more is taken out of its bucket.

@@ -12,14 +12,16 @@ namespace mq {
 
 struct LimitState {
   RateState rate;
+  Micros waiting;        // when messages were put off last since too many run; 0: none wait
   std::int32_t running;  // messages that transactions in progress are about to handle, or have
-  bool waiting;          // messages have been put off since too many run
   bool asked;            // somebody is to look whether one of those may be handled
 };
 
 class LimitTable {
  public:
   static constexpr int kEntries = 2048;
+  // What was put off longer ago has come back by itself, or its channel name has no such limit any more.
+  static constexpr Micros kWaits = 7200 * kSecond;
 
   // The key's state. nullptr: it has none, as after a long rest.
   const LimitState* find(std::uint64_t key) const;

@@ -122,6 +122,63 @@ is(sql(q{SELECT count(*) FROM mq_receive('{out}')}), 0, '... holds up the second
 receives($session, '250 s');
 like($session->result, qr/^[12]$/, '... until it has run out');
 
+# --- what waits is asked for again where nothing came of it --------------------------------------------------------
+
+sub clear_out { sql(q{SELECT mq_clear('{out}')}) }
+# Leases the first $leased of $count messages of one key, so many as may run; the others are put off.
+sub waiting {
+	my ($count, $leased) = @_;
+	clear_out();
+	sql("SELECT mq_limit('out', max_running_per_args => $leased)");
+	$send->('out', $count, 1);
+	my @receipts = map { [ split /\|/ ] } split /\n/, sql("SELECT id, lease FROM mq_receive('{out}', $leased, lease => '1 hour')");
+	is(scalar @receipts, $leased, "$leased are leased");
+	is(sql(q{SELECT count(*) FROM mq_receive('{out}', 100)}), 0, '... no more may be');
+	is(sql(q{SELECT count(*) FROM mq_msgs WHERE channel_name = 'out' AND throttled_at IS NOT NULL}), $count - $leased, '... the others wait');
+	return @receipts;
+}
+sub ack { my ($receipt) = @_; sql("SELECT mq_ack(ARRAY['$receipt->[0]']::uuid[], $receipt->[1])") }
+my $received = q{SELECT count(*) FROM mq_receive('{out}')};
+
+ack($_) for waiting(3, 2);
+$session = MqSession->new($node, $db);
+$session->query('BEGIN');
+is($session->query($received), 1, 'a transaction receives what has waited');
+$session->query('ROLLBACK');
+is(sql($received), 1, '... and rolls back: the next one receives it');
+
+ack($_) for waiting(3, 2);
+$session->query('BEGIN; SAVEPOINT s');
+is($session->query($received), 1, 'under a savepoint');
+$session->query('ROLLBACK TO s');
+is(sql($received), 1, '... that is rolled back: another one receives it before the transaction ends');
+$session->query('COMMIT');
+
+my @receipts = waiting(4, 2);
+$session->query(q{BEGIN; SELECT FROM mq_msgs WHERE channel_name = 'out' AND throttled_at IS NOT NULL FOR UPDATE});
+ack($receipts[0]);
+is(sql($received), 0, 'rows that are locked when somebody looks');
+$session->query('COMMIT');
+ack($receipts[1]);
+is(sql(q{SELECT count(*) FROM mq_receive('{out}', 100)}), 2, '... are found when the next one has ended');
+
+# More channels than a claim looks at, in which more run than may by now.
+clear_out();
+sql(q{SELECT mq_limit('out', max_running_per_args => 2)});
+$send->('out', 450, 150);
+is(sql(q{SELECT count(*) FROM mq_receive('{out}', 1000, lease => '1 hour')}), 300, 'two of each of 150 keys');
+is(sql(q{SELECT count(*) FROM mq_receive('{out}', 1000)}), 0, '... no more may be');
+sql(q{SELECT count(a) FROM (SELECT lease, array_agg(id) AS ids FROM mq_msgs WHERE channel_name = 'out' AND lease IS NOT NULL GROUP BY 1) m, mq_ack(ids, lease) a});
+my $found = 0;
+for (1 .. 10) { $found += sql(q{SELECT count(*) FROM mq_receive('{out}', 1000, lease => '1 hour')}) }
+is($found, 150, 'all that waited are received');
+
+# A name without the limit: what is asked for of it holds up no other.
+ack($_) for waiting(3, 2);
+sql(q{SELECT mq_unlimit('out')});
+is(sql(q{SELECT count(*) FROM mq_receive('{out}', 100)}), 1, 'without the limit it is received');
+sql(q{SELECT mq_limit('out', max_running_per_args => 1)});
+
 # --- nobody looks meanwhile; a restart; the sweep ----------------------------------------------------------------
 
 sql(q{SELECT mq_clear('{out}')});

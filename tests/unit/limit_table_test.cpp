@@ -49,12 +49,20 @@ TEST_F(LimitTableTest, KeepsEntriesOfWhatRunsOrWaits) {
   for (std::uint64_t i = 0; i < kKept; ++i) {
     LimitState* state = table->find_or_add(key(i), kNow);
     if (i == 0) state->running = 1;
-    if (i == 1) state->waiting = true;
+    if (i == 1) state->waiting = kNow;
     if (i == 2) state->asked = true;
   }
   for (std::uint64_t i = kKept; i < 5 * LimitTable::kEntries; ++i) ASSERT_NE(table->find_or_add(key(i), kNow), nullptr);
   for (std::uint64_t i = 0; i < kKept; ++i) EXPECT_NE(table->find(key(i)), nullptr) << i;
   EXPECT_EQ(table->find(key(kKept)), nullptr);
+}
+
+TEST_F(LimitTableTest, ForgetsWhatHasWaitedTooLong) {
+  table->find_or_add(key(0), kNow)->waiting = kNow - LimitTable::kWaits - 1;
+  table->find_or_add(key(1), kNow)->waiting = kNow - LimitTable::kWaits;
+  for (std::uint64_t i = 2; i < 5 * LimitTable::kEntries; ++i) ASSERT_NE(table->find_or_add(key(i), kNow), nullptr);
+  EXPECT_EQ(table->find(key(0)), nullptr);
+  EXPECT_NE(table->find(key(1)), nullptr);
 }
 
 }  // namespace
