@@ -349,9 +349,10 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
     UNION ALL
     SELECT 'limits reached', pg_catalog.count(u.channel_name) = 0,
            'sends fail with 53400, since these channels have as many messages as max_pending allows: ' ||
-           mq_some(pg_catalog.array_agg(pg_catalog.format('%s (max_pending %s)', u.channel_name, u.max_pending) ORDER BY u.channel_name)) ||
+           mq_some(pg_catalog.array_agg(pg_catalog.format('%s (max_pending %s)', u.channel_name, c.max_pending) ORDER BY u.channel_name)) ||
            '; have them handled faster, or raise max_pending with mq_limit'
-      FROM mq_limits u WHERE u.pending + COALESCE(u.sending, 0::bigint) >= u.max_pending
+      FROM mq_limit_use() AS u JOIN mq_channel_limits c ON c.channel_name = u.channel_name
+     WHERE u.pending + COALESCE(u.sending, 0::bigint) >= c.max_pending
     UNION ALL
     SELECT 'limits kept', x.problem IS NULL, x.problem
       FROM (SELECT CASE WHEN NOT s.preloaded AND pg_catalog.count(c.channel_name) > 0
@@ -501,8 +502,13 @@ CREATE FUNCTION mq_health_rows() RETURNS TABLE ("check" text, ok boolean, detail
     SELECT 'calls throttled', true,
            'messages wait since rate or max_running_per_args of mq_limit lets no more calls begin, in: ' ||
            mq_some(pg_catalog.array_agg(pg_catalog.format('%s (%s of them)', t.channel_name, t.throttled) ORDER BY t.channel_name))
-      FROM mq_stats t JOIN mq_channel_limits c ON c.channel_name = t.channel_name
-     WHERE t.throttled > 0 AND (c.rate IS NOT NULL OR c.max_running_per_args IS NOT NULL)
+      FROM (-- As mq_stats has it, of which no lock must stop this.
+            SELECT c.channel_name, (SELECT pg_catalog.count(*) FROM mq_msgs m WHERE m.channel_name = c.channel_name AND m.throttled_at IS NOT NULL)
+                                     + CASE WHEN r.channel_name IS NOT NULL AND COALESCE(r.ready, 0) = 0
+                                            THEN (SELECT s.ready FROM mq_channel_stats() AS s WHERE s.channel_name = c.channel_name) ELSE 0 END AS throttled
+              FROM mq_channel_limits c LEFT JOIN mq_rate_state() AS r ON r.channel_name = c.channel_name
+             WHERE c.rate IS NOT NULL OR c.max_running_per_args IS NOT NULL) AS t
+     WHERE t.throttled > 0
     UNION ALL
     SELECT 'uncommitted messages', true,
            CASE WHEN u.messages > 0 THEN

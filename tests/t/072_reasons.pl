@@ -127,7 +127,7 @@ for my $pair ([ 'REINDEX INDEX mq_msgs_due', 'mq_msgs_due, an index of mq_msgs,'
 	$lock->quit;
 }
 my $lock = $node->background_psql($db);
-$lock->query_safe('BEGIN; ALTER VIEW mq_stats SET (security_barrier = true); ALTER VIEW mq_horizon SET (security_barrier = true); ALTER VIEW mq_workers SET (security_barrier = true)');
+$lock->query_safe('BEGIN; ALTER VIEW mq_stats SET (security_barrier = true); ALTER VIEW mq_horizon SET (security_barrier = true); ALTER VIEW mq_workers SET (security_barrier = true); ALTER VIEW mq_limits SET (security_barrier = true); ALTER VIEW mq_schedules SET (security_barrier = true); ALTER VIEW mq_subscriptions SET (security_barrier = true)');
 within(10, $node, $db, limited($ill), '', 'locked views hold up no message, and mq_health() does not read them');
 $lock->query_safe('ROLLBACK');
 $lock->quit;
@@ -142,7 +142,7 @@ sql(q{SELECT mq_send('one')});
 within(30, $node, $db, q{SELECT count(*) FROM mq_msgs WHERE channel_name = 'one' AND lease > 0}, 1, 'a leased call runs');
 my $limited = sql(q{SELECT mq_send('one')});
 within(10, $node, $db, why($limited), qr/^is due, but as many calls for channel "one" run as max_workers => 1 of its handlers allows, the longest since \S+ \S+$/, 'mq_why() names the limit of a channel');
-within(10, $node, $db, detail('calls limited'), qr/^t\|messages wait since as many calls run as max_workers of their handlers allows, in: one \(max_workers 1, the longest since /, 'and mq_health() mentions it');
+within(10, $node, $db, detail('calls limited'), qr/^t\|messages wait since as many calls run as max_workers of their handlers, or max_running of mq_limit, allows, in: one \(max_workers 1, the longest since /, 'and mq_health() mentions it');
 sql(q{SELECT mq_send('gate') FROM generate_series(1, 10)});
 within(30, $node, $db, detail('leased sessions free'), qr/^f\|messages are due, and each session that workers may open for leased handlers sits in a call: as postgres \d+ calls, the longest since [^;]*; raise mq\.leased_sessions = 1 or mq\.max_workers = 2, or /,
 	'mq_health() says that all sessions sit in calls');
