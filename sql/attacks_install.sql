@@ -197,7 +197,7 @@ BEGIN
   PERFORM mq_handler_function('public.handle(queue.mq_message)'), mq_handler_trouble('public.handle(queue.mq_message)', 'regress_mq_mallory', 'leased');
   PERFORM mq_status('{00000000-0000-0000-0000-000000000003}'), mq_wait('{00000000-0000-0000-0000-000000000099}', '0');
   PERFORM mq_subscribe('t.#', 'c'), mq_publish('t.a', '1', headers => '{"a": 1}', dedup_key => 'k', ordered => true), mq_publish('t'), mq_unsubscribe('t.#', 'c');
-  PERFORM mq_health(), mq_why('00000000-0000-0000-0000-000000000003'), mq_prepared('3'),
+  PERFORM mq_health(), mq_why('00000000-0000-0000-0000-000000000003'), mq_last_state('00000000-0000-0000-0000-000000000003'), mq_prepared('3'),
     mq_process(1, 'a', 'b', 'c'), mq_since('2000-01-01'), mq_blockers(0), mq_preferred('{handled}'),
     mq_some('{a}'), mq_lock_waits(), mq_locked_tables(), mq_waiting_commits();
   PERFORM pid FROM queue.mq_workers;
