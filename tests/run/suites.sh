@@ -135,7 +135,7 @@ suite_original() {
   tap original
 }
 
-# tap SUITE: the files of NAMES, two at a time: they wait more than they work.
+# tap SUITE: the files of NAMES.
 tap() {
   local suite=$1 log=$WORK/log/$1.out out=$WORK/$1 raw=$WORK/log/$1 counts reason rc=0
   if ! build build/client/mq_client; then
@@ -149,7 +149,7 @@ tap() {
   logged "$log" as_user env -C "$WORK/src/tests" TESTDIR="$out" TESTDATADIR="$out/tmp_check" \
     TESTLOGDIR="$out/tmp_check/log" PG_REGRESS="$PGXS_SRC/test/regress/pg_regress" \
     MQ_CLIENT="$WORK/mq_client" NODE_PATH="$WORK/npm/node_modules" PGPORT=65432 PERL_TEST_HARNESS_DUMP_TAP="$raw" \
-    prove --timer -I "$PGXS_SRC/test/perl" -I t ${PROVE_FLAGS:--j2} "${NAMES[@]/%/.pl}" || rc=$?
+    prove --timer -I "$PGXS_SRC/test/perl" -I t ${PROVE_FLAGS:-} "${NAMES[@]/%/.pl}" || rc=$?
   read -ra counts <<<"$(tap_counts "$raw")"
   tally "$suite" "$rc" "${counts[@]}"
   while read -r reason; do REASONS+=("$suite: $reason"); done < <(tap_reasons "$raw")
