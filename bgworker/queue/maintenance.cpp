@@ -334,7 +334,11 @@ Swept sweep(Transaction& transaction, Micros now) {
   });
   step([&] {
     const OwnerScope scope;
-    (void)sweep_put_off();
+    sweep_put_off();
+    return Swept();
+  });
+  step([&] {
+    const OwnerScope scope;
     return more(running::sweep());
   });
   step([&] {

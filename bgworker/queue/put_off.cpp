@@ -45,21 +45,50 @@ std::size_t put_off(const std::vector<PutOff>& all) {
   return all.size() - others.size() + update.run({rows.ids.datum(), rows.numbers.datum(), times.datum()}).size();
 }
 
-void release_put_off(std::string_view channel_name) {
-  static Statement update(
-      "WITH w AS MATERIALIZED (SELECT m.id FROM $S.mq_msgs m WHERE m.channel_name = $1 AND m.throttled_at IS NOT NULL"
-      "                         ORDER BY m.id FOR NO KEY UPDATE SKIP LOCKED)"
-      " UPDATE $S.mq_msgs m SET attempt_at = m.throttled_at, throttled_at = NULL FROM w WHERE m.id = w.id"
-      " RETURNING m.priority, m.attempt_at, m.seq",
-      {TEXTOID});
-  const Rows rows = update.run({text_datum(channel_name)});
+std::size_t put_off(const std::vector<PutOff>& all, const std::vector<char>& stays, Batch& messages) {
+  const std::size_t count = all.empty() ? 0 : put_off(all);
+  std::size_t kept = 0;
+  for (std::size_t i = 0; i < messages.size(); ++i)
+    if (stays[i] != 0) messages[kept++] = messages[i];
+  messages.resize(kept);
+  return count;
+}
+
+namespace {
+
+// Makes those due whose ids the query `ids` gives, which locks them.
+#define RELEASE(ids)                                                                                   \
+  "WITH w AS MATERIALIZED (" ids                                                                       \
+  " FOR NO KEY UPDATE SKIP LOCKED)"                                                                    \
+  " UPDATE $S.mq_msgs m SET attempt_at = m.throttled_at, throttled_at = NULL FROM w WHERE m.id = w.id" \
+  " RETURNING m.priority, m.attempt_at, m.seq"
+
+std::size_t note_due(std::string_view channel_name, const Rows& rows) {
   for (std::size_t i = 0; i < rows.size(); ++i)
     commit_actions::due(channel_name, DatumGetInt16(rows.get(i, 1)),
                         {DatumGetTimestampTz(rows.get(i, 2)), DatumGetInt64(rows.get(i, 3))});
+  return rows.size();
+}
+
+}  // namespace
+
+void release_put_off(std::string_view channel_name) {
+  static Statement update(
+      RELEASE("SELECT m.id FROM $S.mq_msgs m WHERE m.channel_name = $1 AND m.throttled_at IS NOT NULL ORDER BY m.id"),
+      {TEXTOID});
+  (void)note_due(channel_name, update.run({text_datum(channel_name)}));
   commit_actions::wake(channel_name);
 }
 
-bool sweep_put_off() {
+std::size_t release_put_off(std::string_view channel_name, std::int64_t channel_key, int limit) {
+  static Statement update(RELEASE("SELECT m.id FROM $S.mq_msgs m WHERE m.channel_name = $1 AND m.channel_key = $2"
+                                  "   AND m.throttled_at IS NOT NULL ORDER BY m.attempt_at LIMIT $3"),
+                          {TEXTOID, INT8OID, INT8OID});
+  return note_due(channel_name,
+                  update.run({text_datum(channel_name), Int64GetDatum(channel_key), Int64GetDatum(limit)}));
+}
+
+void sweep_put_off() {
   static Statement select(
       "WITH RECURSIVE n (name) AS ("
       "  (SELECT m.channel_name FROM $S.mq_msgs m WHERE m.throttled_at IS NOT NULL ORDER BY m.channel_name LIMIT 1)"
@@ -72,7 +101,6 @@ bool sweep_put_off() {
       {});
   const Rows rows = select.run({});
   for (std::size_t i = 0; i < rows.size(); ++i) release_put_off(text_view(rows.get(i, 1)));
-  return !rows.empty();
 }
 
 }  // namespace mq

@@ -18,11 +18,16 @@ struct PutOff {
 // meanwhile.
 std::size_t put_off(const std::vector<PutOff>& all);
 
-// Makes messages of the channel name due that were put off. Needs the same.
+// The same; then only those of `messages` are left that stay (not 0, by index). `all` may point into them.
+std::size_t put_off(const std::vector<PutOff>& all, const std::vector<char>& stays, Batch& messages);
+
+// Makes messages of the channel name due that were put off, and wakes who handles them. Needs the same.
 void release_put_off(std::string_view channel_name);
+// Up to so many of one channel, those first that would come back first; wakes nobody. Returns how many. Needs the same.
+std::size_t release_put_off(std::string_view channel_name, std::int64_t channel_key, int limit);
 
 // Does so for names that have no such limit any more: a batch that was in progress when that was taken away has put
-// its messages off all the same. For the sweep. Whether there were some. Needs the same.
-bool sweep_put_off();
+// its messages off all the same. For the sweep. Needs the same.
+void sweep_put_off();
 
 }  // namespace mq

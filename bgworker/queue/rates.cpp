@@ -163,12 +163,7 @@ std::size_t put_off(Batch& messages, Micros now) {
     if (head) wait.push_back({&message, std::min(*turn.until, message.expires_at)});
   }
   if (std::find(stays.begin(), stays.end(), 0) == stays.end()) return 0;
-  const std::size_t count = wait.empty() ? 0 : mq::put_off(wait);
-  std::size_t kept = 0;
-  for (std::size_t i = 0; i < messages.size(); ++i)
-    if (stays[i] != 0) messages[kept++] = messages[i];
-  messages.resize(kept);
-  return count;
+  return mq::put_off(wait, stays, messages);
 }
 
 std::vector<State> states() {

@@ -12,7 +12,6 @@
 #include "pg/locks.hpp"
 #include "pg/statement.hpp"
 #include "pg/subtransactions.hpp"
-#include "queue/commit_actions.hpp"
 #include "queue/limits.hpp"
 #include "queue/low_water.hpp"
 #include "queue/put_off.hpp"
@@ -341,13 +340,7 @@ std::size_t put_off(Batch& messages, Micros now, bool one_by_one) {
     }
     first = end;
   }
-  if (wait.empty()) return 0;
-  const std::size_t count = mq::put_off(wait);
-  std::size_t kept = 0;
-  for (std::size_t i = 0; i < messages.size(); ++i)
-    if (stays[i] != 0) messages[kept++] = messages[i];
-  messages.resize(kept);
-  return count;
+  return wait.empty() ? 0 : mq::put_off(wait, stays, messages);
 }
 
 void ended(std::string_view channel_name, std::string_view channel_args, std::int64_t channel_key_of_it) {
@@ -359,21 +352,10 @@ void ended(std::string_view channel_name, std::string_view channel_args, std::in
 namespace {
 
 // Makes up to so many messages of the channel due that were put off; returns how many.
-std::size_t make_due(std::string_view channel_name, const AskedFor& channel, int limit) {
-  static Statement update(
-      "WITH w AS MATERIALIZED (SELECT m.id FROM $S.mq_msgs m WHERE m.channel_name = $1 AND m.channel_key = $2"
-      "                           AND m.throttled_at IS NOT NULL ORDER BY m.attempt_at LIMIT $3"
-      "                           FOR NO KEY UPDATE SKIP LOCKED)"
-      " UPDATE $S.mq_msgs m SET attempt_at = m.throttled_at, throttled_at = NULL FROM w WHERE m.id = w.id"
-      " RETURNING m.priority, m.attempt_at, m.seq",
-      {TEXTOID, INT8OID, INT8OID});
+std::size_t make_due(std::string_view channel_name, std::int64_t channel_key, int limit) {
   const OwnerScope scope;
   const SpiConnection spi;
-  const Rows due = update.run({text_datum(channel_name), Int64GetDatum(channel.channel_key), Int64GetDatum(limit)});
-  for (std::size_t i = 0; i < due.size(); ++i)
-    commit_actions::due(channel_name, DatumGetInt16(due.get(i, 1)),
-                        {DatumGetTimestampTz(due.get(i, 2)), DatumGetInt64(due.get(i, 3))});
-  return due.size();
+  return release_put_off(channel_name, channel_key, limit);
 }
 
 // Whether messages of the channel are put off still: more than could be made due, or rows that others hold.
@@ -429,7 +411,7 @@ std::size_t serve(std::string_view name, int most, std::span<Served*> channels, 
     const int left = room[i] - (found == rows.end() ? 0 : found->second);
     if (left > 0) {
       const auto limit = static_cast<std::size_t>(one_by_one ? std::max(left, kOneByOne) : left);
-      const std::size_t due = make_due(name, one.channel, static_cast<int>(limit));
+      const std::size_t due = make_due(name, one.channel.channel_key, static_cast<int>(limit));
       one.made_due = due > 0;
       one.none_left = due < limit && !any_left(name, one.channel);
       sum += due;
@@ -516,7 +498,7 @@ bool sweep() {
       const std::uint64_t key = low_water::key_of(*name, text_view(rows.get(i, 2)));
       const auto found = leases.find(keys[i]);
       const int room = most - shared::running(key).value_or(most) - (found == leases.end() ? 0 : found->second);
-      if (room > 0) found_some = make_due(*name, {key, channel_key(*name, {}), keys[i]}, room) > 0 || found_some;
+      if (room > 0) found_some = make_due(*name, keys[i], room) > 0 || found_some;
       shared::set_waiting(key, true);
     }
   }
