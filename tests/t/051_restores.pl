@@ -101,7 +101,7 @@ sub cut {
 	my $dump = slurp_file($file);
 	my ($header) = $dump =~ /^(SET .*?row_security = off;\n)/ms or die 'the dump does not set row_security';
 	my ($before, $after) = $dump =~ /^(.*?^COPY public\.mq_dead .*?^\\\.\n)(.*)$/ms or die 'no dead letters';
-	die 'more than notes comes before the dead letters' if $before =~ /^COPY public\.mq_(?!dead |cancelled )/m;
+	die 'more than notes comes before the dead letters' if $before =~ /^COPY public\.mq_(?!dead |cancelled |channel_limits )/m;
 	append_to_file("$file.tables", $before);
 	append_to_file("$file.rest", $header . $after);
 	return ("$file.tables", "$file.rest");
