@@ -225,6 +225,7 @@ void release_reservations(Frame& frame) {
 
 void forget() {
   for (Frame& frame : open_actions->frames) release_reservations(frame);
+  if (!open_actions->frames.empty()) row_counts::end_commit();
   if (open_actions->unnotified) shared::end_unnotified_commit();
   delete open_actions;
   open_actions = nullptr;
@@ -259,6 +260,7 @@ void transaction_event(XactEvent event, void*) {
   switch (event) {
     case XACT_EVENT_PRE_COMMIT:
       guard::callback([] { before_commit(*open_actions); });
+      if (!open_actions->frames.empty()) row_counts::begin_commit();
       break;
     case XACT_EVENT_PRE_PREPARE:
       guard::callback([] { before_prepare(*open_actions); });

@@ -15,8 +15,10 @@ extern "C" {
 #include "access/transam.h"
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "miscadmin.h"
 #include "port/atomics.h"
 #include "storage/lwlock.h"
+#include "storage/proc.h"
 #include "storage/procarray.h"
 #include "storage/shmem.h"
 #include "utils/snapmgr.h"
@@ -60,7 +62,12 @@ struct Running {
   TransactionId xid[kXids];
 };
 
-struct State {
+// A transaction that commits changes, from before others see them until it has called apply().
+struct alignas(PG_CACHE_LINE_SIZE) Committing {
+  pg_atomic_uint32 xid;  // InvalidTransactionId: none
+};
+
+struct alignas(PG_CACHE_LINE_SIZE) State {
   // Covers all but in_use. In shared mode a look may only write Entry::looked_at.
   LWLock* lock;
   // Whether a count has begun since the server started. A count sets it before it makes its
@@ -73,7 +80,9 @@ struct State {
   Entry entries[kSets][kWays];
 };
 
-State* state = nullptr;  // set by mq_counts_startup() in the postmaster; child processes inherit it
+// Set by mq_counts_startup() in the postmaster; child processes inherit it.
+State* state = nullptr;
+Committing* committing = nullptr;  // MaxBackends of them, one a process
 
 struct Guard : LightweightLock {
   explicit Guard(LWLockMode mode) : LightweightLock(state->lock, mode) {}
@@ -114,6 +123,19 @@ bool published_snapshot_sees(TransactionId xid) {
   if (!TransactionIdPrecedes(xid, running.xmax)) return false;
   const TransactionId* end = running.xid + running.xids;
   return std::find(running.xid, end, xid) == end;
+}
+
+// Whether the published snapshot sees a transaction that has not called apply() yet.
+bool published_snapshot_sees_committing() {
+  for (int i = 0; i < MaxBackends; ++i) {
+    const TransactionId xid = pg_atomic_read_u32(&committing[i].xid);
+    if (TransactionIdIsValid(xid) && published_snapshot_sees(xid)) return true;
+  }
+  return false;
+}
+
+pg_atomic_uint32& own_committing() {
+  return committing[MyProc - ProcGlobal->allProcs].xid;
 }
 
 bool in_use() {
@@ -193,7 +215,7 @@ void Recount::finish(const Counted& counted) {
   const TimestampTz now = GetCurrentTimestamp();
   Guard guard(LW_EXCLUSIVE);
   Running& running = state->running;
-  if (running.pid != MyProcPid || running.spoiled) return;
+  if (running.pid != MyProcPid || running.spoiled || published_snapshot_sees_committing()) return;
   Entry* entry = find_entry(relation_, name_key_);
   if (entry == nullptr) {
     Entry* set = set_of(relation_, name_key_);
@@ -213,6 +235,14 @@ void Recount::finish(const Counted& counted) {
 
 bool is_stale(const Known& known) {
   return GetCurrentTimestamp() - known.counted_at > std::max(kYoung, known.took * kAgeToCost);
+}
+
+void begin_commit() {
+  if (state != nullptr) pg_atomic_write_u32(&own_committing(), GetTopTransactionIdIfAny());
+}
+
+void end_commit() {
+  if (state != nullptr) pg_atomic_write_u32(&own_committing(), InvalidTransactionId);
 }
 
 void apply(const Change& change) {
@@ -274,18 +304,21 @@ std::int64_t reserved(std::int64_t name_key) {
 }  // namespace mq::row_counts
 
 extern "C" Size mq_counts_size(void) {
-  return MAXALIGN(sizeof(mq::row_counts::State));
+  using namespace mq::row_counts;
+  return add_size(sizeof(State), mul_size(static_cast<Size>(MaxBackends), sizeof(Committing)));
 }
 
 extern "C" void mq_counts_startup(void) {
-  using mq::row_counts::state;
+  using namespace mq::row_counts;
   bool found = false;
   LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-  state = static_cast<mq::row_counts::State*>(ShmemInitStruct("mq counts", mq_counts_size(), &found));
+  state = static_cast<State*>(ShmemInitStruct("mq counts", mq_counts_size(), &found));
+  committing = reinterpret_cast<Committing*>(state + 1);
   if (!found) {
-    memset(static_cast<void*>(state), 0, sizeof *state);
+    memset(static_cast<void*>(state), 0, mq_counts_size());
     state->lock = &GetNamedLWLockTranche("mq counts")->lock;
     pg_atomic_init_u32(&state->in_use, 0);
+    for (int i = 0; i < MaxBackends; ++i) pg_atomic_init_u32(&committing[i].xid, InvalidTransactionId);
   }
   LWLockRelease(AddinShmemInitLock);
 }

@@ -8,8 +8,9 @@
 // is exact: a transaction calls apply() only after it has become visible, and a count makes and
 // publishes its snapshot in one critical section.
 //
-//   case 1   transaction   becomes visible, calls apply()
+//   case 1   transaction   calls begin_commit(), becomes visible, calls apply()
 //            counter       publishes its snapshot, which sees the transaction: its rows are counted
+//            counter       finish(): does not keep the sum if the transaction still has to call apply()
 //   case 2   counter       publishes its snapshot, counts
 //            transaction   calls apply(): adds its change unless the published snapshot sees it
 //            counter       finish(): adds such changes to the sum
@@ -96,6 +97,10 @@ struct Change {
   bool delayed;               // ordered messages with delays of their own were inserted
   std::int64_t reserved = 0;  // of the inserted rows
 };
+// What a transaction with changes calls before others see them, and when it has called apply() for each or
+// has been rolled back.
+void begin_commit();
+void end_commit();
 // For the commit callback of the transaction that made the change.
 void apply(const Change& change);
 // Drops the sums of a table of this database. InvalidOid: of all its tables.

@@ -137,6 +137,36 @@ within(30, $node, $db, q{SELECT count(*) FROM pg_stat_activity WHERE application
 holds($node, $db, 'SELECT sending FROM mq_limits', '0', 'nothing is reserved any more');
 fills_to($node, 'c', 40, 'with senders that are terminated: exactly max_pending when all is over');
 
+# A sender whose transaction others see already, but whose change is not in the sum yet, while another session counts: it waits
+# for the sum's lock, which a session has that has been stopped. That one drops the sum all the time, and is stopped until it has the lock.
+$node->safe_psql($db, $clear);
+my ($dropper, $deleter) = map { MqSession->new($node, $db) } 1 .. 2;
+$node->safe_psql($db, q{SELECT try_send('c', 30)});
+$dropper->begin('DO $$ BEGIN LOOP DELETE FROM mq_msgs WHERE false; COMMIT; END LOOP; END $$');
+my $is_late = 0;
+for (my $end = time + 60; !$is_late && time < $end;) {
+	$deleter->query(q{BEGIN; SELECT mq_delete(ARRAY[(SELECT id FROM mq_msgs ORDER BY id LIMIT 1)])});
+	kill 'STOP', $dropper->{pid};
+	$deleter->begin('COMMIT');
+	until ($deleter->is_over || $is_late) {
+		$is_late = $node->safe_psql($db, "SELECT count(*) FROM pg_stat_activity WHERE pid = $deleter->{pid} AND wait_event = 'mq counts'");
+	}
+	kill 'STOP', $deleter->{pid} if $is_late;
+	kill 'CONT', $dropper->{pid};
+	$deleter->result if !$is_late;
+	$node->safe_psql($db, q{SELECT try_send('c')}) if !$is_late;
+}
+ok($is_late, 'a transaction waits for the lock of the sum');
+$node->safe_psql($db, "SELECT pg_cancel_backend($dropper->{pid})");
+is($dropper->result, 'error 57014', 'nobody else drops the sum any more');
+my $pending = q{SELECT pending, (SELECT count(*) FROM mq_msgs WHERE channel_name = 'c') FROM mq_limits};
+holds($node, $db, $pending, '29|29', 'its message is gone, and so it is counted');
+kill 'CONT', $deleter->{pid};
+$deleter->result;
+holds($node, $db, $pending, '29|29', '... once');
+$_->quit for $dropper, $deleter;
+fills_to($node, 'c', 40, '... so that there is room for exactly max_pending');
+
 # A crash in the middle of it.
 $node->safe_psql($db, $clear);
 my $sender = MqSession->new($node, $db);
