@@ -15,6 +15,7 @@
 #include "pg/handler_identity.hpp"
 #include "pg/postgres.hpp"
 #include "queue/current_call.hpp"
+#include "queue/limits.hpp"
 #include "queue/rates.hpp"
 #include "queue/running.hpp"
 
@@ -32,6 +33,7 @@ class FmgrCaller : public HandlerCaller {
   // reason. Needs a transaction and an SPI connection. Throws 42704 if there is no type mq_message.
   void load(Oid role, Registry& registry);
 
+  bool may_refuse() override { return any_limits(); }
   std::size_t may_begin(std::span<const Claimed* const> messages) override {
     return rates::take(messages.first(running::take(messages, true)));
   }

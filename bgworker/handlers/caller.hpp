@@ -29,7 +29,9 @@ struct Cancelled {
 class HandlerCaller {
  public:
   virtual ~HandlerCaller() = default;
-  // Asked before each call: how many of these messages it may have, from the first on. 0: it may not begin.
+  // Asked once for a batch: whether may_begin() might keep any message from beginning at the moment.
+  virtual bool may_refuse() { return false; }
+  // Asked before each call, if so: how many of these messages it may have, from the first on. 0: it may not begin.
   // Those that may count as begun.
   virtual std::size_t may_begin(std::span<const Claimed* const> messages) { return messages.size(); }
   // Calls the handler with one message, or a batch handler with several. Throws what the handler

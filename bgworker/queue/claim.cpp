@@ -132,12 +132,11 @@ int Claimer::add_found(Scan& scan, std::size_t from, int room, Micros now, Claim
   const auto first = scan.found.begin() + static_cast<std::ptrdiff_t>(from);
   std::sort(first, scan.found.end(), due_before);
   Batch heads;
+  Batch& deliverable = room < 0 ? scan.ready : heads;
+  deliverable.reserve(deliverable.size() + (scan.found.size() - from));
   for (auto message = first; message != scan.found.end(); ++message)
-    (is_deliverable(*message, now) ? heads : claim.undeliverable).push_back(*message);
-  if (room < 0) {
-    scan.ready.insert(scan.ready.end(), heads.begin(), heads.end());
-    return 0;
-  }
+    (is_deliverable(*message, now) ? deliverable : claim.undeliverable).push_back(*message);
+  if (room < 0) return 0;
   bool long_runs = false;
   const int added = add_with_runs(heads, room, now, scan, claim, long_runs);
   scan.most -= added;

@@ -24,8 +24,9 @@ Throttled* find_throttle(std::int64_t name_key) {
 }  // namespace
 
 void copy_cut(char* to, std::size_t size, std::string_view text) {
-  const auto bytes =
-      static_cast<std::size_t>(pg_mbcliplen(text.data(), static_cast<int>(text.size()), static_cast<int>(size) - 1));
+  std::size_t bytes = text.size();
+  if (bytes >= size)
+    bytes = static_cast<std::size_t>(pg_mbcliplen(text.data(), static_cast<int>(bytes), static_cast<int>(size) - 1));
   memcpy(to, text.data(), bytes);
   to[bytes] = 0;
 }

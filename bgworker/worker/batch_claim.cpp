@@ -212,12 +212,13 @@ void Worker::set_apart_exclusive(Batch& messages) {
   Batch gone;  // the ordered messages that were taken out
   std::size_t kept = 0;
   for (std::size_t i = 0; i < messages.size(); ++i) {
-    const Claimed message = messages[i];
+    const Claimed& message = messages[i];
     const bool behind = message.ordered && std::any_of(gone.begin(), gone.end(), [&](const Claimed& before) {
                           return same_channel(before, message);
                         });
     if (!behind && !wants_exclusive(message)) {
-      messages[kept++] = message;
+      if (kept != i) messages[kept] = message;
+      ++kept;
       continue;
     }
     if (message.ordered) gone.push_back(message);

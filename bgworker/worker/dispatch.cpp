@@ -16,7 +16,7 @@ void Dispatcher::run(std::span<const Claimed> messages, std::span<const Handler*
   spans_.assign(messages.size(), Span());
   expired_.clear();
   throttled_.clear();
-  granted_.assign(messages.size(), 0);
+  granted_.assign(messages.size(), !caller_.may_refuse());
   run_range(0, messages.size(), messages.size());
 }
 
@@ -74,10 +74,12 @@ bool Dispatcher::resolve(std::size_t first, const Attempt& tried, std::size_t mo
 // How far a call from `first` on may reach; `first`: it may not begin. Asks for each message once in a batch: if it
 // asked again before a repeated call, there might never be room for the calls that find out which message fails.
 std::size_t Dispatcher::may_begin(std::size_t first, std::size_t last) {
+  const auto end = granted_.begin() + static_cast<std::ptrdiff_t>(last);
+  if (std::find(granted_.begin() + static_cast<std::ptrdiff_t>(first), end, 0) == end) return last;
   std::vector<const Claimed*> asked;
   for (std::size_t i = first; i < last; ++i)
     if (granted_[i] == 0) asked.push_back(&messages_[i]);
-  std::size_t left = asked.empty() ? 0 : caller_.may_begin(asked);
+  std::size_t left = caller_.may_begin(asked);
   for (std::size_t i = first; i < last; ++i) {
     if (granted_[i] != 0) continue;
     if (left == 0) return i;
@@ -108,12 +110,12 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
       throttled_.push_back(i++);
       continue;
     }
-    std::vector<const Claimed*> batch;
-    for (std::size_t k = i; k < end; ++k) batch.push_back(&messages_[k]);
+    call_.clear();
+    for (std::size_t k = i; k < end; ++k) call_.push_back(&messages_[k]);
     const Micros started = now_;
     const bool is_shared = began_;
     try {
-      caller_.call(*handlers_[i], batch, batch.size() < messages_.size());
+      caller_.call(*handlers_[i], call_, call_.size() < messages_.size());
       note_dispositions(i, end);
     } catch (const Cancelled& cancelled) {
       now_ = clock_.now();

@@ -11,8 +11,9 @@
 // In an ordered channel nothing runs behind a message that failed, expired, was snoozed, or was
 // discarded and blocks.
 //
-// Before its first call in the batch the caller is asked for each message whether it may begin
-// (HandlerCaller::may_begin()). One that may not is left, and so are those behind it in its ordered channel.
+// Before its first call in the batch the caller is asked for each message whether it may begin, unless it
+// said at the start that all may (HandlerCaller::may_begin(), may_refuse()). One that may not is left, and so are those
+// behind it in its ordered channel.
 //
 // When a message was cancelled, before its call or during it, the savepoint is rolled back, and all but that
 // message run again.
@@ -145,6 +146,7 @@ class Dispatcher {
   std::vector<const void*> results_;    // empty: there was none yet
   std::vector<std::size_t> expired_;    // indexes of messages
   std::vector<std::size_t> throttled_;  // the same
+  std::vector<const Claimed*> call_;    // the messages of the last call
   std::vector<char> granted_;           // for each message: may_begin() has let it begin
   Micros now_ = 0;                      // read at each savepoint and after each call
   Error error_{"", ""};                 // of the call that failed last

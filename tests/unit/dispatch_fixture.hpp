@@ -58,6 +58,7 @@ struct FakeCaller final : HandlerCaller {
   FakeCaller(std::deque<fake::Row>& all_rows, FakeTransaction& of, fake::FakeClock& the_clock)
       : rows(all_rows), transaction(of), clock(the_clock) {}
 
+  bool may_refuse() override { return true; }
   std::size_t may_begin(std::span<const Claimed* const> messages) override {
     std::size_t granted = 0;
     while (granted < messages.size() && tokens > 0 &&
