@@ -122,6 +122,7 @@ int Claimer::claim_equals(std::span<Scan> scans, int limit, bool with_runs, Micr
       room -= taken;
       room -= add_found(scan, before, std::min(room, scan.most), now, claim);
     }
+  claim.messages.reserve(claim.messages.size() + static_cast<std::size_t>(limit - room));
   for (const Scan& scan : scans) claim.messages.insert(claim.messages.end(), scan.ready.begin(), scan.ready.end());
   return limit - room;
 }
@@ -130,10 +131,17 @@ int Claimer::claim_equals(std::span<Scan> scans, int limit, bool with_runs, Micr
 // Returns how many followers.
 int Claimer::add_found(Scan& scan, std::size_t from, int room, Micros now, Claim& claim) {
   const auto first = scan.found.begin() + static_cast<std::ptrdiff_t>(from);
-  std::sort(first, scan.found.end(), due_before);
+  // As the index has them, unless some are from a sample.
+  if (!std::is_sorted(first, scan.found.end(), due_before)) std::sort(first, scan.found.end(), due_before);
+  const bool plain = std::all_of(first, scan.found.end(), [&](const Claimed& message) {
+    return (!message.ordered || room < 0) && is_deliverable(message, now);
+  });
+  if (plain && !scan.runs) {  // so it is its only part, and has no long runs
+    scan.ready = std::move(scan.found);
+    return 0;
+  }
   Batch heads;
   Batch& deliverable = room < 0 ? scan.ready : heads;
-  deliverable.reserve(deliverable.size() + (scan.found.size() - from));
   for (auto message = first; message != scan.found.end(); ++message)
     (is_deliverable(*message, now) ? deliverable : claim.undeliverable).push_back(*message);
   if (room < 0) return 0;
@@ -328,7 +336,8 @@ void Claimer::oldest(std::string_view channel_name, int priority, Micros now, st
     const auto raise = after ? std::nullopt : low_water::to_raise(channel_name, priority);
     const Position from = after.value_or(low_water::start(channel_name, priority));
     if (const auto due = lock_due(name, priority, now, from, after.has_value(), limit, unlocked_)) {
-      for (const LockedRow& row : due->rows) batch.push_back(claimed(row));
+      batch.reserve(before + due->rows.size());
+      for (const LockedRow& row : due->rows) append(row, batch);
       if (raise) low_water::raise(*raise, due->first.value_or(Position{now, INT64_MIN}));
     } else {
       append(query_due(name, priority, now, from, after.has_value(), limit), batch);
@@ -364,7 +373,7 @@ void Claimer::fair(std::string_view channel_name, Micros now, std::int64_t start
   const Datum name = text_datum(channel_name);
   Effort effort(clock_, kSampleTime * limit, std::min(kLeastSample, limit), limit);
   if (const auto rows = lock_sample(name, start, now, from, limit * kProbes, effort)) {
-    for (const LockedRow& row : *rows) batch.push_back(claimed(row));
+    for (const LockedRow& row : *rows) append(row, batch);
   } else {
     const std::vector<std::int64_t> keys = fair_keys(channel_name, from, start, limit * kProbes);
     if (!keys.empty()) append(query_sample(name, keys, now, from, limit), batch);
@@ -414,7 +423,7 @@ void add_runs(std::span<const Claimed> heads, Micros now, int limit, Batch& batc
     searches.push_back(
         {head.channel_key, head.seq, text_datum(head.channel_name), text_datum(head.channel_args), head.id});
   if (const auto runs = lock_runs(searches, now, limit))
-    for (const LockedRow& row : *runs) found.push_back(claimed(row));
+    for (const LockedRow& row : *runs) append(row, found);
   else
     append(query_runs(heads, now, limit), found);
 

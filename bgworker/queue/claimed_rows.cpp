@@ -93,14 +93,14 @@ void before_lease(Claimed& message, std::int64_t token) {
   ++message.attempts_left;
 }
 
-Claimed claimed(const LockedRow& row) {
+Claimed& append(const LockedRow& row, Batch& batch) {
   const auto stored = [&](ClaimColumn column) {
     return row.nulls[column] ? nullptr : DatumGetPointer(row.values[column]);
   };
   const auto time = [&](ClaimColumn column) {
     return row.nulls[column] ? std::nullopt : std::optional<Micros>(DatumGetTimestampTz(row.values[column]));
   };
-  Claimed message;
+  Claimed& message = batch.emplace_back();
   message.id = uuid_of(row.values[kId]);
   message.channel_key = DatumGetInt64(row.values[kChannelKey]);
   message.seq = DatumGetInt64(row.values[kSeq]);
@@ -143,7 +143,7 @@ void append(const Rows& rows, Batch& batch) {
     LockedRow row;
     for (int column = 0; column < kColumns; ++column) row.values[column] = rows.get(i, column + 1, row.nulls[column]);
     row.location = *reinterpret_cast<ItemPointer>(DatumGetPointer(rows.get(i, kColumns + 1)));
-    batch.push_back(claimed(row));
+    append(row, batch);
   }
 }
 

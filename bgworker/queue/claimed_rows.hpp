@@ -118,8 +118,8 @@ std::vector<char> update_claimed(const std::vector<const Claimed*>& messages,
 
 inline constexpr int kFurther = kColumns + 2;  // the first column of Rows behind CLAIMED_COLUMNS
 
-// The message's texts and payload are where the row has them.
-Claimed claimed(const LockedRow& row);
+// Adds the row's message, whose texts and payload are where the row has them.
+Claimed& append(const LockedRow& row, Batch& batch);
 // The rows are of a query for CLAIMED_COLUMNS. Their texts live as long as the SPI connection.
 void append(const Rows& rows, Batch& batch);
 // Makes the message what it was before the lease charged its attempt; the row keeps the charge.

@@ -109,7 +109,7 @@ void keep_removed(const Rows& removed, int column) {
         row.values[c] = GetAttributeByNum(DatumGetHeapTupleHeader(composite), numbers[c], &row.nulls[c]);
       ItemPointerSetInvalid(&row.location);
     });
-    Claimed& message = batch.emplace_back(claimed(row));
+    Claimed& message = append(row, batch);
     message.attempts = DatumGetInt32(row.values[kAttempts]) - 1;  // its lease has charged this one
     consumed.push_back({&message, micros_of_interval(removed.get(i, column))});
   }

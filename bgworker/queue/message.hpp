@@ -13,7 +13,8 @@
 
 namespace mq {
 
-// The views live as long as the SPI connection that the message was claimed in.
+// The views live as long as the SPI connection that the message was claimed in. A claim copies thousands: the small
+// members stand together, so that little is padding.
 struct Claimed {
   Uuid id;
   std::int64_t channel_key = 0;
@@ -29,14 +30,16 @@ struct Claimed {
   bool ordered = false;
   bool uncommitted = false;  // two-phase; for what a claim finds, the time for mq_commit is over
   bool outside = false;      // leased to an outside consumer, also if the lease has run out
-  std::int64_t token = 0;    // of the row's lease, also if it has run out; 0: none, or one of mq_poll
-  bool held =
-      false;  // leased to a call that still runs, or whose abort is about to be charged; or mq_cancel is about it
+  // Leased to a call that still runs, or whose abort is about to be charged; or mq_cancel is about it.
+  bool held = false;
+  // Its leased call is gone; it is to be made due again. The attempts are as before its charge.
+  bool orphan = false;
+  bool locked = true;  // the row is; false: only claimed among workers (shmem/row_claims.hpp)
+  std::int16_t priority = 0;
+  std::int64_t token = 0;  // of the row's lease, also if it has run out; 0: none, or one of mq_poll
   // Why it is cancelled, if it is: it is not to be handled, but to be moved to the dead letters. It
   // lives as long as the transaction.
   const std::string* cancelled = nullptr;
-  // Its leased call is gone; it is to be made due again. The attempts are as before its charge.
-  bool orphan = false;
   // Token of the leased call that has charged this attempt: settling does not charge it. 0: none.
   std::int64_t lease = 0;
   std::optional<Micros> created_at;
@@ -47,10 +50,8 @@ struct Claimed {
   const void* payload_bytes = nullptr;
   const void* headers = nullptr;
   std::optional<Micros> keep;  // how long it is kept once it is handled; none: as its handler's registration says
-  std::int16_t priority = 0;
   std::optional<Micros> throttled_at;  // when it was due, before a limit put it off (rates.hpp)
   std::uint64_t location = 0;          // ctid in mq_msgs: block << 16 | offset
-  bool locked = true;                  // the row is; false: only claimed among workers (shmem/row_claims.hpp)
 
   // Since when it waits to be handled.
   Micros due() const { return throttled_at.value_or(attempt_at); }

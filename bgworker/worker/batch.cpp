@@ -348,7 +348,8 @@ std::vector<const Handler*> Worker::resolve(Batch& messages, Batch& unhandled) c
       continue;
     }
     handlers.push_back(handler);
-    messages[kept++] = message;
+    if (kept != i) messages[kept] = message;
+    ++kept;
   }
   messages.resize(kept);
   return handlers;

@@ -266,6 +266,28 @@ $gate->query('SELECT pg_advisory_unlock(1)');
 within(30, $node, $db, q{SELECT count(*) FROM mq_msgs WHERE channel_name = 'gated'}, 0, 'all are handled');
 $gate->quit;
 
+# A crash while as many calls run as may: their room is free again, and no more than that begin.
+for my $mode ('transactional', 'leased') {
+	my $before = MqSession->new($node, $db);
+	$before->query('SELECT pg_advisory_lock(1)');
+	$node->safe_psql($db, qq{SELECT mq_register_handler('gated', 'gated(mq_message)', mode => '$mode', batch_size => 1)});
+	$node->safe_psql($db, q{SELECT count(*) FROM mq_send_many('gated', array_fill('1'::jsonb, ARRAY[6]), retries => 3, retry_backoff => '100 ms')});
+	within(30, $node, $db, $running, 2, "$mode: two calls run");
+	$node->safe_psql($db, q{SELECT mq_pause('gated')});
+	kill 'KILL', $node->safe_psql($db, q{SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = 2 AND objsubid = 1 AND granted LIMIT 1});
+	$before->{psql}{run}->kill_kill;
+	within(60, $node, $db, q{SELECT running FROM mq_limits WHERE channel_name = 'gated'}, 0, "$mode: after a crash none does");
+	my $after = MqSession->new($node, $db);
+	$after->query('SELECT pg_advisory_lock(1)');
+	$node->safe_psql($db, q{SELECT mq_resume('gated')});
+	within(60, $node, $db, $running, 2, "$mode: after a crash as many run as max_running allows");
+	holds($node, $db, q{SELECT running FROM mq_limits WHERE channel_name = 'gated'}, 2, "$mode: and are counted");
+	cmp_ok($node->safe_psql($db, q{SELECT max(c) FROM (SELECT (SELECT count(*) FROM pg_locks WHERE objid = 2 AND objsubid = 1 AND granted AND n > 0) c, pg_sleep(0.01) FROM generate_series(1, 100) n) x}),
+		'<=', 2, "$mode: and no more begin");
+	$after->quit;
+	within(60, $node, $db, q{SELECT count(*) FROM mq_msgs WHERE channel_name = 'gated'}, 0, "$mode: all are handled");
+}
+
 # --- senders, workers and a limit, all at once ----------------------------------------------------
 
 $node->safe_psql($db, q{SELECT mq_register_handler('c', 'quick(mq_message)'); SELECT mq_limit('c', max_pending => 40, max_running => 2)});
