@@ -4,6 +4,7 @@ use strict;
 use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
+use MqSession;
 use MqTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -169,10 +170,20 @@ $node->wait_for_catchup($standby, 'replay');
 is($standby->safe_psql($db, detail('server mode')), 'f|standby: messages are handled where they are sent; here nothing is until this server is promoted', 'a standby says that it is one');
 is($standby->safe_psql($db, q{SELECT string_agg("check", ', ') FROM mq_health() WHERE NOT ok}), 'server mode', 'and gives no other reason');
 like($standby->safe_psql($db, why($id_there)), qr/^is scheduled for /, 'mq_why() answers there');
+# No commit of its own wakes who waits there: it looks again and again.
+my $waiting = MqSession->new($standby, $db);
+$waiting->begin("SELECT state FROM mq_wait('{$id_there}', '100 s')");
+within(30, $standby, $db, "SELECT count(*) FROM pg_stat_activity WHERE pid = $waiting->{pid} AND state = 'active' AND wait_event_type = 'Extension'", 1, 'mq_wait() waits there');
+$node->safe_psql($db, "SELECT mq_delete('{$id_there}')");
+is($waiting->result, 'unknown', '... until the message has ended where it was sent');
+$waiting->quit;
 for my $call (
 	q{mq_send('c')}, q{mq_send_many('c', '{1}')}, q{mq_send_once('c', 'key')}, q{mq_insert(ARRAY[]::mq_new_t[])}, q{mq_commit(ARRAY[]::uuid[])},
 	q{mq_poll('{c}')}, q{mq_delete(ARRAY[]::uuid[])}, q{mq_keep_alive(ARRAY[]::uuid[], '1 s')}, "mq_checkpoint('$missing', '1 s', NULL, NULL, NULL)", q{mq_clear('{c}')}, 'mq_clear_all()',
 	q{mq_pause('c')}, q{mq_resume('c')}, q{mq_register_handler('x', 'work(mq_message)')}, q{mq_unregister_handler('c')}, q{mq_redrive('{}'::uuid[])},
+	q{mq_receive('{c}')}, "mq_ack('{$missing}', 1)", "mq_nack('{$missing}', 1, 'e')", "mq_extend('{$missing}', 1, '1 s')", "mq_cancel('{$missing}')",
+	q{mq_limit('c', 1)}, q{mq_unlimit('c')}, q{mq_schedule('s', '@daily', 'c')}, q{mq_unschedule('s')},
+	q{mq_subscribe('t', 'c')}, q{mq_unsubscribe('t', 'c')}, q{mq_publish('t')}, q{CALL mq_call('c')},
 	'mq_reset_stats()', 'mq_enable()', q{mq_grant('postgres', 'produce')}, q{mq_revoke('postgres', 'produce')}, 'CALL mq_run()'
 ) {
 	my ($name) = $call =~ /(mq_\w+)/;
