@@ -280,8 +280,10 @@ for my $mode ('transactional', 'leased') {
 	my $after = MqSession->new($node, $db);
 	$after->query('SELECT pg_advisory_lock(1)');
 	$node->safe_psql($db, q{SELECT mq_resume('gated')});
-	within(60, $node, $db, $running, 2, "$mode: after a crash as many run as max_running allows");
-	holds($node, $db, q{SELECT running FROM mq_limits WHERE channel_name = 'gated'}, 2, "$mode: and are counted");
+	# A leased message that was in flight when the server crashed runs alone, while its lease is renewed.
+	my $after_crash = $mode eq 'leased' ? 1 : 2;
+	within(60, $node, $db, $running, $after_crash, "$mode: after a crash calls run again");
+	holds($node, $db, q{SELECT running FROM mq_limits WHERE channel_name = 'gated'}, $after_crash, "$mode: and are counted");
 	cmp_ok($node->safe_psql($db, q{SELECT max(c) FROM (SELECT (SELECT count(*) FROM pg_locks WHERE objid = 2 AND objsubid = 1 AND granted AND n > 0) c, pg_sleep(0.01) FROM generate_series(1, 100) n) x}),
 		'<=', 2, "$mode: and no more begin");
 	$after->quit;
