@@ -63,6 +63,7 @@ MQ_ENTRY(mq_announce);
 MQ_ENTRY(mq_worker_slots);
 MQ_ENTRY(mq_service_state);
 MQ_ENTRY(mq_channel_stats);
+MQ_ENTRY(mq_channel_histograms);
 MQ_ENTRY(mq_rate_state);
 MQ_ENTRY(mq_limits_without_room);
 MQ_ENTRY(mq_reset_stats);

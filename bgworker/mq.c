@@ -49,6 +49,7 @@ char* mq_leased_conninfo = NULL;
 int mq_notify = MQ_NOTIFY_AUTO;
 int mq_dead_retention = 30 * 24 * 60;
 int mq_failure_retention = 7 * 24 * 60;
+int mq_metrics_channels = 1000;
 char* mq_call = NULL;
 
 volatile sig_atomic_t mq_told_to_end = false;
@@ -188,6 +189,11 @@ define_settings(void)
 							"How long the errors of failed attempts are kept.",
 							"-1 is for ever.",
 							&mq_failure_retention, 7 * 24 * 60, -1, INT_MAX, PGC_SIGHUP, GUC_UNIT_MIN,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("mq.metrics_channels",
+							"Most channel names that mq_metrics and mq_histogram show.",
+							"Those behind them in the order of their names share one row.",
+							&mq_metrics_channels, 1000, 1, 100000, PGC_USERSET, 0,
 							NULL, NULL, NULL);
 #if PG_VERSION_NUM >= 150000
 	MarkGUCPrefixReserved("mq");
@@ -601,6 +607,7 @@ EXPORT(mq_announce)
 EXPORT(mq_worker_slots)
 EXPORT(mq_service_state)
 EXPORT(mq_channel_stats)
+EXPORT(mq_channel_histograms)
 EXPORT(mq_rate_state)
 EXPORT(mq_limits_without_room)
 EXPORT(mq_reset_stats)

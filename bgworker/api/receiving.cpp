@@ -309,7 +309,7 @@ void receive(const Request& request, ResultSet& result) {
       if (!receiver->may_sleep(kNever)) continue;
     }
     guard::call([] { InvalidateCatalogSnapshot(); });
-    sleep_on_latch(sleep);
+    sleep_on_latch(sleep, WaitFor::kReceive);
     Extension::look_again();
   }
 }

@@ -40,8 +40,10 @@ constexpr Right kRights[] = {
       " $S.mq_ack, $S.mq_nack, $S.mq_extend",
       "EXECUTE ON PROCEDURE $S.mq_run"}},
     {"monitor",
-     {"SELECT ON $S.mq_stats, $S.mq_workers, $S.mq_horizon, $S.mq_limits, $S.mq_subscriptions, $S.mq_schedules",
-      "EXECUTE ON FUNCTION $S.mq_health, $S.mq_why, $S.mq_channel_stats, $S.mq_limit_use, $S.mq_worker_slots,"
+     {"SELECT ON $S.mq_stats, $S.mq_metrics, $S.mq_histogram, $S.mq_workers, $S.mq_horizon, $S.mq_limits,"
+      " $S.mq_subscriptions, $S.mq_schedules",
+      "EXECUTE ON FUNCTION $S.mq_health, $S.mq_why, $S.mq_channel_stats, $S.mq_channel_histograms, $S.mq_limit_use, "
+      "$S.mq_worker_slots,"
       " $S.mq_telling_calls, $S.mq_horizon_holders, $S.mq_rate_state, $S.mq_last_state"}},
     // Whose handlers it may register, and whose channels pause, is checked there (api/handlers.cpp).
     {"develop",
@@ -57,7 +59,7 @@ constexpr Right kRights[] = {
       "$S.mq_rechecks, $S.mq_stats_totals, "
       "$S.mq_stats_deltas, "
       "$S.mq_enabled, "
-      "$S.mq_stats, $S.mq_workers, "
+      "$S.mq_stats, $S.mq_metrics, $S.mq_histogram, $S.mq_workers, "
       "$S.mq_horizon, $S.mq_subscribers, $S.mq_subscriptions",
       // pg_dump reads the sequences.
       "SELECT ON SEQUENCE $S.mq_msgs_seq, $S.mq_dead_dead_no_seq, $S.mq_failures_failure_no_seq, "
@@ -71,6 +73,7 @@ constexpr Right kRights[] = {
       " $S.mq_unregister_handler, $S.mq_pause, $S.mq_resume, $S.mq_limit, $S.mq_unlimit, $S.mq_limit_use, "
       "$S.mq_redrive, $S.mq_grant, $S.mq_revoke,"
       " $S.mq_health, $S.mq_why, $S.mq_horizon_holders, $S.mq_worker_slots, $S.mq_telling_calls, $S.mq_channel_stats, "
+      "$S.mq_channel_histograms, "
       "$S.mq_reset_stats,"
       " $S.mq_enable, $S.mq_subscribe, $S.mq_unsubscribe, $S.mq_publish, $S.mq_rate_state, $S.mq_schedule, "
       "$S.mq_unschedule, $S.mq_next_times, $S.mq_last_state",

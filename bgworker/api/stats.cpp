@@ -1,8 +1,11 @@
-// mq_stats: what the queue holds and has done, by channel name; and hooks that watch mq's tables.
+// mq_stats and mq_histogram: what the queue holds and has done, by channel name; and hooks that watch mq's
+// tables.
 //
-// mq_stats, mq_health() and users call the SQL functions through mq.c, whose hooks call the rest.
+// mq_stats, mq_metrics, mq_histogram, mq_health() and users call the SQL functions through mq.c, whose hooks
+// call the rest.
 // The file owns no state: totals and counts come from stats/.
 
+#include <limits>
 #include <map>
 #include <optional>
 #include <string>
@@ -11,6 +14,7 @@
 #include "pg/arguments.hpp"
 #include "pg/extension.hpp"
 #include "pg/result_set.hpp"
+#include "pg/settings.h"
 #include "pg/statement.hpp"
 #include "queue/commit_actions.hpp"
 #include "stats/channel_counts.hpp"
@@ -67,6 +71,49 @@ void show_stats(ResultSet& result) {
   }
 }
 
+// The bounds of the buckets: 2 to the power of each, in µs. Each begins a step of the histograms, so the counts are
+// exact. From a millisecond to four seconds each is twice the one before, beyond that four times.
+constexpr int kBounds[] = {6, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 24, 26, 28, 30, 32, 34, 36};
+
+double seconds(double micros) {
+  return micros / static_cast<double>(kSecond);
+}
+
+void show_histogram(ResultSet& result, const Param& name, const char* kind, const Histogram& histogram) {
+  const std::int64_t all = histogram.count();
+  if (all == 0) return;
+  const Datum sum = Float8GetDatum(seconds(histogram.sum()));
+  for (const int power : kBounds) {
+    const Micros bound = Micros{1} << power;
+    result.add({name, text_datum(kind), Float8GetDatum(seconds(static_cast<double>(bound))),
+                Int64GetDatum(histogram.shorter_than(bound)), sum});
+  }
+  result.add(
+      {name, text_datum(kind), Float8GetDatum(std::numeric_limits<double>::infinity()), Int64GetDatum(all), sum});
+}
+
+void show_histograms(ResultSet& result) {
+  stats::ByChannel all;
+  {
+    const OwnerScope scope;
+    const SpiConnection spi;
+    all = stats::read();
+  }
+  int names = 0;
+  stats::Totals others;
+  for (const auto& [name, totals] : all) {
+    if (totals.empty()) continue;
+    if (++names > mq_metrics_channels) {
+      others.merge(totals);
+      continue;
+    }
+    show_histogram(result, text_datum(name), "handle", totals.handle_times);
+    show_histogram(result, text_datum(name), "wait", totals.wait_times);
+  }
+  show_histogram(result, Param(), "handle", others.handle_times);
+  show_histogram(result, Param(), "wait", others.wait_times);
+}
+
 }  // namespace
 
 }  // namespace mq
@@ -75,6 +122,14 @@ extern "C" Datum mq_channel_stats_entry(FunctionCallInfo fcinfo) {
   return mq::guard::entry([&] {
     mq::ResultSet result(fcinfo);
     mq::show_stats(result);
+    return Datum{0};
+  });
+}
+
+extern "C" Datum mq_channel_histograms_entry(FunctionCallInfo fcinfo) {
+  return mq::guard::entry([&] {
+    mq::ResultSet result(fcinfo);
+    mq::show_histograms(result);
     return Datum{0};
   });
 }

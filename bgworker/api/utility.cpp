@@ -25,6 +25,7 @@
 #include "pg/guard.hpp"
 #include "pg/handler_identity.hpp"
 #include "pg/statement.hpp"
+#include "pg/wait_event.hpp"
 #include "queue/commit_actions.hpp"
 #include "shmem/listeners.hpp"
 #include "shmem/requests.hpp"
@@ -260,7 +261,7 @@ bool within(Micros limit, Condition condition) {
   while (!condition()) {
     if (GetCurrentTimestamp() >= end) return false;
     guard::call([] {
-      (void)WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, kTickMs, PG_WAIT_EXTENSION);
+      (void)WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, kTickMs, wait_event(WaitFor::kLeave));
       ResetLatch(MyLatch);
       CHECK_FOR_INTERRUPTS();
     });

@@ -73,7 +73,7 @@ bool Wait::until_ended(std::span<const Uuid> messages) {
     const bool polls = !(wakes && watches);
     if (!polls && !waiter_.may_sleep()) continue;
     guard::call([] { InvalidateCatalogSnapshot(); });
-    sleep_on_latch(std::min(end_ - clock_.steady(), polls ? kPollInterval : kLongestSleep));
+    sleep_on_latch(std::min(end_ - clock_.steady(), polls ? kPollInterval : kLongestSleep), WaitFor::kMessages);
     Extension::look_again();
   }
 }

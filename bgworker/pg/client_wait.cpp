@@ -26,10 +26,10 @@ constexpr Micros kLongest = 3600 * kSecond;
 constexpr int kSocketPosition = 0;  // FeBeWaitSetSocketPos
 
 // For bodies of guard::call().
-void wait_with_client(long milliseconds) {
+void wait_with_client(long milliseconds, WaitFor what) {
   WaitEvent event;
   ModifyWaitEvent(FeBeWaitSet, kSocketPosition, WL_SOCKET_CLOSED, nullptr);
-  if (WaitEventSetWait(FeBeWaitSet, milliseconds, &event, 1, PG_WAIT_EXTENSION) == 0) return;
+  if (WaitEventSetWait(FeBeWaitSet, milliseconds, &event, 1, wait_event(what)) == 0) return;
   if ((event.events & WL_POSTMASTER_DEATH) != 0) proc_exit(1);
   if ((event.events & WL_SOCKET_CLOSED) == 0) return;
   ClientConnectionLost = true;
@@ -38,14 +38,14 @@ void wait_with_client(long milliseconds) {
 
 }  // namespace
 
-void sleep_on_latch(Micros most) {
+void sleep_on_latch(Micros most, WaitFor what) {
   const auto milliseconds = static_cast<long>((std::clamp<Micros>(most, 0, kLongest) + 999) / 1000);
   guard::call([&] {
     CHECK_FOR_INTERRUPTS();
     if (FeBeWaitSet != nullptr && MyProcPort != nullptr && WaitEventSetCanReportClosed())
-      wait_with_client(milliseconds);
+      wait_with_client(milliseconds, what);
     else
-      (void)WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, milliseconds, PG_WAIT_EXTENSION);
+      (void)WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, milliseconds, wait_event(what));
     ResetLatch(MyLatch);
     CHECK_FOR_INTERRUPTS();
   });

@@ -23,6 +23,7 @@ extern char* mq_leased_conninfo; /* mq.leased_conninfo: how these sessions conne
 extern int mq_notify;            /* mq.notify: MQ_NOTIFY_... */
 extern int mq_dead_retention;    /* mq.dead_retention: minutes; -1 is for ever */
 extern int mq_failure_retention; /* mq.failure_retention: minutes; -1 is for ever */
+extern int mq_metrics_channels;  /* mq.metrics_channels: names that the metrics show */
 extern char* mq_call;            /* mq.call, hidden: see queue/call_settings.hpp */
 
 #ifdef __cplusplus

@@ -12,6 +12,13 @@ constexpr int kFineBits = 3;  // 2^3 steps to a power of two
 constexpr int kFine = 1 << kFineBits;
 constexpr int kMostBits = 42;  // durations from 2^42 µs (50 days) on go into the last step
 constexpr int kSteps = (kMostBits - kFineBits + 1) * kFine;
+constexpr Micros kMost = Micros{1} << kMostBits;
+constexpr int kLowBits = 62;  // of the sum in the first pair of the stored form
+
+// Twice the middle of a step, which begins and ends with a whole µs.
+std::int64_t twice_middle(int step) {
+  return Histogram::least_of(step) + Histogram::least_of(step + 1) - 1;
+}
 
 }  // namespace
 
@@ -31,6 +38,7 @@ Micros Histogram::least_of(int step) {
 
 void Histogram::add(Micros duration) {
   add(step_of(duration), 1);
+  sum_ += std::clamp<Micros>(duration, 0, kMost);
 }
 
 void Histogram::add(int step, std::int64_t count) {
@@ -50,11 +58,21 @@ void Histogram::add(int step, std::int64_t count) {
 
 void Histogram::merge(const Histogram& other, int sign) {
   for (const Step& s : other.steps_) add(s.step, sign * s.count);
+  sum_ += sign * other.sum_;
 }
 
 std::vector<std::int64_t> Histogram::stored() const {
   std::vector<std::int64_t> result;
-  result.reserve(steps_.size() * 2);
+  result.reserve(steps_.size() * 2 + 4);
+  if (!empty()) {
+    const auto high = static_cast<std::int64_t>(sum_ >> kLowBits);
+    result.push_back(kSum);
+    result.push_back(static_cast<std::int64_t>(sum_ - (static_cast<__int128>(high) << kLowBits)));
+    if (high != 0) {
+      result.push_back(kSumHigh);
+      result.push_back(high);
+    }
+  }
   for (const Step& s : steps_) {
     result.push_back(s.step);
     result.push_back(s.count);
@@ -63,8 +81,38 @@ std::vector<std::int64_t> Histogram::stored() const {
 }
 
 void Histogram::merge_stored(std::span<const std::int64_t> stored, int sign) {
-  for (std::size_t i = 0; i + 1 < stored.size(); i += 2)
-    if (stored[i] >= 0 && stored[i] < kSteps) add(static_cast<int>(stored[i]), sign * stored[i + 1]);
+  bool has_sum = false;
+  __int128 doubled = 0;  // twice the sum, if each duration is the middle of its step
+  for (std::size_t i = 0; i + 1 < stored.size(); i += 2) {
+    const std::int64_t value = stored[i + 1];
+    if (stored[i] == kSum || stored[i] == kSumHigh) {
+      sum_ += sign * (static_cast<__int128>(value) << (stored[i] == kSum ? 0 : kLowBits));
+      has_sum = true;
+    } else if (stored[i] >= 0 && stored[i] < kSteps) {
+      const int step = static_cast<int>(stored[i]);
+      add(step, sign * value);
+      doubled += static_cast<__int128>(value) * twice_middle(step);
+    }
+  }
+  if (!has_sum) sum_ += sign * (doubled / 2);
+}
+
+double Histogram::sum() const {
+  return sum_ > 0 ? static_cast<double>(sum_) : 0;
+}
+
+std::int64_t Histogram::shorter_than(Micros bound) const {
+  const int end = step_of(bound);
+  std::int64_t result = 0;
+  for (const Step& s : steps_)
+    if (s.step < end) result += std::max<std::int64_t>(s.count, 0);
+  return result;
+}
+
+std::int64_t Histogram::count() const {
+  std::int64_t result = 0;
+  for (const Step& s : steps_) result += std::max<std::int64_t>(s.count, 0);
+  return result;
 }
 
 // Takes the durations of a step to be spread evenly over it.

@@ -11,6 +11,7 @@
 #include "queue/find.hpp"
 #include "queue/settle.hpp"
 #include "queue/undeliverable.hpp"
+#include "queue/uuid.hpp"
 #include "worker/dispatch.hpp"
 #include "worker/loop.hpp"
 
@@ -34,6 +35,15 @@ bool is_trouble(const Error& error) {
 // Whether the handler has said what is to become of the message, and returned.
 bool is_disposed(Outcome outcome) {
   return outcome == Outcome::kSnoozed || outcome == Outcome::kDiscarded;
+}
+
+// What pg_stat_activity says of the batch.
+std::string activity_of(const Batch& messages) {
+  const Claimed& first = messages.front();
+  if (messages.size() == 1) return mq::format("{}: message {}", first.channel_name, uuid_text(first.id));
+  const bool several = messages.back().channel_name != first.channel_name;
+  return mq::format("{}{}: {} messages, the first {}", first.channel_name, several ? " and others" : "",
+                    messages.size(), uuid_text(first.id));
 }
 
 }  // namespace
@@ -61,8 +71,7 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
   if (taken.how != Taken::kExclusive) set_apart_exclusive(claim.messages);
   Batch unhandled;
   const std::vector<const Handler*> handlers = resolve(claim.messages, unhandled);
-  if (!claim.messages.empty())
-    ports_.host.report(mq::format("{}: {} messages", claim.messages.front().channel_name, claim.messages.size()));
+  if (!claim.messages.empty()) ports_.host.report(activity_of(claim.messages));
   ports_.host.holds(claim.messages);
 
   const Micros started = ports_.clock.now();

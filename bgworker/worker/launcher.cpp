@@ -26,6 +26,7 @@
 #include "pg/guard.hpp"
 #include "pg/settings.h"
 #include "pg/trouble.hpp"
+#include "pg/wait_event.hpp"
 #include "shmem/databases.hpp"
 #include "shmem/failing.hpp"
 #include "shmem/schedule_times.hpp"
@@ -147,8 +148,8 @@ class Launcher {
     const Micros left = std::max<Micros>(0, until - clock_.steady());
     const long milliseconds = static_cast<long>((left + 999) / 1000);
     return guard::call([&] {
-      const int events =
-          WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, milliseconds, PG_WAIT_EXTENSION);
+      const int events = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, milliseconds,
+                                   wait_event(WaitFor::kLauncher));
       ResetLatch(MyLatch);
       CHECK_FOR_INTERRUPTS();
       if (ConfigReloadPending) {

@@ -38,6 +38,7 @@
 #include "pg/session.hpp"
 #include "pg/settings.h"
 #include "pg/trouble.hpp"
+#include "pg/wait_event.hpp"
 #include "queue/backoff.hpp"
 #include "queue/cancel_watch.hpp"
 #include "queue/enabled.hpp"
@@ -143,7 +144,7 @@ class WorkerHost : public ServerHost {
       if (!schedules_fail_)
         if (const Micros until = shared::keep_time(); until != kNever)
           most = std::clamp<Micros>(until - clock_.now(), 0, most);
-      wait_for_events(most);
+      wait_for_events(most, waits_for_time_ ? WaitFor::kDue : WaitFor::kIdle);
       shared::end_wait();
     }
     after_wait();
@@ -156,6 +157,7 @@ class WorkerHost : public ServerHost {
     due_ = now + poll_interval();
     if (next.later) due_ = std::min(due_, *next.later);
     due_ = std::min(due_, shared::next_schedule());
+    waits_for_time_ = due_ < now + poll_interval();
     // Another session has the message, maybe for as long again as it has been due.
     if (next.due && *next.due <= now) due_ = std::min(due_, now + std::max(kUnclaimed, now - *next.due));
     return next;
@@ -194,7 +196,7 @@ class WorkerHost : public ServerHost {
     if (!schedules_fail_)
       if (const Micros next = shared::next_schedule(); next != kNever)
         most = std::min(most, std::max(next - clock_.now(), kLeastPause));
-    wait_for_events(most);
+    wait_for_events(most, WaitFor::kPause);
     after_wait();
     return !shared::must_leave();
   }
@@ -205,7 +207,7 @@ class WorkerHost : public ServerHost {
     guard::call([] { (void)pgstat_report_stat(true); });
     if (shared::is_closed()) return false;
     long_call::disarm();
-    wait_for_events(most);
+    wait_for_events(most, WaitFor::kLeasedCalls);
     after_wait();
     return !shared::is_closed();
   }
@@ -276,11 +278,13 @@ class WorkerHost : public ServerHost {
 
   bool had_its_turn() { return clock_.now() - started_at_ >= kTurn; }
 
-  void wait_for_events(Micros most) {
+  // `what`: for that, unless there are sockets.
+  void wait_for_events(Micros most, WaitFor what) {
+    if (!sockets_.empty()) what = WaitFor::kLeasedCalls;
     const auto milliseconds = static_cast<long>((most + 999) / 1000);
     if (sockets_.empty()) {
       guard::call([&] {
-        (void)WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, milliseconds, PG_WAIT_EXTENSION);
+        (void)WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, milliseconds, wait_event(what));
       });
       return;
     }
@@ -297,7 +301,7 @@ class WorkerHost : public ServerHost {
         AddWaitEventToSet(set, socket.to_write ? WL_SOCKET_WRITEABLE : WL_SOCKET_READABLE, socket.descriptor, nullptr,
                           nullptr);
       WaitEvent event;
-      (void)WaitEventSetWait(set, milliseconds, &event, 1, PG_WAIT_EXTENSION);
+      (void)WaitEventSetWait(set, milliseconds, &event, 1, wait_event(what));
       FreeWaitEventSet(set);
     });
   }
@@ -370,6 +374,7 @@ class WorkerHost : public ServerHost {
   bool look_at_schedules_ = true;              // though none is due, as far as is known
   bool schedules_fail_ = false;                // the last look at them ended with an error
   Micros due_ = 0;                             // when something is due next, as next() found last
+  bool waits_for_time_ = false;                // that is a time, and not the end of mq.poll_interval
 };
 
 // At exit: notes the aborted call if a handler runs. A call that ignored its time limit is charged,

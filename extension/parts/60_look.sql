@@ -28,6 +28,41 @@ COMMENT ON COLUMN mq_stats.handle_p50 IS 'Half of the handled messages took thei
 COMMENT ON COLUMN mq_stats.throttled IS 'Messages that are due but for a limit of their channel (mq_limit): those that it has put off, which count as scheduled; and all that are ready, while the rate lets no call begin.';
 COMMENT ON COLUMN mq_stats.wait_p50 IS 'Half of the handled messages waited at most so long from when they were due to when their handlers began.';
 
+-- Numbers only, for programs that collect them. Further names share one row, so that the number of rows has a bound.
+CREATE VIEW mq_metrics AS
+  SELECT s.channel_name,
+         sum(s.ready)::bigint AS ready, sum(s.scheduled)::bigint AS scheduled, sum(s.running)::bigint AS running,
+         sum(s.throttled)::bigint AS throttled, sum(s.dead)::bigint AS dead, sum(s.paused::integer)::bigint AS paused,
+         COALESCE(max(EXTRACT(epoch FROM s.oldest_ready)), 0)::double precision AS oldest_ready_seconds,
+         sum(s.handled)::bigint AS handled_total, sum(s.failed)::bigint AS failed_total, sum(s.died)::bigint AS died_total,
+         CASE WHEN s.channel_name IS NOT NULL THEN max(s.max_pending) END AS max_pending
+    FROM (SELECT CASE WHEN row_number() OVER (ORDER BY c.channel_name COLLATE "C")
+                           -- No such setting is known before the library is loaded.
+                           <= COALESCE(NULLIF(current_setting('mq.metrics_channels', true), '')::integer, 1000)
+                      THEN c.channel_name END AS channel_name,
+                 c.ready, c.scheduled, c.running, c.throttled, c.dead, c.paused, c.oldest_ready, c.handled, c.failed, c.died, l.max_pending
+            FROM mq_stats c LEFT JOIN mq_channel_limits l ON l.channel_name = c.channel_name) AS s
+   GROUP BY s.channel_name;
+COMMENT ON VIEW mq_metrics IS
+  'What mq_stats shows, as numbers for monitoring: a row for each channel name, of mq.metrics_channels names at most; the row without a name is the sum of the others. Columns that end in _total are counters since mq_reset_stats(), the others gauges.';
+COMMENT ON COLUMN mq_metrics.paused IS '1: the channel is paused; 0: it is not. In the row without a name: how many are.';
+COMMENT ON COLUMN mq_metrics.oldest_ready_seconds IS 'For how long the oldest due message has been due, in seconds; 0: none is ready.';
+COMMENT ON COLUMN mq_metrics.max_pending IS 'max_pending of mq_limit. NULL: there is none, or the row is that without a name.';
+
+CREATE FUNCTION mq_channel_histograms(
+  OUT channel_name text, OUT kind text, OUT le double precision, OUT count bigint, OUT sum double precision)
+  RETURNS SETOF record LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_channel_histograms';
+COMMENT ON FUNCTION mq_channel_histograms() IS 'How long messages waited and were handled, by channel name; for mq_histogram.';
+
+CREATE VIEW mq_histogram AS
+  SELECT h.channel_name, h.kind, h.le, h.count, h.sum FROM mq_channel_histograms() AS h;
+COMMENT ON VIEW mq_histogram IS
+  'How long messages waited and were handled since mq_reset_stats(), in cumulative buckets: 23 rows for each kind of each channel name that has handled messages, of mq.metrics_channels names at most; the rows without a name are the sum of the others.';
+COMMENT ON COLUMN mq_histogram.kind IS 'handle: how long handlers took; the time of a batch is divided evenly among its messages. wait: from when messages were due to when their handlers began.';
+COMMENT ON COLUMN mq_histogram.le IS 'The bound of the bucket in seconds: a power of two in microseconds; the last is Infinity.';
+COMMENT ON COLUMN mq_histogram.count IS 'How many messages took less time than that; in the last bucket all.';
+COMMENT ON COLUMN mq_histogram.sum IS 'How long all messages of the channel name took together, in seconds; the same in each of its rows.';
+
 CREATE FUNCTION mq_reset_stats() RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_reset_stats';
 COMMENT ON FUNCTION mq_reset_stats() IS 'Begins the totals of mq_stats anew, when the transaction commits.';

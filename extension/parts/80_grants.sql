@@ -1,7 +1,7 @@
 CREATE FUNCTION mq_grant(role regrole, "right" text) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_grant';
 COMMENT ON FUNCTION mq_grant(regrole, text) IS
-  'Gives a role a whole set of rights: produce (send and publish messages, ask what has become of those whose ids one knows, wait for them), consume (receive, poll, delete, cancel and clear them, and call mq_snooze and its like from handlers), monitor (mq_health, mq_why, mq_stats, mq_workers, mq_horizon, mq_limits, mq_subscriptions: no payloads, no errors of handlers), develop (register and unregister handlers that run as roles that it is a member of, pause, resume and limit their channels) or admin (everything). 22023 or 22004 for another right.';
+  'Gives a role a whole set of rights: produce (send and publish messages, ask what has become of those whose ids one knows, wait for them), consume (receive, poll, delete, cancel and clear them, and call mq_snooze and its like from handlers), monitor (mq_health, mq_why, mq_stats, mq_metrics, mq_histogram, mq_workers, mq_horizon, mq_limits, mq_subscriptions: no payloads, no errors of handlers), develop (register and unregister handlers that run as roles that it is a member of, pause, resume and limit their channels) or admin (everything). 22023 or 22004 for another right.';
 
 CREATE FUNCTION mq_revoke(role regrole, "right" text) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mq_revoke';
@@ -27,7 +27,7 @@ REVOKE ALL ON FUNCTION
   mq_unregister_handler(text, text), mq_pause(text), mq_resume(text),
   mq_limit(text, bigint, integer, integer, integer, interval, boolean), mq_unlimit(text), mq_limit_use(), mq_redrive(uuid[], text, integer, timestamptz, timestamptz),
   mq_snooze(interval, uuid), mq_discard(text, uuid), mq_progress(real, text), mq_telling_calls(), mq_announce(), mq_enable(), mq_enabled_state(), mq_enabled_stays(),
-  mq_channel_stats(), mq_rate_state(), mq_limits_without_room(), mq_reset_stats(), mq_worker_slots(), mq_service_state(),
+  mq_channel_stats(), mq_channel_histograms(), mq_rate_state(), mq_limits_without_room(), mq_reset_stats(), mq_worker_slots(), mq_service_state(),
   mq_connection_refusals(), mq_unsettled(), mq_horizon_holders(), mq_health(), mq_health_rows(), mq_health_of_server(), mq_lock_waits(),
   mq_process(integer, text, text, text), mq_since(timestamptz), mq_blockers(integer), mq_waiting_commits(), mq_preferred(text[]),
   mq_some(text[]), mq_failing_workers(), mq_prepared(xid), mq_has_consumers(), mq_leased_calls(), mq_cancelled_calls(), mq_locked_tables(), mq_obstacles(), mq_row_holders(), mq_running_calls(), mq_service(), mq_server_mode(), mq_reason(uuid), mq_whereabouts(uuid), mq_why(uuid),

@@ -88,6 +88,26 @@ deps_node_pg() {
   mkdir -p "$1" && cp -R "$cache/node_modules" "$1/" && chmod -R a+rX "$1"
 }
 
+# Prometheus and two exporters, for t/160_monitoring, in DIR: Debian's packages, unpacked and not installed, so that none
+# of their services is started, now or at the next boot. Kept in the cache, and downloaded once. Where they are installed
+# those are taken. Without them the test says so.
+deps_prometheus() {
+  local cache=${XDG_CACHE_HOME:-$HOME/.cache}/mq-test/prometheus package part
+  local packages=(prometheus prometheus-sql-exporter prometheus-postgres-exporter)
+  [ "$(command -v promtool prometheus-sql-exporter prometheus-postgres-exporter | wc -l)" -lt 3 ] || return 0
+  command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || return 0
+  if [ ! -d "$cache" ]; then
+    say "Downloading Debian's packages of Prometheus"
+    part=$(mktemp -d) && chmod 755 "$part"
+    if (cd "$part" && timeout 300 apt-get -q -y -o APT::Sandbox::User=root download "${packages[@]}" >/dev/null); then
+      mkdir -p "$cache.part" && for package in "$part"/*.deb; do dpkg-deb -x "$package" "$cache.part"; done
+      mv "$cache.part" "$cache"
+    fi
+    rm -rf "$part" "$cache.part"
+  fi
+  [ ! -d "$cache" ] || { mkdir -p "$1" && cp "$cache"/usr/bin/prom* "$1/" && chmod -R a+rX "$1"; }
+}
+
 # What apt would do: how many packages, how much to download, how much on disk. Nothing if it does not know
 # the packages.
 deps_figures() {

@@ -145,10 +145,11 @@ tap() {
   install -m 755 "$SOURCE/build/client/mq_client" "$WORK/mq_client"
   user_dir "$out" "$raw"
   case " ${NAMES[*]} " in *' t/123_examples '*) deps_node_pg "$WORK/npm" ;; esac
+  case " ${NAMES[*]} " in *' t/160_monitoring '*) deps_prometheus "$WORK/monitoring" ;; esac
   # shellcheck disable=SC2086 # PROVE_FLAGS are words
   logged "$log" as_user env -C "$WORK/src/tests" TESTDIR="$out" TESTDATADIR="$out/tmp_check" \
     TESTLOGDIR="$out/tmp_check/log" PG_REGRESS="$PGXS_SRC/test/regress/pg_regress" \
-    MQ_CLIENT="$WORK/mq_client" NODE_PATH="$WORK/npm/node_modules" PGPORT=65432 PERL_TEST_HARNESS_DUMP_TAP="$raw" \
+    MQ_CLIENT="$WORK/mq_client" NODE_PATH="$WORK/npm/node_modules" MQ_MONITORING="$WORK/monitoring" PGPORT=65432 PERL_TEST_HARNESS_DUMP_TAP="$raw" \
     prove --timer -I "$PGXS_SRC/test/perl" -I t ${PROVE_FLAGS:-} "${NAMES[@]/%/.pl}" || rc=$?
   read -ra counts <<<"$(tap_counts "$raw")"
   tally "$suite" "$rc" "${counts[@]}"

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <random>
 #include <vector>
@@ -60,11 +61,67 @@ TEST(HistogramTest, QuantilesAreWithinAnEighthOfTheTruth) {
 TEST(HistogramTest, SurvivesItsStoredForm) {
   Histogram histogram;
   for (const Micros duration : {Micros{3}, Micros{3}, Micros{1000}, kDay}) histogram.add(duration);
-  EXPECT_EQ(histogram.stored().size(), 6U);
+  EXPECT_EQ(histogram.stored().size(), 8U);
   Histogram again;
   again.merge_stored(histogram.stored());
   EXPECT_EQ(again.stored(), histogram.stored());
   EXPECT_EQ(again.quantile(0.5), 3);
+  EXPECT_EQ(again.sum(), static_cast<double>(kDay + 1006));
+}
+
+TEST(HistogramTest, SumsAreExactAndCannotOverflow) {
+  Histogram histogram, all;
+  for (Micros duration = 1; duration <= 1000; ++duration) histogram.add(duration * 7);
+  EXPECT_EQ(histogram.sum(), 3'503'500);
+  Histogram longest;
+  longest.add(std::numeric_limits<Micros>::max());
+  for (int doubled = 0; doubled < 30; ++doubled) {
+    const Histogram half = longest;
+    longest.merge(half);
+  }
+  Histogram again;
+  again.merge_stored(longest.stored());
+  EXPECT_EQ(again.sum(), std::ldexp(1.0, 42 + 30));
+  EXPECT_EQ(again.stored(), longest.stored());
+  again.merge(histogram);
+  again.merge_stored(longest.stored(), -1);
+  EXPECT_EQ(again.stored(), histogram.stored());
+}
+
+TEST(HistogramTest, AStoredFormWithoutASumHasAnEstimate) {
+  Histogram old;
+  old.merge_stored(std::vector<std::int64_t>{Histogram::step_of(1024), 10, 3, 2});
+  EXPECT_EQ(old.sum(), 10 * (1024 + 1151) / 2 + 6);
+  // What a reset subtracts is the same estimate.
+  Histogram again;
+  again.merge_stored(old.stored(), -1);
+  again.merge_stored(std::vector<std::int64_t>{Histogram::step_of(1024), 10, 3, 2});
+  EXPECT_TRUE(again.empty());
+}
+
+TEST(HistogramTest, ASumIsKeptWhereItsStepsCancel) {
+  Histogram histogram;
+  histogram.add(1025);
+  Histogram other;
+  other.add(1026);
+  histogram.merge(other, -1);
+  EXPECT_FALSE(histogram.empty());
+  EXPECT_EQ(histogram.sum(), 0);
+  Histogram again;
+  again.merge_stored(histogram.stored());
+  again.add(1);
+  again.merge(other);
+  EXPECT_EQ(again.sum(), 1026);
+}
+
+TEST(HistogramTest, CountsWhatIsShorterThanABound) {
+  Histogram histogram;
+  for (const Micros duration : {Micros{0}, Micros{63}, Micros{64}, Micros{65}, Micros{4095}, Micros{4096}, kDay})
+    histogram.add(duration);
+  EXPECT_EQ(histogram.shorter_than(64), 2);
+  EXPECT_EQ(histogram.shorter_than(4096), 5);
+  EXPECT_EQ(histogram.shorter_than(Micros{1} << 36), 6);
+  EXPECT_EQ(histogram.count(), 7);
 }
 
 TEST(HistogramTest, WhatIsSubtractedIsGone) {
@@ -92,7 +149,7 @@ TEST(HistogramTest, SubtractionMayComeFirst) {
 
 TEST(HistogramTest, PassesOverWhatIsNoStoredForm) {
   Histogram histogram;
-  histogram.merge_stored(std::vector<std::int64_t>{-1, 5, 1'000'000, 5, 7});
+  histogram.merge_stored(std::vector<std::int64_t>{-3, 5, 1'000'000, 5, 7});
   EXPECT_TRUE(histogram.empty());
 }
 
