@@ -75,6 +75,19 @@ suite_layout() {
   tally layout "$rc" "$(count '^ok ' "$log")" "$(count '^not ok ' "$log")" 0
 }
 
+# Models of races, by the model checker Spin.
+suite_spin() {
+  local log=$WORK/log/spin.out rc=0
+  if ! command -v spin >/dev/null; then
+    REASONS+=('spin: skipped, since spin is not installed')
+    tally spin 0 0 0 1
+    return
+  fi
+  user_dir "$WORK/spin"
+  logged "$log" as_user bash "$WORK/src/tests/run/spin.sh" "$WORK/src/tests/model" "$WORK/spin" || rc=$?
+  tally spin "$rc" "$(count '^ok ' "$log")" "$(count '^not ok ' "$log")" 0
+}
+
 # The formats of pg_regress up to 15, and from 16 on.
 regress_passed='^(test .* \.\.\. ok |ok [0-9]+ )'
 regress_failed='^(test .* \.\.\. FAILED|not ok [0-9]+ )'
