@@ -12,8 +12,9 @@
 ##   make installcheck   pg_regress and isolation tests against a running server that has mq
 ##   make clean          remove everything that was built
 ##   make test           install what is missing, build, and test on a private throwaway server
-##                         ONLY=unit|layout|regress|isolation|tap|original|dist  TESTS="names"
+##                         ONLY=unit|layout|spin|model|regress|isolation|tap|original|dist  TESTS="names"
 ##                         MQ_ORIGINAL=path  a copy of the original schema, for the suite original
+##   make test-model     the suite model for longer: STEPS=100000, with a new seed or that of SEED
 ##   make demo           the same for a demonstration; KEEP=1 leaves its server running
 ##   make demo-stop      stop and remove the servers that KEEP=1 left
 ##   make unit           build and run the unit tests here, under the sanitizers
@@ -199,14 +200,19 @@ client: $(CLIENT)
 
 # A PG_CONFIG that the user did not choose is left for the scripts to find.
 RUN = exec env -u MAKEFLAGS -u MFLAGS ONLY='$(ONLY)' TESTS='$(TESTS)' KEEP='$(KEEP)' \
-  SANITIZE='$(SANITIZE)' PG_CONFIG='$(if $(filter file,$(origin PG_CONFIG)),,$(PG_CONFIG))'
+  SANITIZE='$(SANITIZE)' STEPS='$(STEPS)' SEED='$(SEED)' \
+  PG_CONFIG='$(if $(filter file,$(origin PG_CONFIG)),,$(PG_CONFIG))'
 
-.PHONY: help test demo demo-stop bench dist distcheck format tidy
+.PHONY: help test test-model demo demo-stop bench dist distcheck format tidy
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
 
 test:
 	@$(RUN) tests/run/test.sh
+
+test-model: STEPS = 100000
+test-model:
+	@$(RUN) ONLY=model tests/run/test.sh
 
 demo:
 	@$(RUN) tests/demo/demo.sh

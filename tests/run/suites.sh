@@ -75,6 +75,68 @@ suite_layout() {
   tally layout "$rc" "$(count '^ok ' "$log")" "$(count '^not ok ' "$log")" 0
 }
 
+# model STEPS SESSIONS SEED [OPTION...]: tests/model/model.py against the server of suite_model.
+model() {
+  as_user env -C "$WORK/src/tests/model" PGHOST="$WORK/socket" PGPORT="$PG_PORT" PGUSER=postgres PGDATABASE=postgres \
+    PYTHONDONTWRITEBYTECODE=1 "$PYTHON" model.py --steps "$1" --sessions "$2" ${3:+--seed "$3"} \
+    --clock "$WORK/model/clock" "${@:4}"
+}
+
+# Random operations on a server and on a model, with a clock that the model sets. With STEPS so many, and a
+# new seed each time; SEED=n repeats one.
+suite_model() {
+  local log=$WORK/log/model.out rc=0 library PYTHON steps=${STEPS:-5000} seed=${SEED:-}
+  [ -n "${STEPS:-}${SEED:-}" ] || seed=1
+  library=$(find /usr/lib /usr/local/lib -name libfaketime.so.1 -print -quit 2>/dev/null) || true
+  for PYTHON in /usr/bin/python3 python3 ''; do
+    [ -n "$PYTHON" ] && ! "$PYTHON" -c 'import psycopg' 2>/dev/null || break
+  done
+  if [ -z "$library" ] || [ -z "$PYTHON" ]; then
+    REASONS+=("model: skipped, since $([ -n "$library" ] && echo python3-psycopg || echo libfaketime) is not installed")
+    tally model 0 0 0 1
+    return
+  fi
+  user_dir "$WORK/model"
+  echo +0 >"$WORK/model/clock"
+  user_dir "$WORK/model"
+  : >"$log"
+  if model_server; then
+    logged "$log" model_runs || rc=$?
+    server_stop model-server || rc=1
+  else
+    rc=1
+  fi
+  tally model "$rc" "$(count '^ok ' "$log")" "$(count '^not ok ' "$log")" 0
+}
+
+# The library keeps its clock with its process's user, so it must not be loaded before that is chosen.
+model_server() {
+  local AS_USER=("${AS_USER[@]}" env "LD_PRELOAD=$library" "FAKETIME_TIMESTAMP_FILE=$WORK/model/clock" FAKETIME_NO_CACHE=1
+    FAKETIME_DONT_FAKE_MONOTONIC=1)
+  server_start model-server 'fsync = off' 'synchronous_commit = off' 'autovacuum = off' 'mq.max_workers = 0' 'mq.dead_retention = -1' \
+    'mq.failure_retention = -1'
+}
+
+model_runs() {
+  local failed=0
+  model 300 1 1 --sabotage || failed=1
+  model "$steps" 1 "$seed" || failed=1
+  return "$failed"
+}
+
+# Models of races, by the model checker Spin.
+suite_spin() {
+  local log=$WORK/log/spin.out rc=0
+  if ! command -v spin >/dev/null; then
+    REASONS+=('spin: skipped, since spin is not installed')
+    tally spin 0 0 0 1
+    return
+  fi
+  user_dir "$WORK/spin"
+  logged "$log" as_user bash "$WORK/src/tests/run/spin.sh" "$WORK/src/tests/model" "$WORK/spin" || rc=$?
+  tally spin "$rc" "$(count '^ok ' "$log")" "$(count '^not ok ' "$log")" 0
+}
+
 # The formats of pg_regress up to 15, and from 16 on.
 regress_passed='^(test .* \.\.\. ok |ok [0-9]+ )'
 regress_failed='^(test .* \.\.\. FAILED|not ok [0-9]+ )'

@@ -18,9 +18,9 @@ umask 022
 . "$HERE/tests/run/suites.sh"
 . "$HERE/tests/run/distcheck.sh"
 
-suites=${ONLY:-unit layout regress isolation tap original dist}
+suites=${ONLY:-unit layout spin model regress isolation tap original dist}
 for suite in $suites; do
-  declare -F "suite_$suite" >/dev/null || die "No suite '$suite': ONLY=unit|layout|regress|isolation|tap|original|dist"
+  declare -F "suite_$suite" >/dev/null || die "No suite '$suite': ONLY=unit|layout|spin|model|regress|isolation|tap|original|dist"
 done
 
 broken() {
