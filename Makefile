@@ -15,6 +15,9 @@
 ##                         ONLY=unit|layout|spin|model|regress|isolation|tap|original|dist  TESTS="names"
 ##                         MQ_ORIGINAL=path  a copy of the original schema, for the suite original
 ##   make test-model     the suite model for longer: STEPS=100000, with a new seed or that of SEED
+##   make fuzz           libFuzzer on what parses, FUZZ_SECONDS=60 for each target; TESTS="cron_line topics"
+##                         some of them; FUZZ_MERGE=1  adds what reaches further to the corpus
+##   make valgrind       a worker under valgrind's memcheck for a while
 ##   make demo           the same for a demonstration; KEEP=1 leaves its server running
 ##   make demo-stop      stop and remove the servers that KEEP=1 left
 ##   make unit           build and run the unit tests here, under the sanitizers
@@ -43,7 +46,7 @@ FOLDERS = api worker leased handlers queue stats shmem pg
 PURE = $(patsubst %,bgworker/%.cpp, \
   $(addprefix worker/,dispatch pace pool) $(addprefix leased/,begin executor pq_session) \
   $(addprefix handlers/,policy registry) $(addprefix queue/,backoff cron_line settlement topics topological undeliverable uuid wall_clock) stats/histogram \
-  $(addprefix shmem/,channel_key limit_table low_water_marks pool_state rate throttle) $(addprefix pg/,clean_text format trouble validate))
+  $(addprefix shmem/,channel_key limit_table low_water_marks pool_state rate throttle) $(addprefix pg/,clean_text format packed trouble validate))
 SOURCES = $(sort $(wildcard $(FOLDERS:%=bgworker/%/*.cpp)))
 PURE_OBJS = $(PURE:.cpp=.o)
 SERVER_OBJS = $(patsubst %.cpp,%.o,$(filter-out $(PURE),$(SOURCES)))
@@ -147,12 +150,13 @@ quote = '$(subst ','\'',$(1))'
 
 # --- unit tests -------------------------------------------------------------------------
 
-# What is pure once more, under the sanitizers.
+# What is pure once more, under the sanitizers. The fuzz targets too: a test plays their corpus.
+FUZZ_TARGETS = $(filter-out tests/fuzz/fuzzer.cpp,$(sort $(wildcard tests/fuzz/*.cpp)))
 UNIT = build/unit/mq_unit
-UNIT_OBJS = $(patsubst %.cpp,build/unit/%.o,$(PURE) $(sort $(wildcard tests/unit/*.cpp)))
+UNIT_OBJS = $(patsubst %.cpp,build/unit/%.o,$(PURE) $(sort $(wildcard tests/unit/*.cpp)) $(FUZZ_TARGETS))
 UNIT_CXXFLAGS = $(MQ_CXXFLAGS) -g -O0 -fno-omit-frame-pointer \
   -fsanitize=address,undefined -fno-sanitize-recover=all
-UNIT_CPPFLAGS = -Ibgworker -Itests/unit -I$(shell $(PG_CONFIG) --includedir)
+UNIT_CPPFLAGS = -Ibgworker -Itests/unit -Itests/fuzz -I$(shell $(PG_CONFIG) --includedir)
 UNIT_LIBS = -L$(shell $(PG_CONFIG) --libdir) -lgtest -lgtest_main -lpq -lpthread
 
 build/unit/%.o: %.cpp
@@ -168,6 +172,25 @@ $(UNIT): $(UNIT_OBJS) $(wildcard tests/unit)
 unit-build: $(UNIT)
 unit: $(UNIT)
 	$(UNIT)
+
+# The fuzz targets with libFuzzer, which comes with clang; see tests/run/fuzz.sh.
+FUZZ = build/fuzz/mq_fuzz
+FUZZ_OBJS = $(patsubst %.cpp,build/fuzz/%.o,$(FUZZ_TARGETS) tests/fuzz/fuzzer.cpp $(patsubst %,bgworker/%.cpp, \
+  $(addprefix queue/,backoff cron_line topics topological uuid wall_clock) $(addprefix pg/,clean_text format packed validate) \
+  $(addprefix shmem/,channel_key rate) stats/histogram))
+FUZZ_CXXFLAGS = $(MQ_CXXFLAGS) -g -O1 -fno-omit-frame-pointer -fno-sanitize-recover=all
+
+build/fuzz/%.o: %.cpp
+	@mkdir -p $(@D)
+	clang++ $(FUZZ_CXXFLAGS) -fsanitize=fuzzer-no-link,address,undefined $(UNIT_CPPFLAGS) -MMD -MP -c -o $@ $<
+
+$(FUZZ): $(FUZZ_OBJS)
+	clang++ -fsanitize=fuzzer,address,undefined -o $@ $(FUZZ_OBJS)
+
+-include $(wildcard $(FUZZ_OBJS:.o=.d))
+
+.PHONY: fuzz-build
+fuzz-build: $(FUZZ)
 
 # For tests/run/layout.sh: compiles PROBE as a pure file; and says what is where.
 .PHONY: pure-probe layout
@@ -200,10 +223,10 @@ client: $(CLIENT)
 
 # A PG_CONFIG that the user did not choose is left for the scripts to find.
 RUN = exec env -u MAKEFLAGS -u MFLAGS ONLY='$(ONLY)' TESTS='$(TESTS)' KEEP='$(KEEP)' \
-  SANITIZE='$(SANITIZE)' STEPS='$(STEPS)' SEED='$(SEED)' \
+  SANITIZE='$(SANITIZE)' STEPS='$(STEPS)' SEED='$(SEED)' FUZZ_SECONDS='$(FUZZ_SECONDS)' FUZZ_MERGE='$(FUZZ_MERGE)' \
   PG_CONFIG='$(if $(filter file,$(origin PG_CONFIG)),,$(PG_CONFIG))'
 
-.PHONY: help test test-model demo demo-stop bench dist distcheck format tidy
+.PHONY: help test test-model fuzz valgrind demo demo-stop bench dist distcheck format tidy
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
 
@@ -213,6 +236,12 @@ test:
 test-model: STEPS = 100000
 test-model:
 	@$(RUN) ONLY=model tests/run/test.sh
+
+fuzz:
+	@$(RUN) tests/run/fuzz.sh
+
+valgrind:
+	@$(RUN) tests/run/valgrind.sh
 
 demo:
 	@$(RUN) tests/demo/demo.sh
@@ -230,7 +259,7 @@ distcheck:
 	@$(RUN) ONLY=dist tests/run/test.sh
 
 # Not mq.c, which is indented as the server is.
-FORMATTED = $(foreach dir,bgworker $(FOLDERS:%=bgworker/%) tests/unit,$(wildcard $(dir)/*.h $(dir)/*.[ch]pp))
+FORMATTED = $(foreach dir,bgworker $(FOLDERS:%=bgworker/%) tests/unit tests/fuzz,$(wildcard $(dir)/*.h $(dir)/*.[ch]pp))
 format:
 	clang-format -i $(FORMATTED)
 

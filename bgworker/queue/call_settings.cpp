@@ -1,11 +1,11 @@
 #include "queue/call_settings.hpp"
 
 #include <array>
-#include <charconv>
 #include <string_view>
 
 #include "entries.h"
 #include "pg/guard.hpp"
+#include "pg/packed.hpp"
 #include "pg/settings.h"
 #include "pg/statement.hpp"
 #include "queue/current_call.hpp"
@@ -65,26 +65,6 @@ Values values_of(std::span<const Claimed* const> messages) {
   return common;
 }
 
-// Each value with its length before it, so that it may hold anything.
-std::string packed(const Values& values) {
-  std::string text;
-  for (const std::string& value : values) text += std::to_string(value.size()) + ':' + value;
-  return text;
-}
-
-Values unpacked(std::string_view text) {
-  Values values;
-  for (std::string& value : values) {
-    std::size_t length = 0;
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), length);
-    if (error != std::errc()) break;
-    text.remove_prefix(static_cast<std::size_t>(end - text.data()) + 1);
-    value = text.substr(0, length);
-    text.remove_prefix(length);
-  }
-  return values;
-}
-
 // The text that the worker has sent to this session with the call that it runs; empty: it runs none.
 std::string_view sent_text() {
   if (!shared::handled_here()) return {};
@@ -121,7 +101,9 @@ LocalCall::~LocalCall() {
 extern "C" const char* mq_show_call(MqCallSetting setting) {
   if (MyProc == nullptr) return "";
   return mq::guard::entry([&]() -> const char* {
-    const std::string value = mq::unpacked(mq::text_here())[setting];
+    mq::Values values;
+    mq::unpack(mq::text_here(), values);
+    const std::string& value = values[setting];
     return mq::guard::call([&] { return pnstrdup(value.data(), value.size()); });
   });
 }

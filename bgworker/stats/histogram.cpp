@@ -12,6 +12,14 @@ constexpr int kFineBits = 3;  // 2^3 steps to a power of two
 constexpr int kFine = 1 << kFineBits;
 constexpr int kMostBits = 42;  // durations from 2^42 µs (50 days) on go into the last step
 constexpr int kSteps = (kMostBits - kFineBits + 1) * kFine;
+// Of a step. What is stored may have been written by hand: the sum of all steps must not overflow.
+constexpr std::int64_t kMostCount = std::int64_t{1} << 53;
+static_assert(kMostCount <= INT64_MAX / kSteps);
+
+std::int64_t bounded(std::int64_t count) {
+  return std::clamp(count, -kMostCount, kMostCount);
+}
+
 constexpr Micros kMost = Micros{1} << kMostBits;
 constexpr int kLowBits = 62;  // of the sum in the first pair of the stored form
 
@@ -43,7 +51,7 @@ void Histogram::add(Micros duration) {
 
 void Histogram::add(int step, std::int64_t count) {
   if (last_hit_ < steps_.size() && steps_[last_hit_].step == step && count > 0 && steps_[last_hit_].count > 0) {
-    steps_[last_hit_].count += count;
+    steps_[last_hit_].count = bounded(steps_[last_hit_].count + count);
     return;
   }
   const auto at =
@@ -51,7 +59,7 @@ void Histogram::add(int step, std::int64_t count) {
   last_hit_ = static_cast<std::size_t>(at - steps_.begin());
   if (at == steps_.end() || at->step != step) {
     if (count != 0) steps_.insert(at, {step, count});
-  } else if ((at->count += count) == 0) {
+  } else if ((at->count = bounded(at->count + count)) == 0) {
     steps_.erase(at);
   }
 }
@@ -84,7 +92,7 @@ void Histogram::merge_stored(std::span<const std::int64_t> stored, int sign) {
   bool has_sum = false;
   __int128 doubled = 0;  // twice the sum, if each duration is the middle of its step
   for (std::size_t i = 0; i + 1 < stored.size(); i += 2) {
-    const std::int64_t value = stored[i + 1];
+    const std::int64_t value = stored[i] == kSum ? stored[i + 1] : bounded(stored[i + 1]);
     if (stored[i] == kSum || stored[i] == kSumHigh) {
       sum_ += sign * (static_cast<__int128>(value) << (stored[i] == kSum ? 0 : kLowBits));
       has_sum = true;

@@ -1,7 +1,7 @@
 # Sourced by tests/run/test.sh and tests/demo/demo.sh; tests/run/apt-install.sh takes deps_figures.
 #
 # deps_install KIND... makes sure that the Debian packages of each KIND (build, test,
-# dist) are installed and sets PG_CONFIG. It is quick when nothing is missing, says
+# dist, fuzz, valgrind) are installed and sets PG_CONFIG. It is quick when nothing is missing, says
 # what is missing and how much that is, asks for a password where sudo needs one and a terminal is there, and never lets a package create or start a
 # PostgreSQL cluster. A PG_CONFIG given by the user is left alone, and then no
 # package of PostgreSQL's is installed.
@@ -62,6 +62,8 @@ deps_install() {
           ;;
         test) packages+=(libgtest-dev perl libipc-run-perl pgbouncer python3-psycopg libfaketime spin $(deps_cron "$major")) ;;
         dist) packages+=(zip pgxnclient) ;;
+        fuzz) packages+=(clang libclang-rt-dev) ;;
+        valgrind) packages+=(valgrind libc6-dbg) ;;
       esac
     done
     mapfile -t missing < <(deps_missing "${packages[@]}")

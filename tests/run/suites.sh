@@ -60,7 +60,8 @@ suite_unit() {
   fi
   install -m 755 "$SOURCE/build/unit/mq_unit" "$WORK/mq_unit"
   # A line for each group of tests, not for each of hundreds that passed.
-  HIDE='^\[ RUN|^\[       OK|^\[---[^(]*$|^$' logged "$log" as_user env -C "$WORK/tmp" "$WORK/mq_unit" \
+  HIDE='^\[ RUN|^\[       OK|^\[---[^(]*$|^$' logged "$log" as_user env -C "$WORK/tmp" \
+    MQ_FUZZ_CORPUS="$WORK/src/tests/fuzz/corpus" "$WORK/mq_unit" \
     ${TESTS:+"--gtest_filter=${TESTS// /:}"} || rc=$?
   ran=$(count '^\[ RUN      \]' "$log")
   passed=$(count '^\[       OK \].* ms\)$' "$log")
