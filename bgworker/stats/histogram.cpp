@@ -20,6 +20,11 @@ std::int64_t bounded(std::int64_t count) {
   return std::clamp(count, -kMostCount, kMostCount);
 }
 
+__int128 bounded_sum(__int128 sum) {
+  constexpr __int128 most = static_cast<__int128>(1) << 120;
+  return std::clamp(sum, -most, most);
+}
+
 constexpr Micros kMost = Micros{1} << kMostBits;
 constexpr int kLowBits = 62;  // of the sum in the first pair of the stored form
 
@@ -66,7 +71,7 @@ void Histogram::add(int step, std::int64_t count) {
 
 void Histogram::merge(const Histogram& other, int sign) {
   for (const Step& s : other.steps_) add(s.step, sign * s.count);
-  sum_ += sign * other.sum_;
+  sum_ = bounded_sum(sum_ + sign * other.sum_);
 }
 
 std::vector<std::int64_t> Histogram::stored() const {
@@ -92,17 +97,17 @@ void Histogram::merge_stored(std::span<const std::int64_t> stored, int sign) {
   bool has_sum = false;
   __int128 doubled = 0;  // twice the sum, if each duration is the middle of its step
   for (std::size_t i = 0; i + 1 < stored.size(); i += 2) {
-    const std::int64_t value = stored[i] == kSum ? stored[i + 1] : bounded(stored[i + 1]);
+    const std::int64_t value = stored[i + 1];
     if (stored[i] == kSum || stored[i] == kSumHigh) {
-      sum_ += sign * (static_cast<__int128>(value) << (stored[i] == kSum ? 0 : kLowBits));
+      sum_ = bounded_sum(sum_ + sign * (static_cast<__int128>(value) << (stored[i] == kSum ? 0 : kLowBits)));
       has_sum = true;
     } else if (stored[i] >= 0 && stored[i] < kSteps) {
       const int step = static_cast<int>(stored[i]);
-      add(step, sign * value);
-      doubled += static_cast<__int128>(value) * twice_middle(step);
+      add(step, sign * bounded(value));
+      doubled += static_cast<__int128>(bounded(value)) * twice_middle(step);
     }
   }
-  if (!has_sum) sum_ += sign * (doubled / 2);
+  if (!has_sum) sum_ = bounded_sum(sum_ + sign * (doubled / 2));
 }
 
 double Histogram::sum() const {
