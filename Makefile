@@ -178,7 +178,7 @@ FUZZ = build/fuzz/mq_fuzz
 FUZZ_OBJS = $(patsubst %.cpp,build/fuzz/%.o,$(FUZZ_TARGETS) tests/fuzz/fuzzer.cpp $(patsubst %,bgworker/%.cpp, \
   $(addprefix queue/,backoff cron_line topics topological uuid wall_clock) $(addprefix pg/,clean_text format packed validate) \
   $(addprefix shmem/,channel_key rate) stats/histogram))
-FUZZ_CXXFLAGS = $(MQ_CXXFLAGS) -g -O1 -fno-omit-frame-pointer -fno-sanitize-recover=all
+FUZZ_CXXFLAGS = $(filter-out -Wshadow=compatible-local,$(MQ_CXXFLAGS)) -Wshadow-uncaptured-local -g -O1 -fno-omit-frame-pointer -fno-sanitize-recover=all
 
 build/fuzz/%.o: %.cpp
 	@mkdir -p $(@D)
