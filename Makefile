@@ -12,7 +12,7 @@
 ##   make installcheck   pg_regress and isolation tests against a running server that has mq
 ##   make clean          remove everything that was built
 ##   make test           install what is missing, build, and test on a private throwaway server
-##                         ONLY=unit|layout|regress|isolation|tap|original|dist  TESTS="names"
+##                         ONLY=unit|layout|regress|isolation|tap|faults|original|dist  TESTS="names"
 ##                         MQ_ORIGINAL=path  a copy of the original schema, for the suite original
 ##   make demo           the same for a demonstration; KEEP=1 leaves its server running
 ##   make demo-stop      stop and remove the servers that KEEP=1 left

@@ -60,7 +60,7 @@ deps_install() {
             packages+=(libpq-dev)
           fi
           ;;
-        test) packages+=(libgtest-dev perl libipc-run-perl pgbouncer python3-psycopg $(deps_cron "$major")) ;;
+        test) packages+=(libgtest-dev perl libipc-run-perl pgbouncer python3-psycopg libfaketime $(deps_cron "$major")) ;;
         dist) packages+=(zip pgxnclient) ;;
       esac
     done
