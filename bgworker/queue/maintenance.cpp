@@ -210,11 +210,16 @@ namespace {
 // Takes the first messages of some ordered channels that are no heads, and makes them the head. True: it
 // made some the head.
 bool repair(const std::vector<ChainPosition>& first) {
+  // A scan that was broken off within a channel goes on behind rows that nobody saw then. They may
+  // have been committed since, and then the message is not the first.
   static Statement find(
       "SELECT f.channel_key, f.channel_name, f.channel_args, f.seq"
       "  FROM unnest($1, $2) AS c (key, seq) CROSS JOIN LATERAL ("
       "       SELECT m.* FROM $S.mq_msgs m WHERE m.channel_key = c.key AND m.seq = c.seq"
-      "          AND m.after_message_id <> $N) f",
+      "          AND m.after_message_id <> $N"
+      "          AND NOT EXISTS (SELECT FROM $S.mq_msgs e WHERE e.channel_key = c.key AND e.seq < c.seq"
+      "            AND e.after_message_id IS NOT NULL AND e.channel_name = m.channel_name"
+      "            AND e.channel_args = m.channel_args)) f",
       {INT8ARRAYOID, INT8ARRAYOID});
   if (first.empty()) return false;
   ArrayParam keys(INT8OID), numbers(INT8OID);

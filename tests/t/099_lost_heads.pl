@@ -1,8 +1,10 @@
-# Ordered channels whose head a user deleted: consumers that poll once in each session come to all of them.
+# Ordered channels whose head a user deleted: consumers that poll once in each session come to all of them. A channel that has its
+# head keeps it, also if a look for lost heads was broken off within it while its messages were not committed.
 use strict;
 use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
+use MqSession;
 use MqTest;
 use Test::More;
 
@@ -21,5 +23,16 @@ sql(q{
 my $poll = q{SELECT name FROM mq_poll('{c}', 10) WHERE name IS NOT NULL;};
 # Its lease may run out meanwhile, and another session get it, too.
 like(sql(join "\n", map { "\\c\n$poll" } 1 .. 400), qr/^next$/m, 'one of 400 sessions finds what is behind the lost head');
+
+# A look ends after 20,000 rows that it does not see, and the next one of the session goes on there.
+sql('TRUNCATE mq_msgs');
+my ($sender, $consumer) = map { MqSession->new($node, $db) } 1 .. 2;
+$sender->query(q{BEGIN; SELECT count(*) FROM mq_send_many('c', array_fill('{}'::jsonb, ARRAY[30000]), ordered => true)});
+is($consumer->query(q{SELECT count(id) FROM mq_poll('{c}')}), 0, 'a poll finds nothing of what is not committed');
+$sender->query('COMMIT');
+is($sender->query(q{SELECT count(id) FROM mq_poll('{c}')}), 1, 'the first message is leased');
+is($consumer->query(q{SELECT count(id) FROM mq_poll('{c}')}), 0, 'nobody is given another one before it is deleted') for 1 .. 3;
+holds($node, $db, q{SELECT count(*) FROM mq_msgs WHERE after_message_id = '00000000-0000-0000-0000-000000000000'}, 1, 'the channel has one head');
+$_->quit for $sender, $consumer;
 
 done_testing();
