@@ -14,6 +14,8 @@
 ##   make test           install what is missing, build, and test on a private throwaway server
 ##                         ONLY=unit|layout|regress|isolation|tap|faults|original|dist  TESTS="names"
 ##                         MQ_ORIGINAL=path  a copy of the original schema, for the suite original
+##   make test-faults    every kind of fault several times, audited; writes docs/reliability.md; half an hour
+##                         KINDS="1 8"  some kinds; REPEAT=20  more often; SEED=7  as an earlier run
 ##   make demo           the same for a demonstration; KEEP=1 leaves its server running
 ##   make demo-stop      stop and remove the servers that KEEP=1 left
 ##   make unit           build and run the unit tests here, under the sanitizers
@@ -201,12 +203,15 @@ client: $(CLIENT)
 RUN = exec env -u MAKEFLAGS -u MFLAGS ONLY='$(ONLY)' TESTS='$(TESTS)' KEEP='$(KEEP)' \
   SANITIZE='$(SANITIZE)' PG_CONFIG='$(if $(filter file,$(origin PG_CONFIG)),,$(PG_CONFIG))'
 
-.PHONY: help test demo demo-stop bench dist distcheck format tidy
+.PHONY: help test test-faults demo demo-stop bench dist distcheck format tidy
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
 
 test:
 	@$(RUN) tests/run/test.sh
+
+test-faults:
+	@$(RUN) KINDS='$(KINDS)' REPEAT='$(REPEAT)' SEED='$(SEED)' tests/faults/run.sh
 
 demo:
 	@$(RUN) tests/demo/demo.sh

@@ -14,8 +14,6 @@ HANDLED = TRANSACTIONAL | LEASED
 KEPT = {'kept', 'calls'}
 # What a client may be told in any run: limits, also of what can be prepared, conflicts, and the planned failure of a call.
 CLIENT_ERRORS = {None, '53400', '40001', '40P01', 'MQF01', '57014', '0A000'}
-RULES = ('lost', 'doubled', 'out of order', 'rolled back', 'attempts', 'dead letters', 'failures', 'history', 'statistics', 'leases', 'cancelled', 'prerequisite',
-         'payload', 'stranger', 'schedule', 'told', 'left over', 'index', 'health', 'log', 'client', 'liveness')
 
 
 class Allowed:
@@ -112,6 +110,8 @@ class Record:
                 m.cancelled = max(m.cancelled, weight)
         elif kind == 'redrive' and weight:
             self.redriven.update(ask['of'])
+            # Those of calls, whose ids no client was told.
+            self.redrives['calls'] += len(set(ask['of']) - set(self.messages))
             for m in known(ask['of']):
                 m.redriven = 1      # perhaps: mq_redrive says how many, not which
                 self.redrives[m.channel] += 1
@@ -237,7 +237,7 @@ def audit(lines, final, log, allowed):
     for text in final['trouble']:
         found('client', text)
     bad = re.compile(r'PANIC:|TRAP:|segfault|was terminated by|FATAL:|mq worker:|WARNING:|exited with exit code [^01]')
-    usual = re.compile(r'terminating (background worker "mq (worker|launcher)"|connection|autovacuum process) due to administrator command|deadlock detected')
+    usual = re.compile(r'terminating (background worker "mq (worker|launcher)"|connection|autovacuum process) due to administrator command|deadlock detected|connection to client lost')
     for line in log:
         if bad.search(line) and not usual.search(line) and not any(pattern.search(line) for pattern in allowed.log):
             found('log', line.strip()[:200])
@@ -370,7 +370,7 @@ def holders(record, allowed, found):
         refused[key].append((at, client))
     for key, grants in grouped([dict(zip(('id', 'ask', 'told', 'lease', 'client', 'kind'), grant)) for grant in record.grants], 'id').items():
         m = record.messages.get(key)
-        if m and (m.redriven or m.cancelled):
+        if m and (m.redriven or m.cancelled or m.channel == 'outside' and m.deleted):
             continue
         grants.sort(key=lambda grant: grant['told'])
         for a, b in zip(grants, grants[1:]):

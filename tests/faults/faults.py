@@ -15,7 +15,6 @@ import sys
 import time
 import traceback
 
-import audit
 import kinds
 import planted
 import psycopg
@@ -76,7 +75,8 @@ class Common:
 
     def check(self):
         try:
-            self.server.ready(10)
+            if self.server:
+                self.server.ready(10)
         except Failed:
             self.drop()
 
@@ -167,7 +167,7 @@ def main():
     for directory in ('/data', '/log', '/runs', '/socket'):
         os.makedirs(os.environ['WORK'] + directory, exist_ok=True)
     common, results, skipped = Common(), Results(), []
-    wanted = [kinds.KINDS[int(number)] for number in options.kinds.split(',')] if options.kinds else list(kinds.KINDS.values())
+    wanted = [kinds.KINDS[int(number)] for number in options.kinds.split(',')] if options.kinds else [kind for number, kind in sorted(kinds.KINDS.items()) if number not in kinds.ON_DEMAND]
     if options.only in ('', 'calm') and not options.kinds:
         calm(common, results, options.seed)
     if options.only in ('', 'planted') and not options.kinds:
@@ -178,6 +178,8 @@ def main():
             if why:
                 skipped.append(why)
     common.drop()
+    if not options.kinds:
+        skipped += [(kinds.KINDS[number].title, 'only on demand') for number in kinds.ON_DEMAND]
     lines = results.table(skipped)
     say('\n' + '\n'.join(lines) + '\n')
     if options.document:
@@ -196,7 +198,6 @@ def document(path, lines):
 
 
 for module in ('kinds_processes', 'kinds_handlers', 'kinds_database', 'kinds_room', 'kinds_copies'):
-    if os.path.exists(os.path.join(os.path.dirname(os.path.abspath(__file__)), module + '.py')):
-        importlib.import_module(module)
+    importlib.import_module(module)
 if __name__ == '__main__':
     sys.exit(main())

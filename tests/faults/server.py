@@ -1,8 +1,5 @@
 """The private servers of a run. run.sh's work directory ends what is left of them, whatever happens here."""
-import glob
 import os
-import re
-import shutil
 import signal
 import subprocess
 import time
@@ -12,7 +9,7 @@ import psycopg
 SETTINGS = {'listen_addresses': '', 'shared_preload_libraries': 'mq', 'max_worker_processes': 24, 'max_connections': 80, 'max_prepared_transactions': 60,
             'mq.max_workers': 2, 'mq.poll_interval': '2s', 'log_line_prefix': '%m [%p] %b %q%d ', 'log_error_verbosity': 'terse', 'deadlock_timeout': '200ms',
             'track_commit_timestamp': 'on', 'restart_after_crash': 'on', 'fsync': 'off', 'max_wal_size': '1GB', 'shared_buffers': '64MB', 'wal_level': 'logical',
-            'client_min_messages': 'error', 'log_min_messages': 'log', 'autovacuum_naptime': '5s', 'mq.leased_sessions': 6}
+            'client_min_messages': 'error', 'log_min_messages': 'warning', 'autovacuum_naptime': '5s', 'mq.leased_sessions': 6}
 
 
 class Failed(Exception):
@@ -53,8 +50,11 @@ class Server:
 
     def run(self, *command, check=True, seconds=120, environment=()):
         """A program of the server's, as the unprivileged user."""
-        env = {'HOME': self.work + '/tmp', 'PATH': self.bin + ':/usr/bin:/bin', 'LANG': 'C.UTF-8', **self.environment, **dict(environment)}
-        done = subprocess.run(os.environ.get('AS_USER', '').split() + list(command), env=env, cwd=self.work + '/tmp', stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env = {'HOME': self.work + '/tmp', 'PATH': self.bin + ':/usr/bin:/bin', 'LANG': 'C.UTF-8'}
+        # The environment is that of the program alone: a library that is preloaded makes files as whoever loads it.
+        settings = {**self.environment, **dict(environment)}
+        prefix = os.environ.get('AS_USER', '').split() + (['env'] + ['%s=%s' % one for one in settings.items()] if settings else [])
+        done = subprocess.run(prefix + list(command), env=env, cwd=self.work + '/tmp', stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                               stdin=subprocess.DEVNULL, text=True, timeout=seconds)
         expect(done.returncode == 0 or not check, '%s: %s' % (' '.join(command), done.stdout))
         return done.stdout
@@ -94,10 +94,10 @@ class Server:
         except Failed:
             for child in children:
                 signal_pid(child, signal.SIGKILL)
-        try:
-            os.unlink(self.data + '/postmaster.pid')
-        except OSError:
-            pass
+        # A process that nobody has waited for yet would seem to be a server that runs.
+        for file in (self.data + '/postmaster.pid', '%s/.s.PGSQL.%d.lock' % (self.socket, self.port)):
+            if os.path.exists(file):
+                os.unlink(file)
 
     def postmaster(self):
         with open(self.data + '/postmaster.pid') as file:
@@ -117,12 +117,18 @@ class Server:
         return psycopg.connect(self.conninfo(database), autocommit=True, prepare_threshold=None, connect_timeout=10, **options)
 
     def sql(self, database, query, *values):
-        """Rows of the query, in a session that is kept; a new one if that was lost."""
-        session = self.sessions.get(database)
-        if session is None or session.closed or session.broken:
-            session = self.sessions[database] = self.connect(database, application_name='auditor')
-        cursor = session.execute(query, values or None)
-        return cursor.fetchall() if cursor.description else []
+        """Rows of the query, in a session that is kept. Where that was lost, or is lost now, in a new one."""
+        for last in (False, True):
+            session = self.sessions.get(database)
+            try:
+                if session is None or session.closed or session.broken:
+                    session = self.sessions[database] = self.connect(database, application_name='auditor')
+                cursor = session.execute(query, values or None)
+                return cursor.fetchall() if cursor.description else []
+            except psycopg.OperationalError:
+                if last or session is None or not (session.closed or session.broken):
+                    raise
+                self.ready()
 
     def value(self, database, query, *values):
         return self.sql(database, query, *values)[0][0]
@@ -133,7 +139,7 @@ class Server:
                 self.sessions.pop(name).close()
 
     def ready(self, seconds=60):
-        wait_until(lambda: self.sql('postgres', 'SELECT 1'), seconds, self.name + ' lets sessions in')
+        wait_until(lambda: self.connect('postgres').close() is None, seconds, self.name + ' lets sessions in')
 
     def workers(self, database, kind='mq worker'):
         return [row[0] for row in self.sql('postgres', 'SELECT pid FROM pg_stat_activity WHERE backend_type = %s AND datname = %s', kind, database)]

@@ -1,5 +1,6 @@
 """A run: a database under load, what is done to it meanwhile, how long it takes to drain, and what it holds then."""
 import datetime
+import itertools
 import json
 import os
 import random
@@ -28,7 +29,7 @@ class World:
         self.directory = '%s/runs/%s' % (os.environ['WORK'], name)
         os.makedirs(self.directory)
         self.tidy_book = ledger.Ledger(self.directory + '/tidy.ledger')
-        self.log_from, self.logs, self.load, self.trouble, self.drained_in, self.tx = server.log_size(), [], None, [], None, 0
+        self.log_from, self.logs, self.load, self.trouble, self.drained_in, self.tx, self.numbers = server.log_size(), [], None, [], None, 0, itertools.count(1)
         server.sql('postgres', 'CREATE DATABASE %s' % name)
         with open(HERE + '/schema.sql') as file:
             self.sql(file.read())
@@ -51,7 +52,7 @@ class World:
         return self.server.value(self.database, query, *values)
 
     def begin_load(self, **options):
-        self.load = load.Load(self.directory, self.seed, **options)
+        self.load = load.Load(self.directory, self.seed, self.numbers, **options)
 
     def send(self, messages, backoff='100 ms', sleep=None):
         """Sends messages of the fault's own, in one transaction, with their lines in the ledger."""
@@ -113,6 +114,7 @@ class World:
         except Failed as error:
             why = self.sql('SELECT channel_name, mq_why(id) FROM mq_msgs ORDER BY seq LIMIT 3')
             self.trouble.append(('liveness', '%d messages are left after %g s: %s %s' % (self.value('SELECT count(*) FROM mq_msgs'), seconds, error, why)))
+            self.trouble += [('liveness', str(row)) for row in self.sql("SELECT pid, backend_type, application_name, state, wait_event_type, wait_event, query FROM pg_stat_activity WHERE datname = current_database() AND (backend_type LIKE 'mq%' OR application_name = 'mq handler')")]
         if self.load:
             self.load.stop()
 
@@ -197,7 +199,7 @@ class World:
         try:
             self.server.forget(self.database)
             self.server.sql('postgres', 'DROP DATABASE IF EXISTS %s WITH (FORCE)' % self.database)
-        except (psycopg.Error, OSError):
+        except (psycopg.Error, OSError, Failed):
             pass
 
 
