@@ -104,7 +104,7 @@ def prepared(run):
         sent = {}
         for n in range(8):
             gid, world.tx = 'kept %s %d %d' % (world.database, turn, n), world.tx + 1
-            sent[gid] = [message('plain', {'key': n}, ordered, args='prepared %d' % n) for ordered in (False, True, True)]
+            sent[gid] = [message('block', {'key': n}, ordered, args='prepared %d' % n) for ordered in (False, True, True)]
             with server.connect(world.database) as session:
                 session.execute('BEGIN')
                 for one in sent[gid]:
@@ -129,7 +129,7 @@ def prepared(run):
             world.tidy_book.write(tx=0, resolve='committed' if commit else 'rolled back', gid=gid)
             if commit:
                 known = [one['id'] for one in sent[gid]]
-                wait_until(lambda: world.value('SELECT count(*) FROM effects WHERE id = ANY (%s::uuid[])', known) == 3, 10, 'what COMMIT PREPARED sent is handled')
+                wait_until(lambda: world.value('SELECT count(*) FROM effects WHERE id = ANY (%s::uuid[])', known) == 3, 20, 'what COMMIT PREPARED sent is handled')
     world.drain()
 
 
