@@ -12,12 +12,14 @@
 ##   make installcheck   pg_regress and isolation tests against a running server that has mq
 ##   make clean          remove everything that was built
 ##   make test           install what is missing, build, and test on a private throwaway server
-##                         ONLY=unit|layout|spin|model|regress|isolation|tap|original|dist  TESTS="names"
+##                         ONLY=unit|layout|spin|model|regress|isolation|tap|original|faults|dist  TESTS="names"
 ##                         MQ_ORIGINAL=path  a copy of the original schema, for the suite original
 ##   make test-model     the suite model for longer: STEPS=100000, with a new seed or that of SEED
 ##   make fuzz           libFuzzer on what parses, FUZZ_SECONDS=60 for each target; TESTS="cron_line topics"
 ##                         some of them; FUZZ_MERGE=1  adds what reaches further to the corpus
 ##   make valgrind       a worker under valgrind's memcheck for a while
+##   make test-faults    every kind of fault several times, audited; writes docs/reliability.md; half an hour
+##                         KINDS="1 8"  some kinds; REPEAT=20  more often; SEED=7  as an earlier run
 ##   make demo           the same for a demonstration; KEEP=1 leaves its server running
 ##   make demo-stop      stop and remove the servers that KEEP=1 left
 ##   make unit           build and run the unit tests here, under the sanitizers
@@ -226,7 +228,7 @@ RUN = exec env -u MAKEFLAGS -u MFLAGS ONLY='$(ONLY)' TESTS='$(TESTS)' KEEP='$(KE
   SANITIZE='$(SANITIZE)' STEPS='$(STEPS)' SEED='$(SEED)' FUZZ_SECONDS='$(FUZZ_SECONDS)' FUZZ_MERGE='$(FUZZ_MERGE)' \
   PG_CONFIG='$(if $(filter file,$(origin PG_CONFIG)),,$(PG_CONFIG))'
 
-.PHONY: help test test-model fuzz valgrind demo demo-stop bench dist distcheck format tidy
+.PHONY: help test test-model test-faults fuzz valgrind demo demo-stop bench dist distcheck format tidy
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
 
@@ -242,6 +244,9 @@ fuzz:
 
 valgrind:
 	@$(RUN) tests/run/valgrind.sh
+
+test-faults:
+	@$(RUN) KINDS='$(KINDS)' REPEAT='$(REPEAT)' SEED='$(SEED)' tests/faults/run.sh
 
 demo:
 	@$(RUN) tests/demo/demo.sh

@@ -175,6 +175,15 @@ suite_tap() {
   tap tap
 }
 
+# Each kind of fault once, under load; TESTS names kinds by their numbers.
+suite_faults() {
+  local log=$WORK/log/faults.out rc=0 reason
+  # shellcheck disable=SC2046,SC2086 # an option and its value are words
+  logged "$log" faults_run $([ -z "${TESTS:-}" ] || echo "--kinds ${TESTS// /,}") || rc=$?
+  tally faults "$rc" "$(grep '^ok ' "$log" | grep -cv '# SKIP')" "$(count '^not ok ' "$log")" "$(count '^ok .*# SKIP' "$log")"
+  while read -r reason; do REASONS+=("faults: $reason"); done < <(sed -nE 's/^ok - (.*) # SKIP (.*)/1 skipped, since \2: \1/p' "$log")
+}
+
 # What compares mq with the schema that it replaces: what there is for that alone, and the cases of MqFlaw, which the
 # suite tap runs on mq. Off where there is no copy of that schema.
 suite_original() {

@@ -1,0 +1,15 @@
+# Sourced by tests/faults/run.sh and tests/run/suites.sh: faults_run OPTION... runs faults.py with the server in $PG_TREE.
+
+# As root, in a mount namespace of its own: what a fault mounts goes with the run, however that ends.
+faults_run() {
+  local python=/usr/bin/python3 apart=()
+  "$python" -c 'import psycopg' 2>/dev/null || python=python3
+  if ! "$python" -c 'import psycopg' 2>/dev/null; then
+    echo 'ok - faults # SKIP python3-psycopg is not installed'
+    return
+  fi
+  if [ "$EUID" -eq 0 ] && unshare --mount true 2>/dev/null; then apart=(unshare --mount --propagation private); fi
+  user_dir "$WORK/data" "$WORK/socket" "$WORK/runs" "$WORK/log"
+  job env PYTHONDONTWRITEBYTECODE=1 WORK="$WORK" AS_USER="${AS_USER[*]}" FAULTS_BIN="$PG_BIN" PG_CONFIG="$PG_CONFIG" \
+    "${apart[@]}" "$python" "$HERE/tests/faults/faults.py" "$@"
+}
