@@ -11,6 +11,7 @@
 #include "pg/extension.hpp"
 #include "pg/format.hpp"
 #include "pg/kept.hpp"
+#include "pg/locks.hpp"
 #include "pg/result_set.hpp"
 #include "pg/statement.hpp"
 #include "pg/validate.hpp"
@@ -60,6 +61,7 @@ extern "C" Datum mq_cancel_entry(FunctionCallInfo fcinfo) {
     {
       const mq::OwnerScope scope;
       const mq::SpiConnection spi;
+      mq::locks::lock_to_write(mq::Extension::msgs());
       mq::refuse_own(sorted);
       mq::note_changed(sorted);
       for (const mq::Uuid& id : mq::cancel(sorted, why)) cancelled.insert(id);

@@ -13,6 +13,7 @@
 #include "entries.h"
 #include "pg/arguments.hpp"
 #include "pg/extension.hpp"
+#include "pg/locks.hpp"
 #include "pg/refused_rows.hpp"
 #include "pg/result_set.hpp"
 #include "pg/statement.hpp"
@@ -176,6 +177,7 @@ extern "C" Datum mq_delete_entry(FunctionCallInfo fcinfo) {
     const std::vector<mq::Uuid> ids = mq::ids_of(mq::argument(fcinfo, 0), "msg_ids");
     const mq::OwnerScope scope;
     const mq::SpiConnection spi;
+    mq::locks::lock_to_write(mq::Extension::msgs());
     mq::note_changed(ids);
     mq::wait_for_claims(ids);
     mq::remove_messages(ids, true);
@@ -224,6 +226,7 @@ extern "C" Datum mq_checkpoint_entry(FunctionCallInfo fcinfo) {
         {UUIDOID, JSONBOID, BYTEAOID});
     const mq::OwnerScope scope;
     const mq::SpiConnection spi;
+    mq::locks::lock_to_write(mq::Extension::msgs());
     mq::wait_for_claims({mq::uuid_of(id.datum)});
     const mq::Rows locked = lock.run({id.datum});
     if (locked.empty()) return Datum{0};
@@ -264,6 +267,7 @@ extern "C" Datum mq_clear_entry(FunctionCallInfo fcinfo) {
     for (const Datum name : mq::elements(names, "channel_names")) mq::note_changed(mq::text_view(name));
     const mq::OwnerScope scope;
     const mq::SpiConnection spi;
+    mq::locks::lock_to_write(mq::Extension::msgs());
     mq::wait_for_claims_of(names.datum);
     mq::clear_messages(names.datum);
     return Datum{0};
@@ -275,6 +279,7 @@ extern "C" Datum mq_clear_all_entry(FunctionCallInfo) {
     mq::refuse_read_only("mq_clear_all()");
     const mq::OwnerScope scope;
     const mq::SpiConnection spi;
+    mq::locks::lock_to_write(mq::Extension::msgs());
     mq::note_any_changed();
     mq::wait_for_claims_of({});
     mq::clear_messages({});

@@ -23,6 +23,7 @@
 #include "pg/extension.hpp"
 #include "pg/format.hpp"
 #include "pg/kept.hpp"
+#include "pg/locks.hpp"
 #include "pg/refused_rows.hpp"
 #include "pg/result_set.hpp"
 #include "pg/session.hpp"
@@ -478,6 +479,7 @@ extern "C" Datum mq_ack_entry(FunctionCallInfo fcinfo) {
     mq::ResultSet result(fcinfo);
     const mq::OwnerScope scope;
     const mq::SpiConnection spi;
+    mq::locks::lock_to_write(mq::Extension::msgs());
     const mq::Batch batch = mq::find_received(ids.sorted, token, true);
     if (batch.empty()) return Datum{0};
     mq::acknowledge(ids, batch, mq::argument(fcinfo, 2));
@@ -501,6 +503,7 @@ extern "C" Datum mq_nack_entry(FunctionCallInfo fcinfo) {
     mq::ResultSet result(fcinfo);
     const mq::OwnerScope scope;
     const mq::SpiConnection spi;
+    mq::locks::lock_to_write(mq::Extension::msgs());
     const mq::Batch batch = mq::find_received(ids.sorted, token, false);
     if (batch.empty()) return Datum{0};
     mq::refuse(batch, refusal);
@@ -518,6 +521,7 @@ extern "C" Datum mq_extend_entry(FunctionCallInfo fcinfo) {
     mq::ResultSet result(fcinfo);
     const mq::OwnerScope scope;
     const mq::SpiConnection spi;
+    mq::locks::lock_to_write(mq::Extension::msgs());
     const mq::Batch batch = mq::find_received(ids.sorted, token, false);
     if (batch.empty()) return Datum{0};
     mq::extend(batch, by);

@@ -4,6 +4,7 @@ use strict;
 use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
+use IPC::Run;
 use MqTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -162,6 +163,23 @@ $locker->query_safe('ROLLBACK');
 $locker->quit;
 sql(q{SELECT mq_clear('{fast}')});
 within(20, $node, $db, health('tables readable'), 't|', 'mq_health() is content');
+
+# REINDEX locks the table before its indexes. So does whoever claims, acknowledges or removes: no deadlock comes of it.
+sql(q{SELECT mq_register_handler('handled', 'take(jsonb)')});
+my $clients = $node->basedir . '/clients.sql';
+append_to_file($clients, q{SELECT count(*) FROM mq_send_many('received', array_fill('1'::jsonb, ARRAY[5]));
+SELECT mq_send('handled', '1');
+SELECT count(*) FROM (SELECT mq_ack(array_agg(id), lease) FROM mq_receive('{received}', 5) GROUP BY lease) a;
+SELECT mq_delete(COALESCE(array_agg(id), '{}')) FROM mq_poll('{received}', 2) WHERE id IS NOT NULL;
+});
+my ($said, $complained) = ('', '');
+my $load = IPC::Run::start([ 'pgbench', '--no-vacuum', '--client=6', '--time=60', '--file', $clients, $node->connstr($db) . ' application_name=clients' ], '>', \$said, '2>', \$complained, IPC::Run::timeout(200));
+within(30, $node, $db, q{SELECT count(*) FROM pg_stat_activity WHERE application_name = 'clients'}, 6, 'clients send and receive');
+my @deadlocks = grep { !/^$/ } map { ($node->psql($db, "SET lock_timeout = '30 s'; REINDEX TABLE mq_msgs"))[2] } 1 .. 15;
+is("@deadlocks", '', 'fifteen times the table is indexed anew beside them');
+$load->signal('INT');
+$load->finish;
+unlike($complained, qr/deadlock|aborted/, 'none of them meets a deadlock');
 
 # A sweep that comes upon a locked table does not wait for long, and says so.
 log_is_clean($node, qr/LOG:  mq worker: canceling statement due to lock timeout \(SQLSTATE 55P03\)/);
