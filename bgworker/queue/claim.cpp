@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "pg/extension.hpp"
-#include "pg/locks.hpp"
 #include "pg/statement.hpp"
 #include "queue/cancel_notes.hpp"
 #include "queue/cancel_watch.hpp"
@@ -279,9 +278,6 @@ constexpr int kLeastSample = 4;
 void Claimer::begin(std::span<const std::string_view> channel_names) {
   names_.assign(channel_names.begin(), channel_names.end());
   const OwnerScope scope;
-  // What is claimed is written. Who had read an index by then, and asked for this lock later, would deadlock with
-  // a REINDEX of the table, which has the table and waits for the index.
-  locks::lock_to_write(Extension::msgs());
   CancelWatch::begin_claim();
   low_water::begin_claim(channel_names);
   cancel_notes::begin_claim();

@@ -6,6 +6,8 @@
 #include <optional>
 #include <string>
 
+#include "pg/extension.hpp"
+#include "pg/locks.hpp"
 #include "pg/row_locks.hpp"
 #include "queue/enabled.hpp"
 #include "queue/find.hpp"
@@ -34,6 +36,10 @@ bool is_ordered(const Claimed& message) {
 }  // namespace
 
 Claim ConsumerClaim::run(const std::function<std::vector<Source>()>& sources, int limit, bool thorough) {
+  // What is claimed is written. Who had read an index by then, and asked for this lock later, would deadlock with
+  // a REINDEX of the table, which has the table and waits for the index. (A worker asks for it when it settles: its
+  // handlers may run long, and would hold up whoever wants to make a trigger.)
+  locks::lock_to_write(Extension::msgs());
   bool left_alone = !enabled::here();
   // Set when a claim found only rows that other sessions hold: the next claim passes over those.
   std::optional<row_locks::Removal> avoiding;

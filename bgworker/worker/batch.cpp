@@ -5,9 +5,7 @@
 #include <string>
 
 #include "handlers/policy.hpp"
-#include "pg/extension.hpp"
 #include "pg/format.hpp"
-#include "pg/locks.hpp"
 #include "pg/row_locks.hpp"
 #include "queue/cancel_notes.hpp"
 #include "queue/find.hpp"
@@ -59,7 +57,6 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
     result.over = true;
     return result;
   }
-  locks::lock_to_write(Extension::msgs());  // before the first look, see Claimer::begin()
   Taken taken = claim(limit, only);
   Claim& claim = taken.claim;
   if (gives_back(result)) return result;

@@ -68,7 +68,7 @@ def dropped(run):
 @kind(7, 'tables written anew and truncated', errors={'55P03', '40001'}, log=[r'mq worker: .*(could not serialize|is locked by another session)'])
 def written_anew(run):
     world = run.world()
-    statements = ['VACUUM FULL mq_msgs', 'REINDEX TABLE mq_msgs', 'CLUSTER mq_msgs USING mq_msgs_pkey', 'VACUUM FULL mq_dead, mq_failures, mq_done', 'REINDEX TABLE CONCURRENTLY mq_msgs',
+    statements = ['VACUUM FULL mq_msgs', 'BEGIN; LOCK TABLE mq_msgs; REINDEX TABLE mq_msgs; COMMIT', 'CLUSTER mq_msgs USING mq_msgs_pkey', 'VACUUM FULL mq_dead, mq_failures, mq_done', 'REINDEX TABLE CONCURRENTLY mq_msgs',
                   'VACUUM (FREEZE, ANALYZE) mq_msgs', 'VACUUM FULL mq_stats_deltas, mq_stats_totals, mq_headless, mq_prerequisites', 'REINDEX TABLE mq_dead', 'VACUUM FULL pg_class, pg_attribute']
     for _ in range(1 if run.quick else 4):
         for statement in statements:
