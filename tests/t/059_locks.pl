@@ -165,6 +165,8 @@ sql(q{SELECT mq_clear('{fast}')});
 within(20, $node, $db, health('tables readable'), 't|', 'mq_health() is content');
 
 # REINDEX locks the table before its indexes. So do consumers, whatever they do: no deadlock comes of it.
+set_and_reload($node, 'mq.max_workers' => 0);
+within(30, $node, $db, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'mq worker'}, 0, 'the workers have gone');
 my $clients = $node->basedir . '/clients.sql';
 append_to_file($clients, q{SELECT count(*) FROM mq_send_many('received', array_fill('1'::jsonb, ARRAY[5]));
 SELECT count(*) FROM (SELECT mq_ack(array_agg(id), lease) FROM mq_receive('{received}', 5) GROUP BY lease) a;
