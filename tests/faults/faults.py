@@ -1,4 +1,4 @@
-"""What `make test-faults` and the suite `faults` of `make test` run: see run.sh.
+"""What `make test-faults` and `make test ONLY=faults` run: see run.sh.
 
 First a run without a fault, and one for each planted defect (planted.py), which the auditor must find. Then the kinds of faults,
 each under load: clients send, consume and look after the queue at random (load.py) and write down what they were told

@@ -26,6 +26,16 @@ def rest(world):
     world.send([{'id': str(uuid.uuid4()), 'channel': 'plain', 'args': 'rest', 'ordered': n % 2 == 0, 'retries': 3, 'payload': {'key': n}} for n in range(50)])
 
 
+def worked(run, seconds):
+    """A server of the kind's own, which has worked for so long and rests now, and its world."""
+    server = run.own(Server(run.name)).create()
+    server.start()
+    world = run.world(server)
+    time.sleep(seconds)
+    rest(world)
+    return server, world
+
+
 def work(world, consumers=True):
     world.server.configure(mq__max_workers=2)
     world.server.reload()
@@ -66,11 +76,7 @@ def promoted(run):
 
 @kind(14, 'backups restored: pg_dump, pg_basebackup', errors=LOST, log=CRASH_LINES, clock=False)
 def restored(run):
-    server = run.own(Server(run.name)).create()
-    server.start()
-    world = run.world(server)
-    time.sleep(3)
-    rest(world)
+    server, world = worked(run, 3)
     # A dump, into another database. The first one goes.
     file, old = world.directory + '/dump.sql', world.database
     state = "SELECT (SELECT count(*) FROM mq_msgs), (SELECT count(*) FROM mq_dead), (SELECT count(*) FROM mq_handlers), (SELECT count(*) FROM mq_failures), (SELECT count(*) FROM effects)"
@@ -107,11 +113,7 @@ def restored(run):
 
 @kind(19, 'a restore in pieces, a copy, a subscriber', errors=LOST, log=CRASH_LINES + [r'logical', r'replication', r'mq worker: .*canceling'], clock=False)
 def pieces(run):
-    server = run.own(Server(run.name)).create()
-    server.start()
-    world = run.world(server)
-    time.sleep(2)
-    rest(world)
+    server, world = worked(run, 2)
     old, new = world.database, world.database + '_pieces'
     handled = 'SELECT count(*) FROM effects'
     before = world.value(handled)

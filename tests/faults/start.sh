@@ -2,9 +2,8 @@
 
 # As root, in a mount namespace of its own: what a fault mounts goes with the run, however that ends.
 faults_run() {
-  local python=/usr/bin/python3 apart=()
-  "$python" -c 'import psycopg' 2>/dev/null || python=python3
-  if ! "$python" -c 'import psycopg' 2>/dev/null; then
+  local python apart=()
+  if ! python=$(deps_python psycopg); then
     echo 'ok - faults # SKIP python3-psycopg is not installed'
     return
   fi

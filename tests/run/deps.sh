@@ -22,6 +22,18 @@ deps_pg_complete() {
     [ -x "${pgxs%/makefiles/pgxs.mk}/test/regress/pg_regress" ]
 }
 
+# deps_python MODULE: the Python that has the module, that of the system first. Fails where none has.
+deps_python() {
+  local python
+  for python in /usr/bin/python3 python3; do
+    if "$python" -c "import $1" 2>/dev/null; then
+      echo "$python"
+      return
+    fi
+  done
+  return 1
+}
+
 deps_missing() {
   local package
   for package; do

@@ -89,15 +89,13 @@ suite_model() {
   local log=$WORK/log/model.out rc=0 library PYTHON steps=${STEPS:-5000} seed=${SEED:-}
   [ -n "${STEPS:-}${SEED:-}" ] || seed=1
   library=$(find /usr/lib /usr/local/lib -name libfaketime.so.1 -print -quit 2>/dev/null) || true
-  for PYTHON in /usr/bin/python3 python3 ''; do
-    [ -n "$PYTHON" ] && ! "$PYTHON" -c 'import psycopg' 2>/dev/null || break
-  done
+  PYTHON=$(deps_python psycopg) || true
   if [ -z "$library" ] || [ -z "$PYTHON" ]; then
     REASONS+=("model: skipped, since $([ -n "$library" ] && echo python3-psycopg || echo libfaketime) is not installed")
     tally model 0 0 0 1
     return
   fi
-  user_dir "$WORK/model"
+  mkdir -p "$WORK/model"
   echo +0 >"$WORK/model/clock"
   user_dir "$WORK/model"
   : >"$log"
