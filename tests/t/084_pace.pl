@@ -18,14 +18,12 @@ sub is_now {
 	return holds($node, $db, $query, $expected, $what);
 }
 
-# claimed() is what a worker reports of its batch: how many messages it has claimed.
+sql($MqTest::CLAIMED);
 sql(q{
 	CREATE EXTENSION mq;
 	CREATE SEQUENCE calls;
 	CREATE TABLE done (n bigserial, channel text, name text, batch xid8 DEFAULT pg_current_xact_id(), claimed int);
 	CREATE TABLE given (messages int);
-	CREATE FUNCTION claimed() RETURNS int LANGUAGE sql AS $$
-	  SELECT substring(query FROM ': (\d+) messages$')::int FROM pg_stat_activity WHERE pid = pg_backend_pid() $$;
 	CREATE FUNCTION handle(m mq_message) RETURNS void LANGUAGE plpgsql AS $$
 	BEGIN
 	  INSERT INTO done (channel, name, claimed) VALUES (m.channel_name, m.name, CASE WHEN m.payload_json ? 'claimed'

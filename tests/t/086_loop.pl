@@ -65,7 +65,7 @@ set_and_reload($node, 'mq.max_workers' => 2);
 $holder->query('SELECT pg_advisory_lock(1)');
 sql(q{SELECT mq_send('narrow', '{"waits": 1}', 'first'), mq_send('c', '{"waits": 1}', 'beside')});
 my $waiting = q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'mq worker' AND state = 'active'
-	AND wait_event = 'advisory' AND query LIKE '%: 1 messages'};
+	AND wait_event = 'advisory' AND query LIKE '%: message %'};
 within(20, $node, $db, $waiting, 2, 'what workers do is shown as their query');
 sql(q{SELECT mq_send('narrow', name => 'second')});
 is_at_rest('while a channel has as many workers as it may');

@@ -31,6 +31,10 @@ our @EXPORT = qw(mq_node set_and_reload try_psql within holds value_within pids 
 # Pids of the workers of a database; of the launcher; of all there is.
 our $WORKERS = q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'mq worker' AND datname = current_database()};
 our $LAUNCHER = q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'mq launcher'};
+# What a worker reports of its batch: how many messages it has claimed.
+our $CLAIMED = q{CREATE FUNCTION claimed() RETURNS int LANGUAGE sql
+	RETURN (SELECT CASE WHEN query ~ ': message ' THEN 1 ELSE substring(query FROM ': (\d+) messages, the first ')::int END
+	  FROM pg_stat_activity WHERE pid = pg_backend_pid())};
 
 sub mq_node {
 	my ($name, %settings) = @_;
