@@ -59,8 +59,8 @@ Claim Claimer::claim(const std::vector<Source>& sources, int limit, bool with_ru
   std::vector<std::string_view> names;
   names.reserve(sources.size());
   for (const Source& source : sources) names.push_back(source.channel_name);
-  begin(names);
   const OwnerScope scope;
+  begin(names);
   prioritized_ = any_prioritized();
   const Micros now = clock_.now();
   const auto start = static_cast<std::size_t>(clock_.random() * static_cast<double>(sources.size()));
@@ -279,8 +279,9 @@ void Claimer::begin(std::span<const std::string_view> channel_names) {
   names_.assign(channel_names.begin(), channel_names.end());
   const OwnerScope scope;
   CancelWatch::begin_claim();
-  low_water::begin_claim(channel_names);
   cancel_notes::begin_claim();
+  if (look_later_) return;
+  low_water::begin_claim(channel_names);
   if (!enabled::here()) return;
   link_headless();
   served_ = running::serve(channel_names, one_by_one_);

@@ -60,9 +60,12 @@ class Claimer {
   // first of an ordered channel.
   Claim claim(const std::vector<Source>& sources, int limit, bool with_runs);
 
-  // Begins a claim from these channel names, as claim() does: links headless channels, which may
-  // make messages due.
+  // Begins a claim from these channel names, as claim() does: reads the cancel notes, and looks for what may make
+  // messages due: headless channels, channels that have room under their limit again, dependents to look at again,
+  // marks that are too high.
   void begin(std::span<const std::string_view> channel_names);
+  // Whether claims leave the look for what may make messages due to a later claim.
+  void look_later(bool later) { look_later_ = later; }
   // From here on claims pass over messages that cannot be delivered, and take no fair sample: while
   // a dump is restored no message may be dead-lettered.
   void leave_undeliverable() { undeliverable_left_ = true; }
@@ -126,6 +129,7 @@ class Claimer {
   bool undeliverable_left_ = false;
   bool unlocked_ = false;
   bool one_by_one_ = false;
+  bool look_later_ = false;
   bool left_waiting_ = false;
   std::size_t served_ = 0;    // messages that the current claim has made due, see running.hpp
   bool prioritized_ = false;  // during a claim: there are messages of other priorities than 0

@@ -50,7 +50,18 @@ void Worker::run_exclusive(std::vector<Uuid> messages, bool first) {
     exclusive_.push_back(std::move(messages));
 }
 
+// After a wait a message has come, as a rule, which is not to wait for a look at what else may be due: that look
+// follows at once if nothing is found, else with the next batch.
 Worker::Taken Worker::claim(int limit, const std::vector<std::string_view>* only) {
+  const bool woken = std::exchange(woken_, false);
+  claimer_.look_later(woken);
+  Taken taken = claim_once(limit, only);
+  if (!woken || !is_empty(taken.claim)) return taken;
+  claimer_.look_later(false);
+  return claim_once(limit, only);
+}
+
+Worker::Taken Worker::claim_once(int limit, const std::vector<std::string_view>* only) {
   Taken taken;
   if (exclusive_took_ < kSlice && claim_exclusive(taken.claim)) {
     taken.how = Taken::kExclusive;

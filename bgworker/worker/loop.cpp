@@ -156,6 +156,7 @@ void Worker::run() {
         continue;
       }
       watch();
+      woken_ = true;
       // After trouble the worker must not count as free for work, which wait() would say.
       if (!(batches_.trouble.failures() > 0 ? ports_.host.pause(most) : ports_.host.wait(most)) && leaves()) return;
     } catch (const Over&) {

@@ -134,6 +134,7 @@ class Worker {
 
   // Defined in batch_claim.cpp.
   Taken claim(int limit, const std::vector<std::string_view>* only);
+  Taken claim_once(int limit, const std::vector<std::string_view>* only);
   bool claim_exclusive(Claim& claim);
   Offers offers(const std::vector<std::string_view>* only);
   Claim claim_mixed(const std::vector<Offer>& offers, int limit);
@@ -155,6 +156,7 @@ class Worker {
   // So many batches still have one message each: the process of a call with that many messages
   // ended, and any of them may be why.
   int one_by_one_ = 0;
+  bool woken_ = false;  // the worker has waited since its last claim
   // True in run(), false in mq_run: a channel name is measured before it is mixed with others, each
   // claim is followed by a look for aborted calls, and an unsettled batch is tried again.
   bool learns_ = false;
