@@ -127,15 +127,10 @@ class Scan {
     if (!TTS_IS_BUFFERTUPLE(slot_)) return false;
     const HeapTuple tuple = reinterpret_cast<HeapTupleTableSlot*>(slot_)->tuple;
     if ((tuple->t_data->t_infomask & HEAP_XMAX_INVALID) == 0) return false;
-    bool null = false;
-    for (const ClaimColumn column : {kAfter, kCommitInterval, kExpiresAt, kLeaseToken, kDedupKey}) {
-      (void)slot_getattr(slot_, numbers_[column], &null);
-      if (!null) return false;
-    }
-    if (DatumGetBool(slot_getattr(slot_, numbers_[kFair], &null)) ||
-        DatumGetInt32(slot_getattr(slot_, numbers_[kAttemptsLeft], &null)) <= 0)
-      return false;
+    for (const ClaimColumn column : {kAfter, kCommitInterval, kExpiresAt, kLeaseToken, kDedupKey})
+      if (!heap_attisnull(tuple, numbers_[column], RelationGetDescr(table_))) return false;
     copy(slot_, row);
+    if (DatumGetBool(row.values[kFair]) || DatumGetInt32(row.values[kAttemptsLeft]) <= 0) return false;
     row.locked = false;
     return true;
   }

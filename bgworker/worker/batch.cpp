@@ -5,7 +5,6 @@
 #include <string>
 
 #include "handlers/policy.hpp"
-#include "pg/format.hpp"
 #include "pg/row_locks.hpp"
 #include "queue/cancel_notes.hpp"
 #include "queue/find.hpp"
@@ -37,13 +36,15 @@ bool is_disposed(Outcome outcome) {
   return outcome == Outcome::kSnoozed || outcome == Outcome::kDiscarded;
 }
 
-// What pg_stat_activity says of the batch.
+// What pg_stat_activity says of the batch. Pieced together, since a format's code is cold after a wait, while the first
+// message of a burst waits for this.
 std::string activity_of(const Batch& messages) {
   const Claimed& first = messages.front();
-  if (messages.size() == 1) return mq::format("{}: message {}", first.channel_name, uuid_text(first.id));
-  const bool several = messages.back().channel_name != first.channel_name;
-  return mq::format("{}{}: {} messages, the first {}", first.channel_name, several ? " and others" : "",
-                    messages.size(), uuid_text(first.id));
+  std::string text(first.channel_name);
+  if (messages.size() == 1) return (text += ": message ") += uuid_text(first.id);
+  if (messages.back().channel_name != first.channel_name) text += " and others";
+  ((text += ": ") += std::to_string(messages.size())) += " messages, the first ";
+  return text += uuid_text(first.id);
 }
 
 }  // namespace
