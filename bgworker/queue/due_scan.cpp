@@ -106,7 +106,7 @@ class Scan {
                          TUPLE_LOCK_FLAG_LOCK_UPDATE_IN_PROGRESS | TUPLE_LOCK_FLAG_FIND_LAST_VERSION, &failure);
     if (result != TM_Ok) return false;
     if (failure.traversed && !is_due(locked_)) return false;
-    copy(locked_, row);
+    (void)copy(locked_, row);
     row.locked = true;
     return true;
   }
@@ -129,8 +129,8 @@ class Scan {
     if ((tuple->t_data->t_infomask & HEAP_XMAX_INVALID) == 0) return false;
     for (const ClaimColumn column : {kAfter, kCommitInterval, kExpiresAt, kLeaseToken, kDedupKey})
       if (!heap_attisnull(tuple, numbers_[column], RelationGetDescr(table_))) return false;
-    copy(slot_, row);
-    if (DatumGetBool(row.values[kFair]) || DatumGetInt32(row.values[kAttemptsLeft]) <= 0) return false;
+    const bool fair = copy(slot_, row);
+    if (fair || DatumGetInt32(row.values[kAttemptsLeft]) <= 0) return false;
     row.locked = false;
     return true;
   }
@@ -186,7 +186,8 @@ class Scan {
   }
 
  private:
-  void copy(TupleTableSlot* slot, LockedRow& row) {
+  // Returns the row's `fair`, which a LockedRow has not.
+  bool copy(TupleTableSlot* slot, LockedRow& row) {
     // A copy, since the page may be pruned, and the values point into it.
     HeapTuple tuple = ExecCopySlotHeapTuple(slot);
     Datum values[MaxHeapAttributeNumber];
@@ -198,6 +199,7 @@ class Scan {
     }
     row.location = slot->tts_tid;
     row.dropped = false;
+    return DatumGetBool(values[numbers_[kFair] - 1]);
   }
 
   // Adds keys for attempt_at <= now and (attempt_at, seq) >= from, as the executor builds it. `column`: the
