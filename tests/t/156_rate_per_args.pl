@@ -127,8 +127,25 @@ usleep(1_200_000);
 $read = sql($reads) - $read;
 cmp_ok($read, '<', 20_000, "... without a look at those that are put off ($read index entries read)");
 is(sql(q{SELECT throttled FROM mq_stats WHERE channel_name = 'many'}), $keys, 'mq_stats tells of them');
+
+# --- more keys than there is room for ---------------------------------------------------------------------------
+
+my $room = 131_072;
+my $more = $room - $keys + 10_000;
+holds($node, $db, q{SELECT ok FROM mq_health() WHERE "check" = 'limits kept'}, 't', 'there is room for all so far');
+sql(qq{SELECT mq_pause('more'); SELECT mq_limit('more', rate => 1, per => '1 day', rate_per_args => true), mq_register_handler('more', 'begin_call(mq_message)');
+       SELECT count(mq_send('more', to_jsonb(n), channel_args => 'key ' || n)) FROM generate_series(1, $more) n;
+       SELECT mq_resume('more')});
+within(280, $node, $db, q{SELECT ok FROM mq_health() WHERE "check" = 'limits kept'}, 'f', 'mq_health() says that there is no room for more keys');
+sql(q{SELECT mq_register_handler('free', 'begin_call(mq_message)'), count(mq_send('free', to_jsonb(n))) FROM generate_series(1, 20) n});
+within(60, $node, $db, q{SELECT count(*) FROM begun WHERE channel = 'free'}, 20, '... while a channel without limits goes on');
+cmp_ok(sql(q{SELECT count(*) FROM begun WHERE channel IN ('many', 'more')}), '<=', $room, '... no more keys than there is room for begin');
+is(sql(q{SELECT count(*) FROM (SELECT FROM begun WHERE channel IN ('many', 'more') GROUP BY channel, args HAVING count(*) > 1) g}), 0,
+	'... and no key is called more often than it may');
+
 $node->restart;
-sql(q{SELECT mq_unlimit('many')});
+sql(q{SELECT mq_unlimit('many'), mq_unlimit('more')});
+within(280, $node, $db, q{SELECT count(*) FROM begun WHERE channel = 'more'}, $more, 'with room all are handled');
 within(280, $node, $db, q{SELECT count(*) FROM begun WHERE channel = 'many'}, 2 * $keys, 'without the limit they are handled at once');
 
 $node->stop;
