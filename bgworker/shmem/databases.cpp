@@ -78,8 +78,7 @@ std::vector<DatabaseState> databases() {
   Guard guard(LW_SHARED);
   const TimestampTz now = GetCurrentTimestamp();
   for (const Database& d : used_databases())
-    if (d.id != InvalidOid)
-      result.push_back({d.id, d.look, d.installed, d.known, is_closed(d, now)});
+    if (d.id != InvalidOid) result.push_back({d.id, d.look, d.installed, d.known, is_closed(d, now)});
   return result;
 }
 

@@ -65,7 +65,7 @@ def handle(world, count):
 @kind(16, 'memory over many messages, with failing handlers among them', channels={'many', 'many together', 'many leased', 'leak'}, health={'handlers succeed'})
 def memory_flat(run):
     world = run.world(load=False, schema=SCHEMA)
-    size = 20000 if run.quick else 1000000
+    size = 20000 if run.quick else 400000
     handle(world, 20000)
     warm = memory(world.server, world.database)
     handle(world, size)

@@ -67,7 +67,7 @@ def disk_full(run):
             server.start(check=False)
             server.ready()
         time.sleep(1)
-    world.drain(60)
+    world.drain(75)     # what could not be settled is put off for a minute
 
 
 @kind(10, 'worker slots and connections used up', errors={'53300', None}, log=[r'too many clients', r'sorry, too many', r'remaining connection slots', r'max_worker_processes = \d+ leaves', r'FATAL: .*connection', r'WARNING: .*autovacuum worker (took too long|started without)'],
