@@ -21,6 +21,7 @@
 #include "api/create_database.hpp"
 #include "entries.h"
 #include "leased/pq_session.hpp"
+#include "pg/clock.hpp"
 #include "pg/extension.hpp"
 #include "pg/guard.hpp"
 #include "pg/handler_identity.hpp"
@@ -257,9 +258,10 @@ bool has_prepared_transactions(Oid database) {
 
 template <class Condition>
 bool within(Micros limit, Condition condition) {
-  const Micros end = GetCurrentTimestamp() + limit;
+  ServerClock clock;
+  const Micros end = clock.steady() + limit;
   while (!condition()) {
-    if (GetCurrentTimestamp() >= end) return false;
+    if (clock.steady() >= end) return false;
     guard::call([] {
       (void)WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, kTickMs, wait_event(WaitFor::kLeave));
       ResetLatch(MyLatch);

@@ -3,6 +3,7 @@
 #include <set>
 #include <utility>
 
+#include "pg/clock.hpp"
 #include "pg/format.hpp"
 #include "pg/guard.hpp"
 #include "pg/locks.hpp"
@@ -13,7 +14,6 @@ extern "C" {
 #include "miscadmin.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
-#include "utils/timestamp.h"
 }
 
 namespace mq {
@@ -47,14 +47,15 @@ void lock_channels(const std::set<std::pair<std::uint32_t, std::int64_t>>& chann
 }
 
 void lock_partitions(const std::set<std::uint32_t>& partitions, bool wait) {
-  const Micros until = GetCurrentTimestamp() + Micros{DeadlockTimeout} * 1000;
+  ServerClock clock;
+  const Micros until = clock.steady() + Micros{DeadlockTimeout} * 1000;
   for (const std::uint32_t partition : partitions) {
     const LOCKTAG tag = tag_of(0, partition, Space::kAppend);
     while (!guard::call([&] {
       CHECK_FOR_INTERRUPTS();
       return LockAcquire(&tag, ExclusiveLock, false, !wait) != LOCKACQUIRE_NOT_AVAIL;
     })) {
-      if (GetCurrentTimestamp() >= until)
+      if (clock.steady() >= until)
         throw Error("40001",
                     mq::format("could not serialize access: the transaction appends to more than {} ordered channels, "
                                "others append to some of them too, and waiting for those could deadlock",

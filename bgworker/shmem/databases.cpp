@@ -59,7 +59,7 @@ std::vector<Oid> forget_without_extension() {
     const std::span<WorkerSlot> worker_slots = used_slots();
     const bool worker =
         std::any_of(worker_slots.begin(), worker_slots.end(), [&](const WorkerSlot& s) { return s.database == d.id; });
-    if (worker || (d.closed_until != 0 && GetCurrentTimestamp() < d.closed_until)) continue;
+    if (worker || is_closed(d, GetCurrentTimestamp())) continue;
     forgotten.push_back(d.id);
     d.id = InvalidOid;
   }
@@ -78,8 +78,7 @@ std::vector<DatabaseState> databases() {
   Guard guard(LW_SHARED);
   const TimestampTz now = GetCurrentTimestamp();
   for (const Database& d : used_databases())
-    if (d.id != InvalidOid)
-      result.push_back({d.id, d.look, d.installed, d.known, d.closed_until != 0 && now < d.closed_until});
+    if (d.id != InvalidOid) result.push_back({d.id, d.look, d.installed, d.known, is_closed(d, now)});
   return result;
 }
 

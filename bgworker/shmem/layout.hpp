@@ -100,6 +100,11 @@ struct Database {
   int firing;                      // the worker that sends what is due: its slot + 1; 0: none
 };
 
+// Whether workers must stay away. A clock that is set back closes the database for no longer than kClosedFor.
+inline bool is_closed(const Database& d, TimestampTz now) {
+  return d.closed_until != 0 && now < d.closed_until && d.closed_until - now <= kClosedFor;
+}
+
 // The consumers of a database, and the commits that notify none of them. An audience is found by
 // the database's OID modulo kAudiences, so a database that has no other entry has one, too. Where
 // two databases share one, commits in one of them notify for the listeners of the other.

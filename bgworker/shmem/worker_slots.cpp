@@ -77,7 +77,7 @@ Assignment take_slot(const Reservation& reservation) {
   if (s.database == InvalidOid || s.worker != nullptr || s.reservation != reservation.number)
     return {InvalidOid, InvalidOid};
   const Database* d = find_database(s.database);
-  if (d == nullptr || (d->closed_until != 0 && GetCurrentTimestamp() < d->closed_until)) {
+  if (d == nullptr || is_closed(*d, GetCurrentTimestamp())) {
     s = WorkerSlot{};
     slots_freed();
     return {InvalidOid, InvalidOid};
@@ -183,14 +183,14 @@ bool is_closed() {
   if (my_slot < 0) return false;
   Guard guard(LW_SHARED);
   const Database* d = find_database(mine().database);
-  return d == nullptr || (d->closed_until != 0 && GetCurrentTimestamp() < d->closed_until);
+  return d == nullptr || is_closed(*d, GetCurrentTimestamp());
 }
 
 bool must_leave() {
   if (my_slot < 0) return false;
   Guard guard(LW_SHARED);
   const Database* d = find_database(mine().database);
-  if (can_renew() || d == nullptr || (d->closed_until != 0 && GetCurrentTimestamp() < d->closed_until)) return true;
+  if (can_renew() || d == nullptr || is_closed(*d, GetCurrentTimestamp())) return true;
   if (d->known && find_pool(mine().database, mine().role) == nullptr) return true;
   // mq.max_workers was lowered: the workers in the first slots stay.
   const auto before = std::count_if(state->worker_slots, &mine(), [](const WorkerSlot& slot) {

@@ -339,7 +339,7 @@ class Launcher {
   void look_at_failing(Micros now) {
     std::vector<PoolState> failing = shared::pools();
     std::erase_if(failing, [](const PoolState& pool) { return pool.failed_starts == 0 || pool.workers > 0; });
-    if (failing.empty() || now - failing_looked_at_ < kSecond) return;
+    if (failing.empty() || (now >= failing_looked_at_ && now - failing_looked_at_ < kSecond)) return;
     failing_looked_at_ = now;
     guard::call([] { StartTransactionCommand(); });
     if (std::exchange(catalogs_changed, false)) shared::retry_failed_starts();

@@ -393,11 +393,12 @@ void note_aborted(int code, Datum) {
 }
 
 // The server's log hook: notes the error that the worker ends with, unless another process has
-// terminated it. All other errors are caught before they are logged.
+// terminated it, or a handler has ignored its time limit: that call is charged, and mq_failures has
+// it. All other errors are caught before they are logged.
 emit_log_hook_type previous_log_hook = nullptr;  // set by mq_worker_run
 
 void note_end(ErrorData* data) {
-  if (data->elevel >= ERROR && !mq_told_to_end)
+  if (data->elevel >= ERROR && !mq_told_to_end && !HandlerTimeout::overran())
     shared::note_fails(Part::kProcess, unpack_sql_state(data->sqlerrcode),
                        data->message != nullptr ? data->message : "");
   if (previous_log_hook != nullptr) previous_log_hook(data);

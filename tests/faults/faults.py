@@ -6,11 +6,18 @@ each under load: clients send, consume and look after the queue at random (load.
 compares. A kind is a function with the decorator `kind`, in one of the modules kinds_*.py. Each prints a line `ok` or `not ok`;
 a table closes the run.
 
-    faults.py [--kinds 1,2,18] [--repeat 5] [--seed 7] [--only planted|calm|kinds] [--document docs/reliability.md]"""
+Most of a run is waiting, so several go on side by side: each lane is a process with a server of its own, which takes one task
+after the other.
+
+    faults.py [--kinds 1,2,18] [--repeat 5] [--seed 7] [--only planted|calm|kinds] [--lanes 2] [--document docs/reliability.md]"""
 import argparse
+import ctypes
 import importlib
+import multiprocessing
 import os
+import queue
 import random
+import signal
 import sys
 import time
 import traceback
@@ -33,43 +40,58 @@ def progress(text):
     say('# [%4.0f s] %s' % (time.monotonic() - STARTED, text))
 
 
-class Results:
+class Report:
+    """What a task has found. A lane makes it, and the main program prints it."""
+
     def __init__(self):
-        self.rows, self.failed = {}, 0
+        self.rows, self.ends, self.skipped = [], [], []
 
     def add(self, title, figures):
-        row = self.rows.setdefault(title, dict.fromkeys(COLUMNS, 0) | {'repetitions': 0, 'seconds to drain': 0.0})
-        row['repetitions'] += 1
-        for column in COLUMNS:
-            row[column] += figures[column]
-        row['seconds to drain'] = max(row['seconds to drain'], figures['seconds to drain'] or float('inf'))
+        self.rows.append((title, figures))
 
     def end(self, good, name, findings=(), note=''):
-        say('%s - %s%s' % ('ok' if good else 'not ok', name, note))
-        self.failed += not good
-        for rule, text in list(findings)[:12]:
-            say('#   %s: %s' % (rule, text))
-        if len(findings) > 12:
-            say('#   and %d more: %s' % (len(findings) - 12, sorted({rule for rule, _ in findings})))
+        self.ends.append((good, name, list(findings), note))
 
-    def table(self, skipped):
+
+class Results:
+    def __init__(self):
+        self.rows, self.failed, self.skipped = {}, 0, []
+
+    def take(self, report):
+        for title, figures in report.rows:
+            row = self.rows.setdefault(title, dict.fromkeys(COLUMNS, 0) | {'repetitions': 0, 'seconds to drain': 0.0})
+            row['repetitions'] += 1
+            for column in COLUMNS:
+                row[column] += figures[column]
+            row['seconds to drain'] = max(row['seconds to drain'], figures['seconds to drain'] or float('inf'))
+        for good, name, findings, note in report.ends:
+            say('%s - %s%s' % ('ok' if good else 'not ok', name, note))
+            self.failed += not good
+            for rule, text in findings[:12]:
+                say('#   %s: %s' % (rule, text))
+            if len(findings) > 12:
+                say('#   and %d more: %s' % (len(findings) - 12, sorted({rule for rule, _ in findings})))
+        self.skipped += report.skipped
+
+    def table(self):
         head = ['fault', 'repetitions'] + COLUMNS + ['seconds to drain']
         lines = ['| %s |' % ' | '.join(head), '|%s' % ('---|' * len(head))]
-        for title, row in self.rows.items():
+        number = lambda title: int(title.split()[0]) if title[0].isdigit() else 0
+        for title, row in sorted(self.rows.items(), key=lambda item: number(item[0])):
             lines.append('| %s |' % ' | '.join([title] + [('%.1f' if column == 'seconds to drain' else '%s') % row[column] for column in head[1:]]))
-        return lines + ['| %s |%s' % (title, ' |' * (len(head) - 2) + ' %s |' % why) for title, why in skipped]
+        return lines + ['| %s |%s' % (title, ' |' * (len(head) - 2) + ' %s |' % why) for title, why in sorted(self.skipped, key=lambda item: number(item[0]))]
 
 
 class Common:
-    """The server that most runs share. A fault that breaks it costs a new one."""
+    """The server that most runs of a lane share. A fault that breaks it costs a new one."""
 
-    def __init__(self):
-        self.server, self.count = None, 0
+    def __init__(self, lane):
+        self.server, self.lane, self.count = None, lane, 0
 
     def get(self):
         if self.server is None:
             self.count += 1
-            self.server = Server('common%d' % self.count).create()
+            self.server = Server('lane%d_%d' % (self.lane, self.count)).create()
             self.server.start()
         return self.server
 
@@ -86,53 +108,56 @@ class Common:
             self.server = None
 
 
-def calm(common, results, seed):
-    world = World(common.get(), 'calm', seed)
+# --- tasks: each a function of the lane's server, a report, the options, and what else it is given --------------------------
+
+
+def calm(common, report, options):
+    world = World(common.get(), 'calm', options.seed)
     try:
         world.begin_load()
-        time.sleep(4)
+        time.sleep(3)
         world.drain()
         findings, figures = world.audit()
-        results.add('none', figures)
-        results.end(not findings, 'without a fault all agrees (%d messages)' % figures['acknowledged'], findings)
+        report.add('none', figures)
+        report.end(not findings, 'without a fault all agrees (%d messages)' % figures['acknowledged'], findings)
     finally:
         world.end()
 
 
-def plant(common, results, seed, together):
-    """Each defect, or those of a group together, until it is found, or a few times: it is at random whether a short run meets it."""
-    for number, names in enumerate(planted.TOGETHER if together else [[name] for name in planted.DEFECTS]):
-        caught, findings = {}, []
-        for attempt in range(6):
-            world = World(common.get(), 'planted%d_%d' % (number, attempt), '%s %d' % (seed, attempt),
-                          schema=[statement for name in names for statement in planted.DEFECTS[name][2]], patience=1)
-            try:
-                world.begin_load(producers=3, others=['operator', 'operator', 'consumer', 'consumer', 'poller'], pause=0.01)
-                time.sleep(1.5 + 1.5 * attempt)
-                world.drain(3)
-                findings, _ = world.audit()
-            finally:
-                world.end()
-            for name in names:
-                expected, says, _ = planted.DEFECTS[name]
-                for rule, text in findings:
-                    if rule == expected and says in text:
-                        caught.setdefault(name, text)
-            if len(caught) == len(names):
-                break
+def plant(common, report, options, number, names):
+    """These defects together, until each is found, or a few times: it is at random whether a short run meets it."""
+    caught, findings = {}, []
+    for attempt in range(6):
+        world = World(common.get(), 'planted%d_%d' % (number, attempt), '%s %d' % (options.seed, attempt),
+                      schema=[statement for name in names for statement in planted.DEFECTS[name][2]], patience=1)
+        try:
+            world.begin_load(producers=3, others=['operator', 'operator', 'consumer', 'consumer', 'poller'], pause=0.01)
+            time.sleep(1.5 + 1.5 * attempt)
+            world.drain(3)
+            findings, _ = world.audit()
+        finally:
+            world.end()
         for name in names:
-            results.end(name in caught, 'the auditor finds a queue that %s%s' % (name, ': ' + caught[name][:120] if name in caught else ''), () if name in caught else findings)
+            expected, says, _ = planted.DEFECTS[name]
+            for rule, text in findings:
+                if rule == expected and says in text:
+                    caught.setdefault(name, '%s (run %d)' % (text[:120], attempt + 1))
+        if len(caught) == len(names):
+            break
+    for name in names:
+        report.end(name in caught, 'the auditor finds a queue that %s%s' % (name, ': ' + caught[name] if name in caught else ''), () if name in caught else findings)
 
 
-def run_kind(kind, common, results, seed, repeat):
+def run_kind(common, report, options, number):
+    kind, repeat = kinds.KINDS[number], options.repeat
     found, skip, begun = [], None, time.monotonic()
     for repetition in range(repeat):
-        context = kinds.Run(common, '%s_%d' % (kind.name, repetition), '%s %d' % (seed, repetition), kind, progress, repeat == 1)
+        context = kinds.Run(common, '%s_%d' % (kind.name, repetition), '%s %d' % (options.seed, repetition), kind, progress, repeat == 1)
         try:
             kind.body(context)
             for world in context.worlds:
                 findings, figures = world.audit()
-                results.add(kind.title, figures)
+                report.add(kind.title, figures)
                 found += findings
         except kinds.Skip as reason:
             skip = str(reason)
@@ -149,10 +174,56 @@ def run_kind(kind, common, results, seed, repeat):
             progress('%s: %d of %d, %d findings' % (kind.title, repetition + 1, repeat, len(found)))
     name = '%s (%.0f s)' % (kind.title, time.monotonic() - begun)
     if skip and not found:
-        results.end(True, name, note=' # SKIP ' + skip)
-        return (kind.title, 'skipped: ' + skip)
-    results.end(not found, name, found)
-    return None
+        report.end(True, name, note=' # SKIP ' + skip)
+        report.skipped.append((kind.title, 'skipped: ' + skip))
+    else:
+        report.end(not found, name, found)
+
+
+# --- lanes --------------------------------------------------------------------------------------------------------------
+
+
+def lane(number, options, tasks, reports):
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)      # it does not outlive the main program
+    Server.ports = iter(range(5501 + 100 * number, 5600 + 100 * number))
+    common = Common(number)
+    for body, *arguments in iter(tasks.get, None):
+        report = Report()
+        try:
+            body(common, report, options, *arguments)
+        except Exception:       # a defect of the suite itself ends its task, and no other
+            report.end(False, '%s %s' % (body.__name__, arguments), [('fault', line) for line in traceback.format_exc().splitlines()[-9:]])
+            common.check()
+        reports.put(report)
+    common.drop()
+
+
+def perform(tasks, options, results):
+    """Has the lanes do the tasks, in about this order."""
+    fork = multiprocessing.get_context('fork')
+    to_do, reports = fork.SimpleQueue(), fork.Queue()
+    lanes = [fork.Process(target=lane, args=(number, options, to_do, reports), daemon=True) for number in range(min(options.lanes, len(tasks)))]
+    for one in lanes:
+        one.start()
+    for task in tasks + [None] * len(lanes):
+        to_do.put(task)
+    missing = len(tasks)
+    while missing:
+        try:
+            results.take(reports.get(timeout=1))
+            missing -= 1
+        except queue.Empty:
+            if not all(one.is_alive() for one in lanes if one.exitcode != 0):
+                results.take(lost_lane(missing))
+                break
+    for one in lanes:
+        one.join(60)
+
+
+def lost_lane(missing):
+    report = Report()
+    report.end(False, 'a lane of the suite has ended with %d tasks to do' % missing)
+    return report
 
 
 def main():
@@ -161,26 +232,24 @@ def main():
     arguments.add_argument('--repeat', type=int, default=1)
     arguments.add_argument('--seed', type=int, default=random.SystemRandom().randrange(1000000))
     arguments.add_argument('--only', default='')
+    arguments.add_argument('--lanes', type=int, default=min(4, max(2, os.cpu_count() or 1)))
     arguments.add_argument('--document', default='')
     options = arguments.parse_args()
     say('# seed %d' % options.seed)
     for directory in ('/data', '/log', '/runs', '/socket'):
         os.makedirs(os.environ['WORK'] + directory, exist_ok=True)
-    common, results, skipped = Common(), Results(), []
-    wanted = [kinds.KINDS[int(number)] for number in options.kinds.split(',')] if options.kinds else [kind for number, kind in sorted(kinds.KINDS.items()) if number not in kinds.ON_DEMAND]
+    tasks, results = [], Results()
+    wanted = [int(number) for number in options.kinds.split(',')] if options.kinds else sorted(kinds.KINDS)
     if options.only in ('', 'calm') and not options.kinds:
-        calm(common, results, options.seed)
+        tasks.append((calm,))
     if options.only in ('', 'planted') and not options.kinds:
-        plant(common, results, options.seed, options.repeat == 1)
+        groups = planted.TOGETHER if options.repeat == 1 else [[name] for name in planted.DEFECTS]
+        tasks += [(plant, number, names) for number, names in enumerate(groups)]
     if options.only in ('', 'kinds') or options.kinds:
-        for kind in wanted:
-            why = run_kind(kind, common, results, options.seed, options.repeat)
-            if why:
-                skipped.append(why)
-    common.drop()
-    if not options.kinds:
-        skipped += [(kinds.KINDS[number].title, 'only on demand') for number in kinds.ON_DEMAND]
-    lines = results.table(skipped)
+        # The long ones first: none of them is left to the end, when the other lanes have nothing to do.
+        tasks += [(run_kind, number) for number in sorted(wanted, key=lambda number: number not in kinds.LONG)]
+    perform(tasks, options, results)
+    lines = results.table()
     say('\n' + '\n'.join(lines) + '\n')
     if options.document:
         document(options.document, lines)
@@ -197,7 +266,7 @@ def document(path, lines):
         file.write('%s%s\n\n%s\n\n%s%s' % (before, begin, '\n'.join(lines), end, after))
 
 
-for module in ('kinds_processes', 'kinds_handlers', 'kinds_database', 'kinds_room', 'kinds_copies'):
+for module in ('kinds_processes', 'kinds_handlers', 'kinds_database', 'kinds_room', 'kinds_clock', 'kinds_memory', 'kinds_copies'):
     importlib.import_module(module)
 if __name__ == '__main__':
     sys.exit(main())

@@ -222,7 +222,7 @@ class Client:
         some = "SELECT array(SELECT id FROM mq_msgs WHERE channel_name IN ('plain', 'kept', 'batch', 'leased') AND commit_interval IS NULL ORDER BY random() LIMIT 2)"
         draw = self.random.random()
         if draw < 0.15:
-            ids = [str(one) for one in self.execute(some)[0][0]]
+            ids = [str(one) for one in self.execute(some)[0][0]] + self.put_by()
             self.transaction(lambda auto: self.step('cancel', 'SELECT mq_cancel(%s::uuid[], %s)', ids, 'planned', of=ids, told=lambda rows: {'ids': [str(row[0]) for row in rows]}),
                              'ROLLBACK' if self.random.random() < 0.2 else 'COMMIT')
         elif draw < 0.22:
@@ -261,6 +261,13 @@ class Client:
                 self.execute('SELECT count(*) FROM ' + view)
             self.execute('SELECT mq_why(id) FROM mq_msgs LIMIT 1')
             self.execute('SELECT s.* FROM (SELECT array_agg(id) FROM (SELECT id FROM mq_msgs LIMIT 5) m) i (ids), mq_status(ids) s WHERE ids IS NOT NULL')
+
+    def put_by(self):
+        """Sends a message that is not due yet, so that a cancel finds at least one."""
+        m = dict(self.message('plain'), ordered=False, delay=1)
+        sent = self.transaction(lambda auto: self.step('send', "SELECT mq_send('plain', %s, channel_args => %s, delay => '1 s', retries => %s, retry_backoff => '100 ms', id => %s)",
+                                                       json.dumps(m['payload']), m['args'], m['retries'], m['id'], auto=auto, messages=[m]), auto=True)
+        return [m['id']] if sent else []
 
     # --- consumers outside ----------------------------------------------------------------------------
 

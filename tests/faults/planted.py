@@ -45,7 +45,7 @@ DEFECTS = {
         'mq_done', 'AFTER INSERT', 'DELETE FROM public.mq_done WHERE done_no = NEW.done_no; RETURN NULL;', 'random() < 0.2')),
     'gives a message another payload': ('payload', "'key': -1", trigger(
         MESSAGES, 'BEFORE INSERT', "NEW.message_json := '{\"key\": -1}'; RETURN NEW;", "NEW.channel_name = 'plain' AND random() < 0.1")),
-    'forgets a message until later': ('liveness', 'messages are left', trigger(
+    'forgets a message until later': ('liveness', 'is scheduled for', trigger(
         MESSAGES, 'BEFORE INSERT', "NEW.attempt_at := NEW.attempt_at + interval '1 hour'; RETURN NEW;", 'random() < 0.02')),
     'runs what was cancelled': ('cancelled', "'reason': 'discarded'", trigger(
         'mq_dead', 'BEFORE INSERT', "NEW.reason := 'discarded'; RETURN NEW;", "NEW.reason = 'cancelled'")),

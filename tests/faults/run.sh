@@ -1,11 +1,11 @@
 #!/bin/bash
 # run.sh: what `make test-faults` runs: every kind of fault, several times, and the table in docs/reliability.md.
 #
-#   make test-faults                       five times each, half an hour
+#   make test-faults                       five times each, under a greater load, half an hour
 #   make test-faults REPEAT=20 SEED=7      more often; with the seed that an earlier run printed
 #   make test-faults KINDS="1,3"           some kinds; the document stays as it is
 #
-# `make test ONLY=faults` runs each kind once: a suite of tests/run/suites.sh, which `make test` alone leaves out.
+# `make test` runs each kind once: a suite of tests/run/suites.sh.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 SOURCE=$HERE

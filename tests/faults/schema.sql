@@ -18,12 +18,14 @@ CREATE FUNCTION leave(m mq_message, what text, began timestamptz) RETURNS void L
   VALUES (m.id, m.channel_name, m.channel_args, m.attempt, m.ordered, what, m.payload_json, m.headers, began)
 $$;
 
+CREATE FUNCTION rest(seconds float8) RETURNS void LANGUAGE sql AS $$ SELECT pg_sleep(seconds) $$;
+
 CREATE FUNCTION work(m mq_message) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE began timestamptz := clock_timestamp();
 BEGIN
   RAISE LOG 'mq-call % % %', m.id, m.attempt, m.channel_name;
   IF m.payload_json ? 'progress' THEN PERFORM mq_progress(0.5, 'half'); END IF;
-  IF m.payload_json ? 'sleep' THEN PERFORM pg_sleep((m.payload_json ->> 'sleep')::float8); END IF;
+  IF m.payload_json ? 'sleep' THEN PERFORM rest((m.payload_json ->> 'sleep')::float8); END IF;
   IF (m.payload_json ->> 'fail')::int >= m.attempt AND NOT EXISTS (SELECT FROM mended WHERE id = m.id) THEN
     PERFORM leave(m, 'handled', began);
     RAISE EXCEPTION 'planned' USING ERRCODE = 'MQF01';

@@ -54,19 +54,20 @@ class World:
     def begin_load(self, **options):
         self.load = load.Load(self.directory, self.seed, self.numbers, **options)
 
-    def send(self, messages, backoff='100 ms', sleep=None):
-        """Sends messages of the fault's own, in one transaction, with their lines in the ledger."""
+    def send(self, messages, backoff='100 ms', delay='0'):
+        """Sends messages of the fault's own, in one transaction, with their lines in the ledger. Returns their ids."""
         self.tx += 1
         with self.server.connect(self.database) as session:
             session.execute('BEGIN')
             for m in messages:
                 self.tidy_book.write(tx=self.tx, ask='send', messages=[m])
-                session.execute('SELECT mq_send(%s, %s, channel_args => %s, ordered => %s, retries => %s, retry_backoff => %s, id => %s)',
-                                (m['channel'], json.dumps(m['payload']), m['args'], m['ordered'], m['retries'], backoff, m['id']))
+                session.execute('SELECT mq_send(%s, %s, channel_args => %s, ordered => %s, retries => %s, retry_backoff => %s, delay => %s, id => %s)',
+                                (m['channel'], json.dumps(m['payload']), m['args'], m['ordered'], m['retries'], backoff, delay, m['id']))
                 self.tidy_book.write(tx=self.tx, told='send', ids=[m['id']])
             self.tidy_book.write(tx=self.tx, ask='commit')
             session.execute('COMMIT')
             self.tidy_book.write(tx=self.tx, end='committed')
+        return [m['id'] for m in messages]
 
     # --- the end of a run -----------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ umask 022
 . "$HERE/tests/run/distcheck.sh"
 . "$HERE/tests/faults/start.sh"
 
-suites=${ONLY:-unit layout spin model regress isolation tap original dist}
+suites=${ONLY:-unit layout spin model regress isolation tap faults original dist}
 for suite in $suites; do
   declare -F "suite_$suite" >/dev/null || die "No suite '$suite': ONLY=unit|layout|spin|model|regress|isolation|tap|original|dist|faults"
 done

@@ -65,6 +65,7 @@ $node->safe_psql($db, $_) for q{SELECT mq_pause('single')},
 $node->safe_psql($db, q{SELECT mq_send('stubborn', '{"stubborn": 1, "n": 9}', retries => 1, retry_backoff => '0.1 s')});
 within(30, $node, $db, $fate, 'exhausted|2|57014', 'a handler that catches every cancel is ended at the second limit, and charged');
 holds($node, $db, q{SELECT count(*) FROM effects WHERE n = 9}, 0, 'nothing of it stays');
+holds($node, $db, q{SELECT "check", detail FROM mq_health() WHERE "check" = 'workers succeed' AND NOT ok}, '', 'mq_health() does not blame the workers that ended with it');
 
 log_is_clean($node, qr/was terminated by signal 9: Killed/, qr/WARNING:  terminating connection because of crash/,
 	qr/FATAL:  the database system is (in recovery mode|starting up|not yet accepting connections)/);
