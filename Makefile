@@ -12,7 +12,7 @@
 ##   make installcheck   pg_regress and isolation tests against a running server that has mq
 ##   make clean          remove everything that was built
 ##   make test           install what is missing, build, and test on a private throwaway server
-##                         ONLY=unit|layout|spin|model|regress|isolation|tap|original|faults|dist  TESTS="names"
+##                         ONLY=unit|layout|spin|model|regress|isolation|tap|original|faults|crash|dist  TESTS="names"
 ##                         MQ_ORIGINAL=path  a copy of the original schema, for the suite original
 ##   make test-model     the suite model for longer: STEPS=100000, with a new seed or that of SEED
 ##   make fuzz           libFuzzer on what parses, FUZZ_SECONDS=60 for each target; TESTS="cron_line topics"
@@ -20,6 +20,8 @@
 ##   make valgrind       a worker under valgrind's memcheck for a while
 ##   make test-faults    every kind of fault several times, audited; writes docs/reliability.md; half an hour
 ##                         KINDS="1 8"  some kinds; REPEAT=20  more often; SEED=7  as an earlier run
+##   make test-crash-points  the suite crash: a process dies at each step of mq, in a build of its own, audited
+##                         TESTS="settle claim_taken"  some steps
 ##   make demo           the same for a demonstration; KEEP=1 leaves its server running
 ##   make demo-stop      stop and remove the servers that KEEP=1 left
 ##   make unit           build and run the unit tests here, under the sanitizers
@@ -64,6 +66,9 @@ WERROR ?= $(if $(wildcard .git),-Werror)
 # For instance SANITIZE=undefined: the module itself under a sanitizer.
 SANITIZE ?=
 MQ_SANITIZE = $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all)
+# Steps at which the suite crash has a process end, see bgworker/pg/crash_point.hpp. Not for a server in use.
+CRASH_POINTS ?=
+MQ_CRASH_POINTS = $(if $(CRASH_POINTS),-DMQ_CRASH_POINTS)
 # Debug information is twenty times the library. DEBUG=1 leaves what the server's own flags ask for.
 DEBUG ?=
 MQ_DEBUG = $(if $(DEBUG)$(SANITIZE),,-g0)
@@ -72,7 +77,7 @@ MQ_CXXSTD = -std=c++20 -Wall -Wextra -Wshadow=compatible-local
 MQ_CXXFLAGS = $(MQ_CXXSTD) $(WERROR)
 
 # Only what is marked PGDLLEXPORT leaves the library; servers before 16 leave the mark empty.
-PG_CPPFLAGS = '-DPGDLLEXPORT=__attribute__((visibility("default")))' '-DMQ_VERSION="$(EXTVERSION)"' -Ibgworker
+PG_CPPFLAGS = '-DPGDLLEXPORT=__attribute__((visibility("default")))' '-DMQ_VERSION="$(EXTVERSION)"' -Ibgworker $(MQ_CRASH_POINTS)
 PG_CFLAGS = $(WERROR) -Wno-declaration-after-statement -fvisibility=hidden $(MQ_DEBUG) $(MQ_SANITIZE)
 PG_CXXFLAGS = $(MQ_CXXFLAGS) -Wno-register -fvisibility=hidden $(MQ_DEBUG) $(MQ_SANITIZE)
 SHLIB_LINK_INTERNAL = $(libpq)
@@ -228,7 +233,7 @@ RUN = exec env -u MAKEFLAGS -u MFLAGS ONLY='$(ONLY)' TESTS='$(TESTS)' KEEP='$(KE
   SANITIZE='$(SANITIZE)' STEPS='$(STEPS)' SEED='$(SEED)' FUZZ_SECONDS='$(FUZZ_SECONDS)' FUZZ_MERGE='$(FUZZ_MERGE)' \
   PG_CONFIG='$(if $(filter file,$(origin PG_CONFIG)),,$(PG_CONFIG))'
 
-.PHONY: help test test-model test-faults fuzz valgrind demo demo-stop bench dist distcheck format tidy
+.PHONY: help test test-model test-faults test-crash-points fuzz valgrind demo demo-stop bench dist distcheck format tidy
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
 
@@ -247,6 +252,9 @@ valgrind:
 
 test-faults:
 	@$(RUN) KINDS='$(KINDS)' REPEAT='$(REPEAT)' SEED='$(SEED)' tests/faults/run.sh
+
+test-crash-points:
+	@$(RUN) ONLY=crash tests/run/test.sh
 
 demo:
 	@$(RUN) tests/demo/demo.sh

@@ -20,6 +20,7 @@
 #include "handlers/results.hpp"
 #include "pg/arguments.hpp"
 #include "pg/client_wait.hpp"
+#include "pg/crash_point.hpp"
 #include "pg/extension.hpp"
 #include "pg/format.hpp"
 #include "pg/kept.hpp"
@@ -205,6 +206,7 @@ void Look::deliver(Batch& messages) {
     delivered_.emplace(message.channel_name);
   }
   lease(leases, token);
+  MQ_CRASH_POINT(receive_leased);
 }
 
 bool Look::run(bool thorough) {
@@ -215,6 +217,7 @@ bool Look::run(bool thorough) {
   taken_.clear();
   ConsumerClaim consumer(clock_);
   Claim claim = consumer.run([&] { return sources(); }, request_.batch_size, thorough);
+  MQ_CRASH_POINT_IF(!claim.messages.empty(), receive_claimed);
   release_slots(claim);
   more_ = claim.more_is_due;
   left_waiting_ = consumer.left_waiting();
@@ -287,6 +290,7 @@ void receive(const Request& request, ResultSet& result) {
     }
     if (found || last) {
       (void)session.release_savepoint();
+      MQ_CRASH_POINT_IF(found, receive_found);
       return;
     }
     session.rollback_to_savepoint();
@@ -310,7 +314,9 @@ void receive(const Request& request, ResultSet& result) {
       if (!receiver->may_sleep(kNever)) continue;
     }
     guard::call([] { InvalidateCatalogSnapshot(); });
+    MQ_CRASH_POINT(receive_sleeps);
     sleep_on_latch(sleep, WaitFor::kReceive);
+    MQ_CRASH_POINT(receive_woken);
     Extension::look_again();
   }
 }
@@ -482,7 +488,9 @@ extern "C" Datum mq_ack_entry(FunctionCallInfo fcinfo) {
     mq::locks::lock_to_write(mq::Extension::msgs());
     const mq::Batch batch = mq::find_received(ids.sorted, token, true);
     if (batch.empty()) return Datum{0};
+    MQ_CRASH_POINT(ack_found);
     mq::acknowledge(ids, batch, mq::argument(fcinfo, 2));
+    MQ_CRASH_POINT(ack_settled);
     mq::add_ids(ids, batch, result);
     return Datum{0};
   });
@@ -507,6 +515,7 @@ extern "C" Datum mq_nack_entry(FunctionCallInfo fcinfo) {
     const mq::Batch batch = mq::find_received(ids.sorted, token, false);
     if (batch.empty()) return Datum{0};
     mq::refuse(batch, refusal);
+    MQ_CRASH_POINT(nack_settled);
     mq::add_ids(ids, batch, result);
     return Datum{0};
   });

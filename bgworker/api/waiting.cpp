@@ -10,6 +10,7 @@
 #include "entries.h"
 #include "pg/arguments.hpp"
 #include "pg/client_wait.hpp"
+#include "pg/crash_point.hpp"
 #include "pg/extension.hpp"
 #include "pg/guard.hpp"
 #include "pg/result_set.hpp"
@@ -68,12 +69,15 @@ bool Wait::until_ended(std::span<const Uuid> messages) {
     if (wakes && !(watches && watched == left.back())) {
       watched = left.back();
       watches = waiter_.watch(watched);
+      MQ_CRASH_POINT_IF(watches, wait_watches);
       if (watches) continue;
     }
     const bool polls = !(wakes && watches);
     if (!polls && !waiter_.may_sleep()) continue;
     guard::call([] { InvalidateCatalogSnapshot(); });
+    MQ_CRASH_POINT(wait_sleeps);
     sleep_on_latch(std::min(end_ - clock_.steady(), polls ? kPollInterval : kLongestSleep), WaitFor::kMessages);
+    MQ_CRASH_POINT(wait_woken);
     Extension::look_again();
   }
 }
@@ -140,6 +144,7 @@ void wait(const std::vector<Uuid>& ids, Micros timeout, ResultSet& result) {
   // Between two looks a message may have been sent again.
   for (;;) {
     const bool ended = wait.until_ended(ids);
+    MQ_CRASH_POINT(wait_ended);
     if (under_savepoint(session, [&] { return add_statuses(ids, ended && !wait.is_over(), result); })) return;
   }
 }

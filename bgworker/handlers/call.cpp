@@ -7,6 +7,7 @@
 #include "handlers/shape.hpp"
 #include "handlers/signature.hpp"
 #include "handlers/time_limit.hpp"
+#include "pg/crash_point.hpp"
 #include "pg/extension.hpp"
 #include "pg/format.hpp"
 #include "pg/guard.hpp"
@@ -283,6 +284,7 @@ void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> me
   FmgrInfo* function = functions_.at(handler.slot).info;
   if (function == nullptr) throw called_in_the_wrong_mode(handler);
   CallScope running(messages, call_context_, yields);
+  MQ_CRASH_POINT(call_noted);
   results_.clear();
   const bool wants = wants_result(handler, messages);
   CancelWatch watch(messages);

@@ -7,6 +7,7 @@
 
 #include "handlers/policy.hpp"
 #include "leased/executor.hpp"
+#include "pg/crash_point.hpp"
 #include "queue/undeliverable.hpp"
 
 namespace mq {
@@ -90,6 +91,7 @@ bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& t
     Settlement settlement;
     settle_undeliverable(claim.undeliverable, now, settlement);
     std::vector<Call> calls = calls_of(registry, claim.messages, settlement);
+    MQ_CRASH_POINT(lease_claimed);
     settled = !claim.undeliverable.empty() || !settlement.unhandled.empty();
     try {
       ports_.store.settle(settlement);
@@ -127,12 +129,14 @@ bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& t
         continue;
       }
       begun.emplace_back(&run, call);
+      MQ_CRASH_POINT(lease_entered);
       try {
         ports_.store.lease(call.messages, run.token, now + ports_.store.lease_length(*call.handler));
       } catch (const Error& error) {
         held = ports_.store.was_held(error);  // mq_cancel is about one of them
         throw;
       }
+      MQ_CRASH_POINT(lease_written);
       statements.push_back(statement_of(call, unsent));
     }
     ports_.transaction.commit();
@@ -155,6 +159,7 @@ bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& t
     fail(*unsent);
     return true;
   }
+  MQ_CRASH_POINT_IF(!begun.empty(), lease_committed);
   const Micros started = ports_.clock.steady();
   for (std::size_t i = 0; i < begun.size(); ++i) {
     auto& [run, call] = begun[i];
@@ -171,6 +176,7 @@ bool LeasedHandlers::begin(const Registry& registry, const Scope& scope, Turn& t
     run->cancelled = false;
     enter_state(*run, Run::kRunning, started);
     run->session->run(statements[i]);
+    MQ_CRASH_POINT(lease_running);
   }
   turn.more_is_due = exclusive_ == 0 && (claim.more_is_due || left > 0) && runs_.size() >= most_sessions();
   return !begun.empty() || settled;

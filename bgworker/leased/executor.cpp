@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "handlers/policy.hpp"
+#include "pg/crash_point.hpp"
 #include "pg/format.hpp"
 
 namespace mq {
@@ -169,6 +170,7 @@ void LeasedHandlers::end(Run& run, bool broken, Micros now) {
   // When the server stops, the postmaster's signal may reach the session before this worker.
   run.give_back = broken && !terminated && ports_.store.was_told(run.number);
   enter_state(run, Run::kEnded, now);
+  MQ_CRASH_POINT(lease_ended);
 }
 
 // In a worker, an error of settling one call does not stop the others.
@@ -234,6 +236,7 @@ bool LeasedHandlers::settle(Run& run, Micros now) {
     run.settle_at = now + kSettleAgain;  // another session has locked a message of the call
     return false;
   }
+  MQ_CRASH_POINT(lease_reclaimed);
   std::vector<const void*> results;
   if (!run.error && run.result) try {
       results = ports_.store.results_of(*run.result, run.handler.shape, run.messages.size());
@@ -262,7 +265,9 @@ bool LeasedHandlers::settle(Run& run, Micros now) {
       for (const Claimed& message : batch) conflicts_.erase(message.id);
   }
   ports_.store.settle(settlement);
+  MQ_CRASH_POINT(lease_settled);
   ports_.transaction.commit();
+  MQ_CRASH_POINT(lease_done);
   finish(run, now);
   return true;
 }
@@ -271,6 +276,7 @@ bool LeasedHandlers::settle(Run& run, Micros now) {
 void LeasedHandlers::finish(Run& run, Micros now) {
   ports_.store.leave(run.number);
   run.number = -1;
+  MQ_CRASH_POINT(lease_left);
   if (exclusive_ > 0) run_exclusive(exclusive_ - 1);
   if (run.session->poll() == HandlerSession::State::kIdle) {
     run.session->clean();

@@ -105,7 +105,8 @@ void WorkerSession::rollback() {
   if (!open_) return;
   open_ = false;
   state_.before_end();
-  guard::call([] { AbortCurrentTransaction(); });
+  // An error may come between a savepoint and its end: AbortCurrentTransaction() would roll back to it, no further.
+  guard::call([] { AbortOutOfAnyTransaction(); });
   state_.clean();
 }
 

@@ -2,6 +2,7 @@
 
 #include <optional>
 
+#include "pg/crash_point.hpp"
 #include "pg/extension.hpp"
 #include "pg/locks.hpp"
 #include "pg/statement.hpp"
@@ -48,11 +49,13 @@ bool ChannelSlots::take(std::string_view channel_name, int most, int of_all) {
       locks::release_channel_slot(key, i);  // it is held as before
       continue;
     }
+    MQ_CRASH_POINT(slot_locked);
     if (of_all > 0 && !has_room(channel_name, key, of_all)) {
       locks::release_channel_slot(key, i);
       return false;
     }
     taken_.insert_or_assign(std::string(channel_name), i);
+    MQ_CRASH_POINT(slot_taken);
     return true;
   }
   return false;
@@ -63,6 +66,7 @@ void ChannelSlots::release(std::string_view channel_name) {
   if (slot == taken_.end()) return;
   locks::release_channel_slot(channel_key(channel_name, {}), slot->second);
   taken_.erase(slot);
+  MQ_CRASH_POINT(slot_released);
 }
 
 int left_for_leased_calls(std::string_view channel_name, int of_all) {

@@ -5,6 +5,7 @@
 #include <unordered_set>
 #include <utility>
 
+#include "pg/crash_point.hpp"
 #include "pg/extension.hpp"
 #include "pg/statement.hpp"
 #include "queue/cancel_notes.hpp"
@@ -61,6 +62,7 @@ Claim Claimer::claim(const std::vector<Source>& sources, int limit, bool with_ru
   for (const Source& source : sources) names.push_back(source.channel_name);
   const OwnerScope scope;
   begin(names);
+  MQ_CRASH_POINT(claim_begins);
   prioritized_ = any_prioritized();
   const Micros now = clock_.now();
   const auto start = static_cast<std::size_t>(clock_.random() * static_cast<double>(sources.size()));
@@ -90,8 +92,10 @@ Claim Claimer::claim(const std::vector<Source>& sources, int limit, bool with_ru
   claim.more_is_due = claim.more_is_due || std::any_of(scans.begin(), scans.end(), [](const Scan& scan) {
                         return scan.more && !(scan.limited && scan.most <= 0);
                       });
+  MQ_CRASH_POINT_IF(!claim.messages.empty(), claim_taken);
   claim.put_off = std::exchange(served_, 0) + running::put_off(claim.messages, now, one_by_one_) +
                   rates::put_off(claim.messages, now);
+  MQ_CRASH_POINT_IF(!claim.messages.empty(), claim_limited);
   return claim;
 }
 

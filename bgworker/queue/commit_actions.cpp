@@ -6,6 +6,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "pg/crash_point.hpp"
 #include "pg/extension.hpp"
 #include "pg/guard.hpp"
 #include "pg/settings.h"
@@ -175,6 +176,7 @@ struct WritableScope {
 };
 
 void before_commit(CommitActions& actions) {
+  MQ_CRASH_POINT(commit_begins);
   const std::vector<Lease> late = to_prolong(actions.leases);
   if (!actions.appends.empty() || !late.empty()) {
     if (!Extension::installed()) return;
@@ -184,11 +186,13 @@ void before_commit(CommitActions& actions) {
       OwnerScope scope;
       SpiConnection spi;
       if (!actions.appends.empty()) link_appends(actions.appends);
+      MQ_CRASH_POINT_IF(!actions.appends.empty(), commit_linked);
       if (!late.empty()) prolong(late);
     }
     PopActiveSnapshot();
   }
   notify_consumers(actions);
+  MQ_CRASH_POINT(commit_ready);
 }
 
 // Nobody would know of the messages any more until COMMIT PREPARED, and then they could be too many.
@@ -205,6 +209,7 @@ void before_prepare(const CommitActions& actions) {
   if (actions.appends.empty() || !Extension::installed()) return;
   std::vector<HeadlessChannel> channels;
   for (const Append& append : actions.appends) channels.push_back(append.channel);
+  MQ_CRASH_POINT(prepare_begins);
   guard::call([] { PushActiveSnapshot(GetTransactionSnapshot()); });
   {
     const WritableScope writable;
@@ -213,6 +218,7 @@ void before_prepare(const CommitActions& actions) {
     note_headless(channels);
   }
   PopActiveSnapshot();
+  MQ_CRASH_POINT(prepare_noted);
 }
 
 // Without an allocation, as no pg guard may be there to catch an exception.
@@ -266,13 +272,16 @@ void transaction_event(XactEvent event, void*) {
       guard::callback([] { before_prepare(*open_actions); });
       break;
     case XACT_EVENT_COMMIT:
+      MQ_CRASH_POINT(commit_done);
       pay_counts();
+      MQ_CRASH_POINT(commit_counted);
       if (open_actions->databases_changed) shared::look_around();
       for (const auto& [database, role] : open_actions->settings) shared::renew_workers(database, role);
       if (open_actions->announced) shared::announce_database(MyDatabaseId);
       for (const auto& [key, due] : open_actions->due) low_water::lower(key, due.lowest);
       for (const auto& [subtransaction, channel] : open_actions->empty_channels.entries())
         low_water::channel_was_empty(channel.mark_key, channel.seq);
+      MQ_CRASH_POINT(commit_lowered);
       if (open_actions->schedules_changed) shared::schedules_changed(MyDatabaseId);
       if (open_actions->wakes_all || open_actions->announced)
         shared::wake_workers(MyDatabaseId);
@@ -282,9 +291,13 @@ void transaction_event(XactEvent event, void*) {
       if ((open_actions->announced || open_actions->some_ended || !open_actions->ended.empty()) &&
           shared::any_waiters())
         wake_waiters();
+      MQ_CRASH_POINT(commit_woken);
       forget();
       break;
     case XACT_EVENT_ABORT:
+      MQ_CRASH_POINT(abort_begins);
+      forget();
+      break;
     case XACT_EVENT_PREPARE:
       forget();
       break;

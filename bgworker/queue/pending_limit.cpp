@@ -4,6 +4,7 @@
 #include <limits>
 #include <optional>
 
+#include "pg/crash_point.hpp"
 #include "pg/error.hpp"
 #include "pg/extension.hpp"
 #include "pg/format.hpp"
@@ -52,6 +53,7 @@ void reserve_shared(std::string_view channel_name, std::int64_t rows, std::int64
   if (room == row_counts::Room::kFull) throw is_full(channel_name, rows, most);
   if (room == row_counts::Room::kReserved) {
     note.reserved += rows;
+    MQ_CRASH_POINT(pending_reserved);
     return;
   }
   // In this order whoever has become visible is counted, and whoever has not has reserved.

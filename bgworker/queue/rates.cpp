@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "pg/crash_point.hpp"
 #include "pg/extension.hpp"
 #include "pg/guard.hpp"
 #include "pg/statement.hpp"
@@ -99,6 +100,7 @@ std::size_t take(std::span<const Claimed* const> messages) {
     const int granted =
         shared::take_rate(key_of(*messages[taken], rate->per_args), rate->rate, GetCurrentTimestamp(), wanted);
     taken += static_cast<std::size_t>(granted);
+    MQ_CRASH_POINT_IF(granted > 0, rate_taken);
     if (granted < wanted) break;
   }
   return taken;

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "pg/crash_point.hpp"
 #include "pg/error.hpp"
 #include "pg/extension.hpp"
 #include "pg/guard.hpp"
@@ -113,8 +114,10 @@ void end_transaction(End end) {
   // What is prepared is neither due nor undone: its channels stay waited for.
   if (end != End::kPrepared)
     for (const Served& one : open_notes->served) end_served(one, committed);
+  MQ_CRASH_POINT_IF(!open_notes->taken.empty(), running_ends);
   for (const auto& [key, one] : open_notes->taken)
     if (shared::remove_running(key, one.messages)) ask(one.channel);
+  MQ_CRASH_POINT_IF(!open_notes->taken.empty(), running_returned);
   if (committed) {
     for (const auto& [key, channel] : open_notes->ended)
       if (shared::is_waiting(key)) ask(channel);
@@ -234,6 +237,7 @@ std::vector<char> grant(std::span<const Claimed* const> messages, int most, bool
     mine += want.added;
     want.others = shared::running(key).value_or(most) - mine;
   }
+  MQ_CRASH_POINT(running_added);
   const std::map<std::int64_t, int> rows = leased(name, keys);
   for (auto& [key, want] : wanted) {
     int& mine = open.taken.at(key).messages;
@@ -249,6 +253,7 @@ std::vector<char> grant(std::span<const Claimed* const> messages, int most, bool
   }
   for (std::size_t i = 0; i < messages.size(); ++i)
     if (!messages[i]->ordered && wanted.at(key_of(*messages[i])).messages-- <= 0) granted[i] = 0;
+  MQ_CRASH_POINT(running_granted);
   return granted;
 }
 

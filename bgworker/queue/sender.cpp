@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "pg/arguments.hpp"
+#include "pg/crash_point.hpp"
 #include "pg/extension.hpp"
 #include "pg/refused_rows.hpp"
 #include "pg/sequences.hpp"
@@ -339,17 +340,22 @@ void Sender::reserve_room() const {
 void Sender::send() {
   static Statement insert("INSERT INTO $S.mq_msgs " MESSAGE_COLUMNS ") " MESSAGES, {MESSAGE_TYPES});
   if (messages_.empty()) return;
+  MQ_CRASH_POINT(send_begins);
   reserve_room();
+  MQ_CRASH_POINT(send_reserved);
   find_prerequisites();
   const Links links = link();
+  MQ_CRASH_POINT(send_linked);
   note_channels();
   choose_fair();
   if (!insert_messages(messages_.size(), [this](std::size_t i, NewRow& row) { fill(messages_[i], row); }))
     insert.run(parameters());
+  MQ_CRASH_POINT(send_inserted);
   note_channels();
   enter(links);
   write_prerequisites();
   announce();
+  MQ_CRASH_POINT(send_announced);
 }
 
 Uuid Sender::send_once() {
@@ -390,6 +396,7 @@ Uuid Sender::send_once() {
     std::vector<Param> params = parameters();
     params.emplace_back(text_datum(message.dedup_key));
     if (insert.run(params).empty()) continue;
+    MQ_CRASH_POINT(send_once_inserted);
     note_channels();
     enter(links);
     write_prerequisites();

@@ -4,6 +4,7 @@
 #include <iterator>
 #include <set>
 
+#include "pg/crash_point.hpp"
 #include "pg/extension.hpp"
 #include "pg/guard.hpp"
 #include "pg/kept.hpp"
@@ -347,18 +348,27 @@ void settle(const Settlement& wanted) {
   const row_locks::Removal removal;
   std::vector<const Claimed*> dead_lettered;
   lock_claimed(kept_or_copied(settlement));
+  MQ_CRASH_POINT(settle_begins);
   if (!settlement.failures.empty()) record(settlement.failures);
+  MQ_CRASH_POINT_IF(!settlement.failures.empty(), settle_recorded);
   if (!settlement.retries.empty()) retry(settlement.retries);
+  MQ_CRASH_POINT_IF(!settlement.retries.empty(), settle_retried);
   if (!settlement.unhandled.empty()) put_aside(settlement.unhandled);
   if (!settlement.snoozes.empty()) snooze(settlement.snoozes);
+  MQ_CRASH_POINT_IF(!settlement.snoozes.empty(), settle_snoozed);
   if (!settlement.dead_letters.empty()) dead_letter(settlement.dead_letters, dead_lettered);
+  MQ_CRASH_POINT_IF(!settlement.dead_letters.empty(), settle_dead);
   remove_dead_lettered(dead_lettered);
+  MQ_CRASH_POINT_IF(!dead_lettered.empty(), settle_dead_removed);
   if (!settlement.dead_letters.empty()) note_dead(settlement.dead_letters);
   keep_handled(settlement.handled);
   keep_consumed(settlement.consumed);
+  MQ_CRASH_POINT_IF(!settlement.handled.empty(), settle_kept);
   remove_claimed(settlement.removed);
+  MQ_CRASH_POINT_IF(!settlement.removed.empty(), settle_removed);
   if (any_limits()) note_ended(settlement);
   stats::append(totals_of(settlement));
+  MQ_CRASH_POINT(settle_counted);
 }
 
 }  // namespace mq

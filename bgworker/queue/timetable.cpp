@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 
+#include "pg/crash_point.hpp"
 #include "pg/empty_table.hpp"
 #include "pg/error.hpp"
 #include "pg/extension.hpp"
@@ -180,6 +181,7 @@ void send(const Row& row, Micros now, Sent& sent) {
                 "The schedule sends as this role, which made it.", "Call mq_schedule for it as another role.");
   if (!row.flag(Column::kMaySend)) throw may_not_send(row.text(Column::kRunAs));
   const Plan plan = plan_of(row, now);
+  MQ_CRASH_POINT(schedule_planned);
   const OwnerScope scope;
   std::optional<Uuid> last_id;
   if (row.has(Column::kLastId)) last_id = uuid_of(row.value(Column::kLastId).datum);
@@ -189,10 +191,12 @@ void send(const Row& row, Micros now, Sent& sent) {
     if (!overlaps && last_id && is_pending(*last_id)) break;  // and so it is at the other times
     last_id = send_one(row, at);
     last_at = at;
+    MQ_CRASH_POINT(schedule_sent);
   }
   moved.run({row.name(), TimestampTzGetDatum(plan.next), TimestampTzGetDatum(now),
              last_at ? Param(TimestampTzGetDatum(*last_at)) : Param(), last_at ? Param(uuid_datum(*last_id)) : Param(),
              row.value(Column::kRunAs).datum});
+  MQ_CRASH_POINT(schedule_moved);
   sent.messages = sent.messages || last_at;
   sent.more = sent.more || plan.next <= now;
 }
@@ -301,6 +305,7 @@ Sent send_due(Transaction& transaction, Micros now, bool thorough, const std::ve
                        BoolGetDatum(only == nullptr), Int64GetDatum(kStep)});
   }
   if (rows.empty()) return {};
+  MQ_CRASH_POINT(schedule_locked);
   // The rows are locked from here on, and other processes pass over them: none of them may wait for long.
   const row_locks::ShortWaits short_sends(row_locks::ShortWaits::Where::kAnywhere);
   if (rows.size() > 1) try {

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "handlers/policy.hpp"
+#include "pg/crash_point.hpp"
 #include "pg/row_locks.hpp"
 #include "queue/cancel_notes.hpp"
 #include "queue/find.hpp"
@@ -67,6 +68,7 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
     ports_.transaction.commit();
     return result;
   }
+  MQ_CRASH_POINT(batch_claimed);
   // Told before the handlers run, which may take long.
   ports_.host.backlog(claim.more_is_due);
   if (taken.how != Taken::kExclusive) set_apart_exclusive(claim.messages);
@@ -94,11 +96,13 @@ Worker::BatchResult Worker::run_batch(int limit, const std::vector<std::string_v
   }
   try {
     ports_.host.commits();
+    MQ_CRASH_POINT(batch_commits);
     ports_.transaction.commit();
   } catch (const Error& error) {
     failed_at_commit(claim.messages, error, now - started);
     return result;
   }
+  MQ_CRASH_POINT(batch_committed);
   unsettled_ = 0;
   result.handled = static_cast<std::size_t>(
       std::count_if(dispatcher.outcomes().begin(), dispatcher.outcomes().end(),

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "handlers/policy.hpp"
+#include "pg/crash_point.hpp"
 
 namespace mq {
 
@@ -91,6 +92,7 @@ std::size_t Dispatcher::may_begin(std::size_t first, std::size_t last) {
 
 Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std::size_t most) {
   transaction_.set_savepoint();
+  MQ_CRASH_POINT(dispatch_begins);
   now_ = clock_.now();
   std::size_t i = first;
   while (i < last) {
@@ -110,6 +112,7 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
       throttled_.push_back(i++);
       continue;
     }
+    MQ_CRASH_POINT(dispatch_granted);
     call_.clear();
     for (std::size_t k = i; k < end; ++k) call_.push_back(&messages_[k]);
     const Micros started = now_;
@@ -134,7 +137,9 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
       return {.reached = i, .failed_end = end, .yielded = true, .felt = yielded.felt};
     } catch (const Error& error) {
       now_ = clock_.now();
+      MQ_CRASH_POINT(dispatch_failed);
       transaction_.rollback_to_savepoint();
+      MQ_CRASH_POINT(dispatch_undone);
       dispositions_.erase(dispositions_.lower_bound(first), dispositions_.lower_bound(end));
       error_ = error;
       duration_ = now_ - started;
@@ -142,6 +147,7 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
       return {.reached = i, .failed_end = end, .is_shared = is_shared};
     }
     began_ = true;
+    MQ_CRASH_POINT(dispatch_called);
     now_ = clock_.now();
     const Micros share = (now_ - started) / static_cast<Micros>(end - i);
     for (std::size_t k = i; k < end; ++k) spans_[k] = {started, share, now_};
@@ -155,7 +161,9 @@ Dispatcher::Attempt Dispatcher::attempt(std::size_t first, std::size_t last, std
     cut_short_ = caller_.has_changed(messages_.subspan(end));
     if (cut_short_) break;
   }
+  MQ_CRASH_POINT(dispatch_releases);
   if (transaction_.release_savepoint()) ++savepoints_;
+  MQ_CRASH_POINT(dispatch_released);
   for (std::size_t k = first; k < i; ++k)
     if (!skipped(k)) {
       const auto disposition = dispositions_.find(k);

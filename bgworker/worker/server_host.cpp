@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "pg/crash_point.hpp"
 #include "pg/extension.hpp"
 #include "pg/guard.hpp"
 #include "pg/settings.h"
@@ -90,7 +91,9 @@ ServerHost::Scheduled ServerHost::send_some_scheduled(bool thorough, const std::
         result = {sent.messages, sent.more, timetable::next(clock_.now())};
       }
     }
+  MQ_CRASH_POINT_IF(result.sent, schedule_commits);
   transaction_.commit();
+  MQ_CRASH_POINT_IF(result.sent, schedule_committed);
   return result;
 }
 

@@ -48,7 +48,8 @@ build() {
 
 server_install() { source_make -- -s install DESTDIR="$PG_TREE" >/dev/null; }
 
-# source_make [PREFIX...] -- [OPTION...] TARGET...
+# source_make [PREFIX...] -- [OPTION...] TARGET..., with the options of MAKE_OPTIONS as well.
+MAKE_OPTIONS=()
 source_make() {
   local prefix=()
   while [ "$1" != -- ]; do
@@ -57,7 +58,7 @@ source_make() {
   done
   shift
   job flock "$SOURCE/Makefile" "${prefix[@]}" make -C "$SOURCE" --no-print-directory \
-    -j"$(nproc)" PG_CONFIG="$PG_CONFIG" ${SANITIZE:+"SANITIZE=$SANITIZE"} "$@"
+    -j"$(nproc)" PG_CONFIG="$PG_CONFIG" ${SANITIZE:+"SANITIZE=$SANITIZE"} "${MAKE_OPTIONS[@]}" "$@"
 }
 
 server_start() {
