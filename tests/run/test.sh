@@ -17,11 +17,12 @@ umask 022
 . "$HERE/tests/run/server.sh"
 . "$HERE/tests/run/suites.sh"
 . "$HERE/tests/run/distcheck.sh"
+. "$HERE/tests/run/package.sh"
 . "$HERE/tests/faults/start.sh"
 
 suites=${ONLY:-unit layout spin model regress isolation tap original dist}
 for suite in $suites; do
-  declare -F "suite_$suite" >/dev/null || die "No suite '$suite': ONLY=unit|layout|spin|model|regress|isolation|tap|original|dist|faults"
+  declare -F "suite_$suite" >/dev/null || die "No suite '$suite': ONLY=unit|layout|spin|model|regress|isolation|tap|original|dist|faults|package"
 done
 
 broken() {
