@@ -12,7 +12,7 @@
 ##   make installcheck   pg_regress and isolation tests against a running server that has mq
 ##   make clean          remove everything that was built
 ##   make test           install what is missing, build, and test on a private throwaway server
-##                         ONLY=unit|layout|spin|model|regress|isolation|tap|original|faults|crash|dist  TESTS="names"
+##                         ONLY=unit|layout|spin|model|regress|isolation|tap|original|faults|crash|dist|package  TESTS="names"
 ##                         MQ_ORIGINAL=path  a copy of the original schema, for the suite original
 ##   make test-model     the suite model for longer: STEPS=100000, with a new seed or that of SEED
 ##   make fuzz           libFuzzer on what parses, FUZZ_SECONDS=60 for each target; TESTS="cron_line topics"
@@ -22,6 +22,8 @@
 ##                         KINDS="1 8"  some kinds; REPEAT=20  more often; SEED=7  as an earlier run
 ##   make test-crash-points  the suite crash: a process dies at each step of mq, in a build of its own, audited
 ##                         TESTS="settle claim_taken"  some steps
+##   make test-package   the Debian package: built twice, installed, upgraded, tested and purged, in a copy of
+##                         this machine's file system that is gone afterwards; as root
 ##   make demo           the same for a demonstration; KEEP=1 leaves its server running
 ##   make demo-stop      stop and remove the servers that KEEP=1 left
 ##   make unit           build and run the unit tests here, under the sanitizers
@@ -30,6 +32,7 @@
 ##                         WORKLOAD="W1 W7"  some of W1 to W22; SKIP="W8 W10"  all but these
 ##                         QUICK=1  one round, smaller, in less than a minute each; ROUNDS=9  more rounds
 ##                         BASE=commit  the release before; ORIGINAL=path  a copy of the original schema
+##   make sbom           mq-VERSION.cdx.json, a bill of materials of the library (CycloneDX); on Debian; builds anew
 ##   make dist           mq-VERSION.zip for PGXN
 ##   make distcheck      install that archive with the pgxn client into a throwaway server
 ##   make format         clang-format over the C++ sources
@@ -59,7 +62,7 @@ OBJS = bgworker/mq.o $(PURE_OBJS) $(SERVER_OBJS)
 REGRESS = $(sort $(patsubst sql/%.sql,%,$(wildcard sql/*.sql)))
 ISOLATION = $(sort $(patsubst tests/isolation/specs/%.spec,%,$(wildcard tests/isolation/specs/*.spec)))
 ISOLATION_OPTS = --inputdir=$(srcdir)/tests/isolation
-EXTRA_CLEAN = build $(OBJS:.o=.d) mq-$(EXTVERSION).zip
+EXTRA_CLEAN = build $(OBJS:.o=.d) mq-$(EXTVERSION).zip mq-$(EXTVERSION).cdx.json
 
 # A warning is an error in a checkout; a release must build with compilers to come.
 WERROR ?= $(if $(wildcard .git),-Werror)
@@ -72,14 +75,19 @@ MQ_CRASH_POINTS = $(if $(CRASH_POINTS),-DMQ_CRASH_POINTS)
 # Debug information is twenty times the library. DEBUG=1 leaves what the server's own flags ask for.
 DEBUG ?=
 MQ_DEBUG = $(if $(DEBUG)$(SANITIZE),,-g0)
+# Further flags of both compilers, for packagers.
+MQ_FLAGS ?=
+# The compiler lists the headers that a file is made of. A bill of materials needs those of the system, too.
+SBOM ?=
+MQ_DEPENDS = $(if $(SBOM),-MD,-MMD) -MP
 # The last is a flag of the server itself from 16 on.
 MQ_CXXSTD = -std=c++20 -Wall -Wextra -Wshadow=compatible-local
 MQ_CXXFLAGS = $(MQ_CXXSTD) $(WERROR)
 
 # Only what is marked PGDLLEXPORT leaves the library; servers before 16 leave the mark empty.
 PG_CPPFLAGS = '-DPGDLLEXPORT=__attribute__((visibility("default")))' '-DMQ_VERSION="$(EXTVERSION)"' -Ibgworker $(MQ_CRASH_POINTS)
-PG_CFLAGS = $(WERROR) -Wno-declaration-after-statement -fvisibility=hidden $(MQ_DEBUG) $(MQ_SANITIZE)
-PG_CXXFLAGS = $(MQ_CXXFLAGS) -Wno-register -fvisibility=hidden $(MQ_DEBUG) $(MQ_SANITIZE)
+PG_CFLAGS = $(WERROR) -Wno-declaration-after-statement -fvisibility=hidden $(MQ_DEBUG) $(MQ_SANITIZE) $(MQ_FLAGS)
+PG_CXXFLAGS = $(MQ_CXXFLAGS) -Wno-register -fvisibility=hidden $(MQ_DEBUG) $(MQ_SANITIZE) $(MQ_FLAGS)
 SHLIB_LINK_INTERNAL = $(libpq)
 SHLIB_LINK = -lstdc++ $(MQ_SANITIZE) -Wl,--version-script=build/exports
 
@@ -128,13 +136,13 @@ SERVER_CPPFLAGS = $(patsubst -I$(includedir_internal),-isystem $(includedir_inte
   $(patsubst -I$(includedir_server),-isystem $(includedir_server),$(CPPFLAGS)))
 
 $(PURE_OBJS): %.o: %.cpp build/flags
-	$(CXX) $(CXXFLAGS) $(PURE_CPPFLAGS) -MMD -MP -c -o $@ $<
+	$(CXX) $(CXXFLAGS) $(PURE_CPPFLAGS) $(MQ_DEPENDS) -c -o $@ $<
 
 $(SERVER_OBJS): %.o: %.cpp build/flags
-	$(CXX) $(CXXFLAGS) $(SERVER_CPPFLAGS) -MMD -MP -c -o $@ $<
+	$(CXX) $(CXXFLAGS) $(SERVER_CPPFLAGS) $(MQ_DEPENDS) -c -o $@ $<
 
 bgworker/mq.o: %.o: %.c build/flags
-	$(CC) $(CFLAGS) $(CFLAGS_SL) $(CPPFLAGS) -MMD -MP -c -o $@ $<
+	$(CC) $(CFLAGS) $(CFLAGS_SL) $(CPPFLAGS) $(MQ_DEPENDS) -c -o $@ $<
 
 # A removed source file asks for a new link.
 mq.so: build/exports $(wildcard $(FOLDERS:%=bgworker/%))
@@ -149,11 +157,24 @@ build/exports:
 .PHONY: FORCE
 build/flags: $(if $(findstring n,$(firstword -$(MAKEFLAGS))),,FORCE)
 	@mkdir -p build
-	@echo $(call quote,$(CC) $(CXX) $(CFLAGS) $(CXXFLAGS) $(CPPFLAGS) $(VERSION)) | \
-	  cmp -s - $@ || echo $(call quote,$(CC) $(CXX) $(CFLAGS) $(CXXFLAGS) $(CPPFLAGS) $(VERSION)) >$@
+	@echo $(call quote,$(CC) $(CXX) $(CFLAGS) $(CXXFLAGS) $(CPPFLAGS) $(MQ_DEPENDS) $(VERSION)) | \
+	  cmp -s - $@ || echo $(call quote,$(CC) $(CXX) $(CFLAGS) $(CXXFLAGS) $(CPPFLAGS) $(MQ_DEPENDS) $(VERSION)) >$@
 quote = '$(subst ','\'',$(1))'
 
 -include $(wildcard $(OBJS:.o=.d))
+
+# --- bill of materials ------------------------------------------------------------------
+
+# What is in the library, by Debian's packages. SBOM=file writes one with any build; a packager's `make install` has it.
+.PHONY: sbom
+ifeq ($(SBOM),)
+sbom:
+	@$(MAKE) --no-print-directory SBOM=mq-$(EXTVERSION).cdx.json sbom
+else
+sbom all install: $(SBOM)
+$(SBOM): mq.so tests/run/sbom.py
+	python3 tests/run/sbom.py $(EXTVERSION) >$@.tmp && mv $@.tmp $@
+endif
 
 # --- unit tests -------------------------------------------------------------------------
 
@@ -233,7 +254,7 @@ RUN = exec env -u MAKEFLAGS -u MFLAGS ONLY='$(ONLY)' TESTS='$(TESTS)' KEEP='$(KE
   SANITIZE='$(SANITIZE)' STEPS='$(STEPS)' SEED='$(SEED)' FUZZ_SECONDS='$(FUZZ_SECONDS)' FUZZ_MERGE='$(FUZZ_MERGE)' \
   PG_CONFIG='$(if $(filter file,$(origin PG_CONFIG)),,$(PG_CONFIG))'
 
-.PHONY: help test test-model test-faults test-crash-points fuzz valgrind demo demo-stop bench dist distcheck format tidy
+.PHONY: help test test-model test-faults test-crash-points test-package fuzz valgrind demo demo-stop bench dist distcheck format tidy
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
 
@@ -243,6 +264,9 @@ test:
 test-model: STEPS = 100000
 test-model:
 	@$(RUN) ONLY=model tests/run/test.sh
+
+test-package:
+	@$(RUN) ONLY=package tests/run/test.sh
 
 fuzz:
 	@$(RUN) tests/run/fuzz.sh

@@ -15,7 +15,7 @@ dist_steps() {
   archive=$dist/mq-$version.zip
   mkdir "$dist"
   dist_check 'the archive is made' job bash "$HERE/tests/run/dist.sh" "mq-$version" "$archive"
-  dist_check 'META.json is complete and agrees with mq.control' dist_meta "$archive" "$version"
+  dist_check 'META.json is complete, and agrees with mq.control and the changelogs' dist_meta "$archive" "$version"
   server_tree dist/tree
   user_dir "$dist"
   dist_files >"$WORK/dist.before"
@@ -61,7 +61,7 @@ dist_scripts() {
 # What PGXN requires of a distribution: https://pgxn.org/spec/
 dist_meta() {
   python3 - "$@" <<'EOF'
-import json, sys, zipfile
+import json, re, sys, zipfile
 archive, version = sys.argv[1:]
 with zipfile.ZipFile(archive) as z:
     names, prefix = set(z.namelist()), f"mq-{version}/"
@@ -71,7 +71,8 @@ for key in ("name", "version", "abstract", "maintainer", "license", "provides", 
 assert meta.get("release_status") in ("stable", "testing", "unstable"), "META.json: release_status"
 oldest = meta["prereqs"]["runtime"]["requires"]["PostgreSQL"]
 with zipfile.ZipFile(archive) as z:
-    readme = z.read(prefix + "README.md").decode()
+    texts = {name: z.read(prefix + name).decode() for name in ("README.md", "CHANGELOG.md", "debian/changelog")}
+readme = texts["README.md"]
 assert f"PostgreSQL {oldest.split('.')[0]} or newer" in readme, f"README.md and META.json: the oldest PostgreSQL is {oldest}"
 assert meta["name"] == "mq" and meta["version"] == version, "META.json: name or version"
 assert meta["meta-spec"]["version"] == "1.0.0", "META.json: meta-spec"
@@ -79,6 +80,14 @@ for name, provided in meta["provides"].items():
     assert provided["version"] == version, f"META.json: version of {name}"
     for key in ("file", "docfile"):
         assert key not in provided or prefix + provided[key] in names, f"the archive lacks {provided[key]}"
+resources = meta["resources"]
+urls = [resources["homepage"], resources["bugtracker"]["web"], resources["repository"]["url"], resources["repository"]["web"]]
+assert resources["repository"]["type"] == "git", "META.json: type of the repository"
+for url in urls:
+    assert re.fullmatch(r"https://[\w.-]+/\S*", url), f"META.json: {url}"
+newest = re.match(r"postgresql-mq \((\S+)\)", texts["debian/changelog"])
+assert newest and newest[1] == version, "debian/changelog: the version"
+assert f"\n## {version} " in texts["CHANGELOG.md"], "CHANGELOG.md: the version"
 assert f"pgxn install ./mq-{version}.zip" in readme, "README.md names another archive"
 outside = [n for n in names if not n.startswith(prefix)]
 assert not outside, f"outside of {prefix}: {outside}"

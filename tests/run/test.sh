@@ -17,12 +17,13 @@ umask 022
 . "$HERE/tests/run/server.sh"
 . "$HERE/tests/run/suites.sh"
 . "$HERE/tests/run/distcheck.sh"
+. "$HERE/tests/run/package.sh"
 . "$HERE/tests/faults/start.sh"
 . "$HERE/tests/crash/suite.sh"
 
 suites=${ONLY:-unit layout spin model regress isolation tap faults original dist}
 for suite in $suites; do
-  declare -F "suite_$suite" >/dev/null || die "No suite '$suite': ONLY=unit|layout|spin|model|regress|isolation|tap|original|dist|faults|crash"
+  declare -F "suite_$suite" >/dev/null || die "No suite '$suite': ONLY=unit|layout|spin|model|regress|isolation|tap|original|dist|faults|crash|package"
 done
 
 broken() {
