@@ -7,15 +7,24 @@ from measure import Result, expect, percentile, say, wait_until
 from workloads import workload
 
 
+def by_turns(sides, count, gap):
+    """Sends messages numbered from 1, one each so many seconds, to each of the sides ({label: (session, statement)}) by
+    turns. Returns {label: {number: (begun, returned)}} by the clock."""
+    times, start, sent = {label: {} for label in sides}, time.monotonic(), 0
+    for n in range(1, count + 1):
+        for label in list(sides) if n % 2 else list(sides)[::-1]:
+            session, statement = sides[label]
+            sent += 1
+            time.sleep(max(0, start + sent * gap - time.monotonic()))
+            begun = time.time()
+            session.run(statement, n)
+            times[label][n] = begun, time.time()
+    return times
+
+
 def paced(session, statement, count, gap):
     """Sends messages numbered from 1, one each so many seconds. Returns {number: (begun, returned)} by the clock."""
-    times, start = {}, time.monotonic()
-    for n in range(1, count + 1):
-        time.sleep(max(0, start + n * gap - time.monotonic()))
-        begun = time.time()
-        session.run(statement, n)
-        times[n] = begun, time.time()
-    return times
+    return by_turns({'': (session, statement)}, count, gap)['']
 
 
 def arrivals(side, count, seconds=60):
@@ -42,42 +51,48 @@ def single(bench):
     result = Result('W6', single.title, {'messages': count})
     medians, tails, totals = {}, {}, {}
 
-    def measured(side, statement):
-        side.session.query('TRUNCATE arrivals')
-        sender = side.server.connect(side.database, 'sender')
-        times = paced(sender, statement, count, 0.02)
-        sender.close()
-        arrived = arrivals(side, count)
-        found = waits(times, arrived)
-        medians.setdefault(side.label, []).append(percentile(found, 0.5))
-        tails.setdefault(side.label, []).append(percentile(found, 0.99))
-        totals.setdefault(side.label, []).append(percentile([(arrived[n] - times[n][0]) * 1000 for n in times], 0.5))
-        return medians[side.label][-1]
-    sides = {}
-    for side in bench.there(bench.mq, bench.before):
+    def measure_round(sides, statement):
+        # What is compared with itself gets its messages by turns, so that both meet the same moments of the machine.
+        sessions = {}
+        for side in sides:
+            side.session.query('TRUNCATE arrivals')
+            sessions[side.label] = side.server.connect(side.database, 'sender'), statement
+        times = by_turns(sessions, count, 0.02 / len(sides))
+        for side in sides:
+            sessions[side.label][0].close()
+            arrived, sent = arrivals(side, count), times[side.label]
+            found = waits(sent, arrived)
+            medians.setdefault(side.label, []).append(percentile(found, 0.5))
+            tails.setdefault(side.label, []).append(percentile(found, 0.99))
+            totals.setdefault(side.label, []).append(percentile([(arrived[n] - sent[n][0]) * 1000 for n in sent], 0.5))
+            say('  %s %.3f ms, and %.3f ms from the start of the sending' % (side.label, medians[side.label][-1], totals[side.label][-1]))
+    groups = [(bench.there(bench.mq, bench.before), SEND['mq'])]
+    for side in groups[0][0]:
         side.register('arrive(jsonb)', 1, 'latency')
-        sides[side.label] = lambda side=side: measured(side, SEND['mq'])
     if bench.graphile:
         bench.graphile.tell('serve', 'arrive')
-        sides['graphile-worker'] = lambda: measured(bench.graphile, SEND['graphile-worker'])
+        groups.append(([bench.graphile], SEND['graphile-worker']))
     time.sleep(1)
     try:
-        measure.alternate(bench.rounds, sides, '{:.3f} ms')
+        for turn in range(bench.rounds):
+            for group in groups if turn % 2 == 0 else groups[::-1]:
+                measure_round(*group)
     finally:
         if bench.graphile:
             bench.graphile.tell('stop')
-        for side in bench.there(bench.mq, bench.before):
+        for side in groups[0][0]:
             side.unregister(1, 'latency')
     result.figure("from the return of the sender's commit to the handler, median", 'ms', medians['mq'], most=0.3)
     result.figure('the same, 99th percentile', 'ms', tails['mq'], most=2)
     # A handler may run before the sender hears of its commit, which no ratio can say.
     floored = {label: [max(value, 0.01) for value in values] for label, values in medians.items()}
-    for label in sides:
+    for label in medians:
         if label != 'mq':
             result.compare('median, beside ' + label, 'ms', floored, 'mq', label, 5 if label == 'graphile-worker' else None, 'less')
+            result.compare('median from the start of the sending, beside ' + label, 'ms', totals, 'mq', label, better='less')
     result.table('Milliseconds to the handler (medians of the rounds)',
                  ['', 'from the return of the commit, p50', 'the same, p99', 'from the start of the sending, p50'],
-                 [[label] + ['%.3f' % measure.median(kind[label]) for kind in (medians, tails, totals)] for label in sides])
+                 [[label] + ['%.3f' % measure.median(kind[label]) for kind in (medians, tails, totals)] for label in medians])
     return result
 
 
