@@ -24,6 +24,8 @@
 ##                         TESTS="settle claim_taken"  some steps
 ##   make test-package   the Debian package: built twice, installed, upgraded, tested and purged, in a copy of
 ##                         this machine's file system that is gone afterwards; as root
+##   make report         an HTML page on the queue of a database, as psql's variables name it: PGDATABASE=shop
+##                         REPORT=report.html  its file
 ##   make demo           the same for a demonstration; KEEP=1 leaves its server running
 ##   make demo-stop      stop and remove the servers that KEEP=1 left
 ##   make unit           build and run the unit tests here, under the sanitizers
@@ -254,7 +256,7 @@ RUN = exec env -u MAKEFLAGS -u MFLAGS ONLY='$(ONLY)' TESTS='$(TESTS)' KEEP='$(KE
   SANITIZE='$(SANITIZE)' STEPS='$(STEPS)' SEED='$(SEED)' FUZZ_SECONDS='$(FUZZ_SECONDS)' FUZZ_MERGE='$(FUZZ_MERGE)' \
   PG_CONFIG='$(if $(filter file,$(origin PG_CONFIG)),,$(PG_CONFIG))'
 
-.PHONY: help test test-model test-faults test-crash-points test-package fuzz valgrind demo demo-stop bench dist distcheck format tidy
+.PHONY: help test report test-model test-faults test-crash-points test-package fuzz valgrind demo demo-stop bench dist distcheck format tidy
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
 
@@ -279,6 +281,11 @@ test-faults:
 
 test-crash-points:
 	@$(RUN) ONLY=crash tests/run/test.sh
+
+REPORT = report.html
+report:
+	@psql -X -q -o '$(REPORT)' -f tools/report.sql
+	@echo 'written: $(REPORT)'
 
 demo:
 	@$(RUN) tests/demo/demo.sh
