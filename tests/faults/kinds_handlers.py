@@ -78,7 +78,7 @@ def outcomes(run):
     for start in range(0, len(names), 3):
         world.send([one for name, fine in zip(names[start:start + 3], good[start:start + 3]) for one in (fine, messages[name])], '50 ms')
         world.send([message('looks', {})])
-    wait_until(lambda: world.value("SELECT count(*) FROM mq_msgs WHERE channel_name = 'outcomes'") == 0, 60, 'each of the messages ends')
+    wait_until(lambda: world.value("SELECT count(*) FROM mq_msgs WHERE channel_name = 'outcomes'") == 0, 120, 'each of the messages ends')
     for name, one in messages.items():
         expected = OUTCOMES[name][1]
         got = world.value("""SELECT COALESCE((SELECT 'dead ' || sqlstate FROM mq_dead WHERE id = %s AND reason = 'exhausted' AND attempts_made = 2),

@@ -58,8 +58,8 @@ def handle(world, count):
             world.sql("SELECT count(*) FROM mq_send_many(%s, ARRAY(SELECT jsonb_build_object('n', n %% 100) FROM generate_series(1, %s) n), channel_args => %s, ordered => %s,"
                       " retries => %s, retry_backoff => '1 ms')", channel, some, 'c%d' % (left // 5000 % 7), left // 5000 % 2 == 0, retries)
             # The queue is never long, so batches are as large in each part as in the others.
-            wait_until(lambda: world.value('SELECT count(*) FROM (SELECT FROM mq_msgs LIMIT 2000) m') < 2000, 60, 'messages are handled', 0.01)
-    wait_until(lambda: world.value('SELECT count(*) FROM mq_msgs') == 0, 60, 'all messages are handled')
+            wait_until(lambda: world.value('SELECT count(*) FROM (SELECT FROM mq_msgs LIMIT 2000) m') < 2000, 120, 'messages are handled', 0.01)
+    wait_until(lambda: world.value('SELECT count(*) FROM mq_msgs') == 0, 120, 'all messages are handled')
 
 
 @kind(16, 'memory over many messages, with failing handlers among them', channels={'many', 'many together', 'many leased', 'leak'}, health={'handlers succeed'})
@@ -86,6 +86,6 @@ def memory_flat(run):
         world.sql(statement)
     warm = memory(world.server, world.database)
     world.sql("SELECT count(*) FROM mq_send_many('leak', array_fill('{}'::jsonb, ARRAY[20000]))")
-    wait_until(lambda: world.value('SELECT count(*) FROM mq_msgs') == 0, 60, 'all messages are handled')
+    wait_until(lambda: world.value('SELECT count(*) FROM mq_msgs') == 0, 120, 'all messages are handled')
     expect(max(growth(warm, memory(world.server, world.database)).values(), default=0) > LIMIT, 'a handler that leaks is seen to grow')
     world.drain()

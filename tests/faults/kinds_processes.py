@@ -114,7 +114,7 @@ def crashing(run):
         world.send(good[pair[0] * 5 - 5:pair[1] * 5] + [bad[how] for how in pair])
         for how in pair:
             key = bad[how]['id']
-            wait_until(lambda: world.value('SELECT count(*) FROM mq_msgs WHERE id = %s', key) == 0, 60, 'message %d ends' % how)
+            wait_until(lambda: world.value('SELECT count(*) FROM mq_msgs WHERE id = %s', key) == 0, 120, 'message %d ends' % how)
             reason, attempts = world.sql('SELECT (SELECT reason FROM mq_dead WHERE id = %s), (SELECT count(*) FROM mq_failures WHERE message_id = %s)', key, key)[0]
             expected = ('crashed', 2) if how in (1, 2) else ('exhausted', 2)
             run.expect((reason, attempts) == expected, 'a handler that crashes, hangs or leaks (%d): %s after %d failures' % (how, reason, attempts))
