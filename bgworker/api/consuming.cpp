@@ -102,7 +102,7 @@ void poll(const Value& channel_names, int batch_size, ResultSet& result) {
   std::vector<std::string> names;
   ConsumerClaim consumer(clock);
   Claim claim = consumer.run(
-      [&] {
+      [&](Claimer&) {
         names = channel_names.null ? mq::channel_names() : names_of(channel_names, "channel_names");
         std::vector<Source> sources;
         sources.reserve(names.size());

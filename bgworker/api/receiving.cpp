@@ -145,7 +145,7 @@ class Look {
   std::vector<std::int64_t> more_due();
 
  private:
-  std::vector<Source> sources();
+  std::vector<Source> sources(Claimer& claimer);
   void release_slots(const Claim& claim);
   void deliver(Batch& messages);
 
@@ -161,7 +161,7 @@ class Look {
 };
 
 // The channel names that messages may be taken of now.
-std::vector<Source> Look::sources() {
+std::vector<Source> Look::sources(Claimer& claimer) {
   const std::vector<std::string> all =
       request_.channel_names.null ? channel_names() : names_of(request_.channel_names, "channel_names");
   const std::vector<ChannelRules> rules = rules_of(all);
@@ -171,6 +171,11 @@ std::vector<Source> Look::sources() {
     if (rules[i].paused) continue;
     open.emplace_back(names_.size(), rules[i]);
     names_.push_back(all[i]);
+  }
+  // What waits for room under a limit is not due before begin() has looked.
+  if (std::any_of(open.begin(), open.end(), [](const auto& one) { return one.second.max_workers > 0; })) {
+    const std::vector<std::string_view> asked(names_.begin(), names_.end());
+    claimer.begin(asked);
   }
   std::vector<Source> sources;
   for (const auto& [at, rule] : open) {
@@ -216,7 +221,7 @@ bool Look::run(bool thorough) {
   delivered_.clear();
   taken_.clear();
   ConsumerClaim consumer(clock_);
-  Claim claim = consumer.run([&] { return sources(); }, request_.batch_size, thorough);
+  Claim claim = consumer.run([&](Claimer& claimer) { return sources(claimer); }, request_.batch_size, thorough);
   MQ_CRASH_POINT_IF(!claim.messages.empty(), receive_claimed);
   release_slots(claim);
   more_ = claim.more_is_due;

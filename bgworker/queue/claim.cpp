@@ -56,7 +56,10 @@ void add_runs(std::span<const Claimed> heads, Micros now, int limit, Batch& batc
 
 Claim Claimer::claim(const std::vector<Source>& sources, int limit, bool with_runs) {
   Claim claim;
-  if (sources.empty() || limit <= 0) return claim;
+  if (sources.empty() || limit <= 0) {
+    claim.put_off = std::exchange(served_, 0);
+    return claim;
+  }
   std::vector<std::string_view> names;
   names.reserve(sources.size());
   for (const Source& source : sources) names.push_back(source.channel_name);
@@ -288,7 +291,7 @@ void Claimer::begin(std::span<const std::string_view> channel_names) {
   low_water::begin_claim(channel_names);
   if (!enabled::here()) return;
   link_headless();
-  served_ = running::serve(channel_names, one_by_one_);
+  served_ += running::serve(channel_names, one_by_one_);
   left_waiting_ = prerequisites::recheck();
 }
 

@@ -35,7 +35,7 @@ bool is_ordered(const Claimed& message) {
 
 }  // namespace
 
-Claim ConsumerClaim::run(const std::function<std::vector<Source>()>& sources, int limit, bool thorough) {
+Claim ConsumerClaim::run(const std::function<std::vector<Source>(Claimer&)>& sources, int limit, bool thorough) {
   // What is claimed is written. Who had read an index by then, and asked for this lock later, would deadlock with
   // a REINDEX of the table, which has the table and waits for the index. (A worker asks for it when it settles: its
   // handlers may run long, and would hold up whoever wants to make a trigger.)
@@ -46,7 +46,7 @@ Claim ConsumerClaim::run(const std::function<std::vector<Source>()>& sources, in
   std::size_t put_off = 0;
   for (bool repaired = left_alone;;) {
     if (left_alone) claimer_.leave_undeliverable();
-    const std::vector<Source> from = sources();
+    const std::vector<Source> from = sources(claimer_);
     Claim claim = claimer_.claim(from, limit, false);
     // A restore may have committed since: then the claim has seen its rows.
     if (!claim.undeliverable.empty() && !enabled::still_here()) {

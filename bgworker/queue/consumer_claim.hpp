@@ -15,10 +15,10 @@ class ConsumerClaim {
   explicit ConsumerClaim(Clock& clock) : clock_(clock), claimer_(clock) {}
 
   // Claims up to `limit` messages that can be delivered, heads only. `sources` is asked before each
-  // try. What is found and cannot be delivered is settled; `thorough` is false: only if a message may
-  // be behind it. Where limits put messages off (Claim::put_off) the caller is to commit, even if nothing else was
-  // found. Needs an OwnerScope and an SPI connection.
-  Claim run(const std::function<std::vector<Source>()>& sources, int limit, bool thorough);
+  // try; if it asks whether something is due, it has the Claimer begin before. What is found and cannot be delivered is
+  // settled; `thorough` is false: only if a message may be behind it. Where limits put messages off (Claim::put_off)
+  // the caller is to commit, even if nothing else was found. Needs an OwnerScope and an SPI connection.
+  Claim run(const std::function<std::vector<Source>(Claimer&)>& sources, int limit, bool thorough);
   // As Claimer has it, of the last claim.
   bool left_waiting() const { return claimer_.left_waiting(); }
 

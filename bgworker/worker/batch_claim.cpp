@@ -70,15 +70,17 @@ Worker::Taken Worker::claim_once(int limit, const std::vector<std::string_view>*
   exclusive_took_ = 0;
   if (one_by_one_ > 0) limit = 1;
   const Offers offers = this->offers(only);
+  // begin() links headless channels, and looks where a limit has room again: that may make messages due that is_due()
+  // does not see before. Therefore it runs here, before any name is asked, and even if no claim follows.
+  std::vector<std::string_view> names;
+  for (const Offer& offer : offers.mixed)
+    if (offer.workers > 0) names.push_back(offer.source.channel_name);
+  for (const Offer& offer : offers.apart) names.push_back(offer.source.channel_name);
+  if (!names.empty()) claimer_.begin(names);
   if (offers.apart.empty()) {
     taken.claim = claim_mixed(offers.mixed, std::min(limit, pace_));
     return taken;
   }
-  // begin() links headless channels, which may make messages due that is_due() does not see before.
-  // Therefore it runs here, before any name is asked, and even if no claim follows.
-  std::vector<std::string_view> names;
-  for (const Offer& offer : offers.apart) names.push_back(offer.source.channel_name);
-  claimer_.begin(names);
   std::set<int, std::greater<>> priorities;
   for (const auto* all : {&offers.mixed, &offers.apart})
     for (const Offer& offer : *all) priorities.insert(offer.source.priority);

@@ -33,7 +33,7 @@ SENDING = 25        # seconds in which the clients have sent, whatever happens
 DRAIN = 20          # seconds in which nothing is left of what they sent
 TOGETHER = 6        # points that are armed in one round, where none of them brings the server down
 SERVERS = 3
-SETTINGS = {'mq.poll_interval': '5s', 'mq.max_databases': 10, 'shared_buffers': '16MB', 'wal_level': 'replica', 'max_connections': 60, 'log_error_verbosity': 'default'}
+SETTINGS = {'mq.poll_interval': '1s', 'mq.max_databases': 10, 'shared_buffers': '16MB', 'wal_level': 'replica', 'max_connections': 60, 'log_error_verbosity': 'default'}
 
 # Defects, planted by a trigger each, and the rule under which the audit must find it.
 PLANTED = {

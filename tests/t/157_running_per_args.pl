@@ -122,6 +122,32 @@ is(sql(q{SELECT count(*) FROM mq_receive('{out}')}), 0, '... holds up the second
 receives($session, '250 s');
 like($session->result, qr/^[12]$/, '... until it has run out');
 
+# --- beside max_running: a slot is taken only where something is due ------------------------------------------------
+
+sql(q{SELECT mq_limit('both limits', max_running => 2, max_running_per_args => 1)});
+$send->('both limits', 2, 1);
+($id, $lease) = split /\|/, sql(q{SELECT id, lease FROM mq_receive('{both limits}')});
+is(sql(q{SELECT count(*) FROM mq_receive('{both limits}')}), 0, 'with max_running as well: the second one waits');
+sql("SELECT mq_ack(ARRAY['$id']::uuid[], $lease)");
+is(sql(q{SELECT payload_json FROM mq_receive('{both limits}')}), '2', '... until the first is acknowledged');
+
+# A worker that knows the channel as a quick one, and a consumer that has a message of the key first.
+my $one = mq_node('one_worker', 'mq.max_workers' => 1, autovacuum => 'off', fsync => 'off');
+$one->safe_psql($db, q{
+	CREATE EXTENSION mq;
+	CREATE FUNCTION quick(m mq_message) RETURNS void LANGUAGE sql AS '';
+	SELECT mq_register_handler('quick', 'quick(mq_message)'), mq_limit('quick', max_running => 2, max_running_per_args => 1);
+	SELECT count(mq_send('quick', to_jsonb(n), channel_args => 'k' || n)) FROM generate_series(1, 100) n});
+my $left = q{SELECT count(*) FROM mq_msgs WHERE channel_name = 'quick'};
+within(60, $one, $db, $left, 0, 'a worker handles a quick channel');
+($id, $lease) = split /\|/, $one->safe_psql($db, q{
+	BEGIN; SELECT FROM mq_send('quick', '1', channel_args => 'k'); SELECT id, lease FROM mq_receive('{quick}', lease => '1 hour'); COMMIT}) =~ s/^\n//r;
+$one->safe_psql($db, q{SELECT FROM mq_send('quick', '2', channel_args => 'k')});
+within(60, $one, $db, q{SELECT put_off FROM mq_limits WHERE channel_name = 'quick'}, 1, '... and puts off a message whose key a consumer has');
+$one->safe_psql($db, "SELECT mq_ack(ARRAY['$id']::uuid[], $lease)");
+within(30, $one, $db, $left, 0, '... until that is acknowledged');
+$one->stop;
+
 # --- what waits is asked for again where nothing came of it --------------------------------------------------------
 
 sub clear_out { sql(q{SELECT mq_clear('{out}')}) }
