@@ -1,5 +1,6 @@
-# mq_receive, mq_ack, mq_nack and mq_extend work through PgBouncer in transaction mode, where each transaction may have
-# another session of the server: who waits is woken, tokens are good in any session, and each message has one owner.
+# Senders and consumers work through PgBouncer in transaction mode, where each transaction may have another session of the
+# server. Consumers: who waits is woken, tokens are good in any session, and each message has one owner. Senders: what is
+# committed is handled once and in order, and what is rolled back, or whose client is gone, never was.
 use strict;
 use warnings;
 use FindBin;
@@ -88,12 +89,88 @@ SELECT count(*) FROM mq_nack((:ids::uuid[])[3:3], :token, 'not yet', retry_in =>
 INSERT INTO acked SELECT * FROM mq_ack(:ids, :token);
 \endif
 });
-my $ok = IPC::Run::run([ 'pgbench', '--no-vacuum', '--protocol=simple', '--client=20', '--transactions=40', '--file', $consumer, '-h', $dir, '-p', $port, $db ],
-	'>', \$out, '2>', \$err, IPC::Run::timeout(200));
-ok($ok && $err !~ /error|abort/i, 'twenty clients share eight sessions') or diag($err);
+sub clients {
+	my ($protocol, $transactions, $file, $what) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my ($out, $err) = ('', '');
+	my $ok = IPC::Run::run([ 'pgbench', '--no-vacuum', "--protocol=$protocol", '--client=20', "--transactions=$transactions", '--define=n=0',
+		'--file', $file, '-h', $dir, '-p', $port, $db ], '>', \$out, '2>', \$err, IPC::Run::timeout(200));
+	return ok($ok && $err !~ /error|abort/i, $what) || diag($err);
+}
+clients('simple', 40, $consumer, 'twenty clients share eight sessions');
 holds($node, $db, 'SELECT count(*) FROM mq_msgs', 0, 'nothing is left');
 holds($node, $db, 'SELECT count(*), count(DISTINCT id) FROM acked', '600|600', 'each message is acknowledged once');
 holds($node, $db, 'SELECT count(DISTINCT session) BETWEEN 2 AND 8 FROM acked', 't', 'by several sessions');
 
+# The original's calls know a message by its id alone.
+$node->safe_psql($db, q{
+	CREATE TABLE polled (id uuid);
+	SELECT count(*) FROM mq_send_many('p', (SELECT array_agg(to_jsonb(n)) FROM generate_series(1, 400) n), retry_backoff => '10 minutes')});
+my $poller = "$dir/poller.sql";
+append_to_file($poller, q{
+SELECT COALESCE(quote_literal(array_agg(id)::text), '''{}''') AS ids FROM mq_poll('{p}', 3) WHERE id IS NOT NULL \gset
+BEGIN;
+INSERT INTO polled SELECT unnest(:ids::uuid[]);
+SELECT mq_delete(:ids);
+END;
+});
+clients('simple', 20, $poller, 'twenty clients poll');
+holds($node, $db, q{SELECT count(*), count(DISTINCT id), (SELECT count(*) FROM mq_msgs) FROM polled}, '400|400|0', 'and each message is theirs once');
+
+# --- senders --------------------------------------------------------------------------------------
+
+# Each client sends to an ordered channel of its own and to one that all share, in the transaction that notes it; takes
+# another transaction back; sends a two-phase message, and commits it in the next transaction.
+$node->safe_psql($db, q{
+	CREATE TABLE sent (client int, n int, session int DEFAULT pg_backend_pid());
+	CREATE TABLE handled (no bigserial, channel text, client int, n int);
+	CREATE FUNCTION handle(m mq_message) RETURNS jsonb LANGUAGE sql AS $$
+	  INSERT INTO handled (channel, client, n) VALUES (m.channel_args, (m.payload_json ->> 'client')::int, (m.payload_json ->> 'n')::int);
+	  SELECT m.payload_json
+	$$;
+	SELECT mq_register_handler('o', 'handle(mq_message)')});
+my $sender = "$dir/sender.sql";
+append_to_file($sender, q{
+\set n :n + 1
+BEGIN;
+INSERT INTO sent (client, n) VALUES (:client_id, :n);
+SELECT mq_send('o', jsonb_build_object('client', :client_id::int, 'n', :n::int), channel_args => (:client_id::int)::text, ordered => true);
+SELECT mq_send('o', jsonb_build_object('client', :client_id::int, 'n', :n::int), channel_args => 'all', ordered => true);
+END;
+BEGIN;
+SELECT mq_send('o', '{"client": -1}', channel_args => (:client_id::int)::text, ordered => true);
+SELECT count(*) FROM mq_send_many('o', '{1, 2, 3}');
+ROLLBACK;
+SELECT mq_send('o', jsonb_build_object('client', :client_id::int, 'n', :n::int), channel_args => 'two-phase', commit_interval => '1 hour') AS id \gset
+SELECT count(*) FROM mq_commit(ARRAY[:id::uuid]);
+SELECT id FROM mq_send_once('once', 'the only one');
+});
+clients('extended', 15, $sender, 'twenty clients send, in eight sessions');
+holds($node, $db, 'SELECT count(*), count(DISTINCT session) BETWEEN 2 AND 8 FROM sent', '300|t', 'several sessions sent');
+within(120, $node, $db, q{SELECT count(*) FROM handled}, 900, 'what they sent is handled');
+holds($node, $db, q{SELECT count(*), count(DISTINCT (channel, client, n)), min(client) FROM handled}, '900|900|0', 'once each, and nothing that they took back');
+holds($node, $db, q{SELECT count(*) FROM (SELECT n <= lag(n) OVER (PARTITION BY channel, client ORDER BY no) AS early FROM handled WHERE channel <> 'two-phase') h WHERE early},
+	0, 'in the order in which each client sent');
+holds($node, $db, q{SELECT channel_name, count(*) FROM mq_msgs GROUP BY 1}, 'once|1', 'of one deduplication key, one message');
+
+is(through(q{CALL mq_call('o', '{"client": 100, "n": 1}', timeout => '100 s')}), '{"n": 1, "client": 100}', 'mq_call sends, commits and waits');
+my $id = through(q{SELECT mq_send('o', '{"client": 100, "n": 2}')});
+is(through("SELECT state FROM mq_wait('{$id}', '100 s')"), 'unknown', 'mq_wait waits in another transaction');
+
+# A client that is gone in the middle of its transaction.
+my $half = qq{BEGIN;\nSELECT mq_send('o', '{"client": -1}', channel_args => 'all', ordered => true) IS NOT NULL;\n};
+($out, $err) = ('', '');
+my $leaver = IPC::Run::start([ 'psql', '-XAtq', '-h', $dir, '-p', $port, '-d', $db ], '<pipe', \*LEAVER, '>', \$out, '2>', \$err, IPC::Run::timeout(200));
+syswrite LEAVER, $half;
+my $open = q{SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND backend_type = 'client backend' AND query ~ 'mq_send'};
+within(60, $node, $db, $open, 1, 'a client has sent, and not committed');
+$leaver->signal('KILL');
+eval { $leaver->finish };
+within(60, $node, $db, $open, 0, 'its transaction ends with it');
+is(through(q{SELECT mq_send('o', '{"client": 100, "n": 3}', channel_args => 'all', ordered => true) IS NOT NULL}), 't', 'others append to its channel');
+within(60, $node, $db, q{SELECT count(*) FROM handled WHERE client = 100 AND n = 3}, 1, '... and are handled');
+holds($node, $db, q{SELECT count(*) FROM handled WHERE client = -1}, 0, '... and its own message is not');
+
+log_is_clean($node, qr/connection to client lost/);
 $node->stop;
 done_testing();
