@@ -12,8 +12,8 @@ suite_crash() {
   fi
   # What an earlier build has compiled stays, but no source that is gone.
   mkdir -p "$tree"
-  find "$tree" -type f \( -name '*.[ch]' -o -name '*.[ch]pp' -o -name '*.sql' \) -delete
-  tar -C "$WORK/src" --exclude=./build -cf - . | tar -C "$tree" --no-same-owner -xf -
+  find "$tree" -type f \( -name '*.[ch]' -o -name '*.[ch]pp' -o -name '*.sql' -o -name mq.so \) -delete
+  tar -C "$WORK/src" --exclude=./build --exclude=./mq.so --exclude='*.o' --exclude='*.d' -cf - . | tar -C "$tree" --no-same-owner -xf -
   chown -R --reference="$SOURCE" "$tree" 2>/dev/null || true
   local PG_TREE PG_BIN PGXS_SRC SOURCE=$tree MAKE_OPTIONS=(CRASH_POINTS=1 WERROR=-Werror)
   if ! build all; then
