@@ -132,7 +132,7 @@ def plant(common, report, options, number, names):
                       schema=[statement for name in names for statement in planted.DEFECTS[name][2]], patience=1)
         try:
             world.begin_load(producers=3, others=['operator', 'operator', 'consumer', 'consumer', 'poller'], pause=0.01)
-            time.sleep(1.5 + 1.5 * attempt)
+            world.work_on(100 + 100 * attempt)
             world.drain(3)
             findings, _ = world.audit()
         finally:

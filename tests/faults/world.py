@@ -14,7 +14,7 @@ import load
 from server import Failed, wait_until
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-DRAIN = 30          # seconds, after the fault and the load have ended
+DRAIN = 30          # seconds, after the fault and the load have ended, in which nothing more is handled
 PATIENCE = 15       # seconds, until what is left over is gone and mq_health() is content
 USUAL_HEALTH = {'horizon', 'statistics'}
 
@@ -99,8 +99,16 @@ class World:
             self.sql('SELECT mq_redrive(%s::uuid[], retries => 3)', blocked)
             self.tidy_book.write(tx=self.tx, end='committed')
 
+    def work_on(self, sends, most=30):
+        """Lets the load go on until its clients have been told of so many sends, or for `most` seconds."""
+        told = lambda: sum(line.get('told') == 'send' for line in ledger.read(self.directory))
+        end = time.monotonic() + most
+        while told() < sends and time.monotonic() < end:
+            time.sleep(0.2)
+
     def drain(self, seconds=DRAIN):
-        """Ends the producers; the consumers go on until nothing is left. Waits for no longer than `seconds`."""
+        """Ends the producers; the consumers go on until nothing is left. Waits for no longer than `seconds` after the queue was
+        last shorter than ever: a busy machine may take its time, a queue that stands still may not."""
         begun = time.monotonic()
         if self.load:
             self.load.stop(['producer', 'operator'])
@@ -109,8 +117,14 @@ class World:
         def empty():
             self.redrive_heads()
             return self.value('SELECT count(*) FROM mq_msgs') == 0
+
+        def shorter():
+            return empty() or self.value('SELECT count(*) FROM mq_msgs') < self.left
         try:
-            wait_until(empty, seconds, 'the queue drains', 0.1)
+            self.left = self.value('SELECT count(*) FROM mq_msgs')
+            while not empty():
+                wait_until(shorter, seconds, 'the queue drains', 0.1)
+                self.left = min(self.left, self.value('SELECT count(*) FROM mq_msgs'))
             self.drained_in = time.monotonic() - begun
         except Failed as error:
             why = self.sql('SELECT channel_name, mq_why(id) FROM mq_msgs ORDER BY seq LIMIT 3')
