@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import sys
 import time
 
 import psycopg
@@ -114,17 +115,16 @@ class World:
             self.load.stop(['producer', 'operator'])
         wait_until(lambda: self.tidy() or True, 20, 'what was left open is ended')
 
-        def empty():
-            self.redrive_heads()
-            return self.value('SELECT count(*) FROM mq_msgs') == 0
+        left = None  # the least number of messages so far
 
         def shorter():
-            return empty() or self.value('SELECT count(*) FROM mq_msgs') < self.left
+            nonlocal left
+            self.redrive_heads()
+            before, left = left, min(self.value('SELECT count(*) FROM mq_msgs'), sys.maxsize if left is None else left)
+            return left == 0 or before is None or left < before
         try:
-            self.left = self.value('SELECT count(*) FROM mq_msgs')
-            while not empty():
+            while left != 0:
                 wait_until(shorter, seconds, 'the queue drains', 0.1)
-                self.left = min(self.left, self.value('SELECT count(*) FROM mq_msgs'))
             self.drained_in = time.monotonic() - begun
         except Failed as error:
             why = self.sql('SELECT channel_name, mq_why(id) FROM mq_msgs ORDER BY seq LIMIT 3')
