@@ -141,13 +141,17 @@ def stats(bench):
     bench.mq.settle()
     say('  filled')
 
-    def looked(session):
+    def looked(session, view='mq_stats', least=channels):
         begun = time.monotonic()
-        rows = session.query('SELECT * FROM mq_stats')
-        expect(len(rows) >= channels, 'a row for each channel')
-        return (time.monotonic() - begun) * 1000
+        rows = session.query('SELECT * FROM ' + view)
+        took = (time.monotonic() - begun) * 1000
+        expect(len(rows) >= least, '%s has at least %d rows' % (view, least))
+        return took
     result.figure('the first time after all were sent', 'ms', [looked(session)])
     result.figure('SELECT * FROM mq_stats after that, median of 11', 'ms', [median([looked(session) for _ in range(11)])], most=50)
+    named = min(channels, int(session.value('SHOW mq.metrics_channels')))
+    result.figure('SELECT * FROM mq_metrics, median of 11', 'ms', [median([looked(session, 'mq_metrics', named) for _ in range(11)])])
+    result.figure('SELECT * FROM mq_histogram, median of 11', 'ms', [median([looked(session, 'mq_histogram', 0) for _ in range(11)])])
     other = bench.server.connect('mq', 'other')
     result.figure('the first time in another session', 'ms', [looked(other)])
     other.close()
