@@ -271,6 +271,8 @@ sub log_is_clean {
 	my ($node, @allowed) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	push @allowed, qr/FATAL: .*terminating (background worker "mq (worker|launcher)"|connection|autovacuum process) due to administrator command/;
+	# A client of the test has left in the middle of a statement.
+	push @allowed, qr/FATAL:  connection to client lost/;
 	my @bad = grep {
 		my $line = $_;
 		$line =~ /PANIC:|TRAP:|segfault|was terminated by|deadlock detected|FATAL:|mq worker:|WARNING:|exited with exit code [^01]/
