@@ -28,7 +28,8 @@ def timed(run, server, database, statement, what, seconds=5):
     run.expect(took < seconds, '%s took %.1f s' % (what, took))
 
 
-@kind(6, 'extension and databases dropped, made and copied', errors=LOST, log=[r'terminating', r'canceling statement due to user request', r'mq worker: .*(does not exist|being dropped|concurrently)'])
+@kind(6, 'extension and databases dropped, made and copied', errors=LOST, log=[r'terminating', r'canceling statement due to user request', r'mq worker: .*(does not exist|being dropped|concurrently)',
+    r'autovacuum worker FATAL:  database .*does not exist'])
 def dropped(run):
     world = run.world()
     server, name = world.server, run.name + '_echo'

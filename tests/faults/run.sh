@@ -5,7 +5,7 @@
 #   make test-faults REPEAT=20 SEED=7      more often; with the seed that an earlier run printed
 #   make test-faults KINDS="1,3"           some kinds; the document stays as it is
 #
-# `make test` runs each kind once: a suite of tests/run/suites.sh.
+# `make test ONLY=faults` runs each kind once: a suite of tests/run/suites.sh.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 SOURCE=$HERE

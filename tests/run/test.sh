@@ -21,7 +21,7 @@ umask 022
 . "$HERE/tests/faults/start.sh"
 . "$HERE/tests/crash/suite.sh"
 
-suites=${ONLY:-unit layout spin model regress isolation tap faults original dist}
+suites=${ONLY:-unit layout spin model regress isolation tap original dist}
 for suite in $suites; do
   declare -F "suite_$suite" >/dev/null || die "No suite '$suite': ONLY=unit|layout|spin|model|regress|isolation|tap|original|dist|faults|crash|package"
 done
