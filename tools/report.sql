@@ -32,7 +32,9 @@ SELECT has_table_privilege('mq_dead', 'SELECT') AS reads_dead, has_table_privile
 SELECT coalesce(json_agg(json_build_array(m.channel_name, m.handled_total, m.failed_total, m.died_total)), '[]') AS before,
   clock_timestamp() AS before_at FROM mq_metrics m \gset
 SELECT pg_sleep(:'seconds'::double precision) AS slept \gset
-\set look 'd AS MATERIALIZED (SELECT m.channel_name AS name, replace(replace(replace(left(coalesce(m.channel_name, \'(others)\'), CASE WHEN octet_length(m.channel_name) > 1.5 * length(m.channel_name) THEN 16 ELSE 32 END), \'&\', \'&amp;\'), \'<\', \'&lt;\'), \'"\', \'&quot;\') AS label, m.ready, m.running, greatest(m.scheduled - m.throttled, 0) AS scheduled, m.throttled, m.dead, m.paused, m.oldest_ready_seconds, greatest(m.handled_total - coalesce((b.a ->> 1)::bigint, 0), 0) / s.took AS handled, greatest(m.failed_total - coalesce((b.a ->> 2)::bigint, 0), 0) / s.took AS failed, greatest(m.died_total - coalesce((b.a ->> 3)::bigint, 0), 0) / s.took AS died FROM mq_metrics m LEFT JOIN json_array_elements(:\'before\') AS b (a) ON b.a ->> 0 IS NOT DISTINCT FROM m.channel_name CROSS JOIN (SELECT greatest(extract(epoch FROM clock_timestamp() - :\'before_at\'), 0.001)::double precision AS took) s)'
+-- The channel name of m as the plots show it: not longer than there is room for, and no markup.
+\set label 'replace(replace(replace(left(coalesce(m.channel_name, \'(others)\'), CASE WHEN octet_length(m.channel_name) > 1.5 * length(m.channel_name) THEN 16 ELSE 32 END), \'&\', \'&amp;\'), \'<\', \'&lt;\'), \'"\', \'&quot;\')'
+\set look 'd AS MATERIALIZED (SELECT m.channel_name AS name, :label AS label, m.ready, m.running, greatest(m.scheduled - m.throttled, 0) AS scheduled, m.throttled, m.dead, m.paused, m.oldest_ready_seconds, greatest(m.handled_total - coalesce((b.a ->> 1)::bigint, 0), 0) / s.took AS handled, greatest(m.failed_total - coalesce((b.a ->> 2)::bigint, 0), 0) / s.took AS failed, greatest(m.died_total - coalesce((b.a ->> 3)::bigint, 0), 0) / s.took AS died FROM mq_metrics m LEFT JOIN json_array_elements(:\'before\') AS b (a) ON b.a ->> 0 IS NOT DISTINCT FROM m.channel_name CROSS JOIN (SELECT greatest(extract(epoch FROM clock_timestamp() - :\'before_at\'), 0.001)::double precision AS took) s)'
 \qecho '<!DOCTYPE html>'
 \qecho '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>mq report</title><style>'
 \qecho ':root{color-scheme:light dark;--back:#fff;--text:#1d2329;--faint:#5d6873;--line:#d7dde3;--bad:#b3261e;--good:#1b7a3d;--a:#2563c9;--b:#0c8a7d;--c:#a9b4bf;--d:#b26b00;--e:#b3261e}'
@@ -80,7 +82,7 @@ UNION ALL (SELECT format('<text x="250" y="%s" text-anchor="end">%s</text><rect 
 UNION ALL SELECT '</svg>' WHERE EXISTS (SELECT FROM p);
 
 \qecho '<h2>How long messages wait, and how long they are handled</h2><p class="faint">From the 50th to the 99th percentile, with the 95th marked, since mq_reset_stats(); each vertical line is ten times the one before.</p><p class="faint"><b class="b"></b>wait<b class="a"></b>handlers</p>'
-WITH s AS MATERIALIZED (SELECT replace(replace(replace(left(m.channel_name, CASE WHEN octet_length(m.channel_name) > 1.5 * length(m.channel_name) THEN 16 ELSE 32 END), '&', '&amp;'), '<', '&lt;'), '"', '&quot;') AS label, m.handled,
+WITH s AS MATERIALIZED (SELECT :label AS label, m.handled,
   m.wait_p50, m.wait_p95, m.wait_p99, m.handle_p50, m.handle_p95, m.handle_p99 FROM mq_stats m WHERE m.handled > 0 ORDER BY m.handled DESC, m.channel_name LIMIT :top),
   t AS (SELECT s.*, row_number() OVER (ORDER BY s.handled DESC, s.label) AS n FROM s),
   v AS (SELECT t.n, t.label, k.class, k.what, k.at, k.p50, k.p95, k.p99 FROM t CROSS JOIN LATERAL (VALUES ('b', 'wait', 0, t.wait_p50, t.wait_p95, t.wait_p99),
