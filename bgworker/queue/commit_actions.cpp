@@ -296,8 +296,7 @@ void transaction_event(XactEvent event, void*) {
       break;
     case XACT_EVENT_ABORT:
       MQ_CRASH_POINT(abort_begins);
-      forget();
-      break;
+      [[fallthrough]];
     case XACT_EVENT_PREPARE:
       forget();
       break;
