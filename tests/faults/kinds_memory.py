@@ -1,6 +1,4 @@
 """The fault 16: so many messages that what leaks a little of each shows."""
-import os
-import subprocess
 
 from kinds import kind
 from server import expect, wait_until
@@ -75,12 +73,7 @@ def memory_flat(run):
     run.expect({'mq worker', 'mq handler', 'mq launcher'} <= set(grown), 'a process of each kind is there before and after: %s' % text)
     run.expect(max(grown.values(), default=0) <= LIMIT, 'over %d messages grew: %s' % (size, text))
     # That a leak would be seen: a kilobyte of each message.
-    source, module = world.directory + '/leak.c', world.directory + '/leak.so'
-    with open(source, 'w') as file:
-        file.write(LEAK)
-    include = subprocess.run([os.environ['PG_CONFIG'], '--includedir-server'], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-    subprocess.run(['cc', '-shared', '-fPIC', '-w', '-I' + include, '-o', module, source], check=True)
-    os.chmod(world.directory, 0o755)
+    module = world.compiled('leak', LEAK)
     for statement in ("CREATE FUNCTION leak() RETURNS void LANGUAGE c AS '%s', 'leak'" % module, "CREATE FUNCTION leaks(m jsonb) RETURNS void LANGUAGE plpgsql AS 'BEGIN PERFORM leak(); END'",
                       "SELECT mq_register_handler('leak', 'leaks(jsonb)')"):
         world.sql(statement)

@@ -2,7 +2,6 @@
 else's crash while long calls run."""
 import os
 import signal
-import subprocess
 import time
 import uuid
 
@@ -94,12 +93,7 @@ def killed(run):
       log=CRASH_LINES + [r'out of memory', r'canceling statement'])
 def crashing(run):
     world = run.world()
-    source, module = world.directory + '/crash.c', world.directory + '/crash.so'
-    with open(source, 'w') as file:
-        file.write(CRASHER)
-    include = subprocess.run([os.environ['PG_CONFIG'], '--includedir-server'], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-    subprocess.run(['cc', '-shared', '-fPIC', '-w', '-I' + include, '-o', module, source], check=True)
-    os.chmod(world.directory, 0o755)
+    module = world.compiled('crash', CRASHER)
     for statement in ("CREATE FUNCTION crash(int) RETURNS void LANGUAGE c STRICT AS '%s', 'crash'" % module,
                       """CREATE FUNCTION work_or_crash(m mq_message) RETURNS void LANGUAGE plpgsql AS $$
                          BEGIN

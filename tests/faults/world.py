@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import subprocess
 import sys
 import time
 
@@ -99,6 +100,16 @@ class World:
             self.tidy_book.write(tx=self.tx, ask='redrive', of=blocked, auto=True)
             self.sql('SELECT mq_redrive(%s::uuid[], retries => 3)', blocked)
             self.tidy_book.write(tx=self.tx, end='committed')
+
+    def compiled(self, name, text):
+        """The path of a library of C functions for the server, made of this source."""
+        source, module = '%s/%s.c' % (self.directory, name), '%s/%s.so' % (self.directory, name)
+        with open(source, 'w') as file:
+            file.write(text)
+        include = subprocess.run([os.environ['PG_CONFIG'], '--includedir-server'], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+        subprocess.run(['cc', '-shared', '-fPIC', '-w', '-I' + include, '-o', module, source], check=True)
+        os.chmod(self.directory, 0o755)
+        return module
 
     def work_on(self, sends, most=30):
         """Lets the load go on until its clients have been told of so many sends, or for `most` seconds."""
