@@ -183,6 +183,7 @@ TRUNCATE handled, mq_dead, mq_failures;
 -- A note of a message that is not there any more goes, and one of another message under the id hits nobody.
 SELECT mq_send('o', '1', id => pg_temp.id(1)) IS NOT NULL AS sent;
 INSERT INTO mq_cancelled VALUES (pg_temp.id(1), 1, 'stale'), (pg_temp.id(2), 1, 'stale');
+SELECT mq_enable();  -- as after a restore: makes such notes known
 CALL mq_run();
 SELECT what FROM handled ORDER BY n;
 SELECT count(*) FROM mq_cancelled;
@@ -193,6 +194,7 @@ SELECT mq_send('o', '2', delay => '1 hour', id => pg_temp.id(2)) IS NOT NULL AS 
 SELECT mq_send('outside', '3', id => pg_temp.id(3)) IS NOT NULL AS sent;
 SELECT mq_send('outside', '4', id => pg_temp.id(4)) IS NOT NULL AS sent;
 INSERT INTO mq_cancelled SELECT id, seq, 'noted' FROM mq_msgs WHERE id <> pg_temp.id(4);
+SELECT mq_enable();
 SELECT pg_temp.n(c) FROM mq_cancel(ARRAY[pg_temp.id(1), pg_temp.id(2), pg_temp.id(3)]) AS c;
 SELECT pg_temp.n(id) FROM mq_poll('{outside}', 10) WHERE id IS NOT NULL;
 SELECT n, reason, sqlstate, error, attempts_made FROM pg_temp.dead;

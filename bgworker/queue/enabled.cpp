@@ -14,6 +14,7 @@
 #include "queue/due.hpp"
 #include "queue/low_water.hpp"
 #include "queue/skip_scan.hpp"
+#include "shmem/cancels.hpp"
 #include "shmem/requests.hpp"
 
 extern "C" {
@@ -332,7 +333,8 @@ void enable() {
   if (!Extension::get().is_updated()) return;  // CREATE EXTENSION of an older version
   warn_of_missing_roles();
   advance_sequences();
-  // Rows that a restore or a subscription wrote did not lower the low-water marks.
+  // Rows that a restore or a subscription wrote did not raise the count of notes, nor lower the marks.
+  shared::note_written();
   for (const std::string& name : channel_names()) {
     commit_actions::due(name, 0, low_water::kNone);
     for (const Level& level : levels_of(name)) commit_actions::due(name, level.priority, low_water::kNone);

@@ -362,6 +362,7 @@ struct State {
   Caller callers[kCallers];
   OpenCancel open_cancels[kOpenCancels];
   pg_atomic_uint32 open_cancels_used;      // so many entries are in use
+  pg_atomic_uint64 notes_written;          // how often a cancel note may have been written
   pg_atomic_uint64 cancelled_count;        // how many messages were ever written to `cancelled`
   CancelledMessage cancelled[kCancelled];  // the last ones, by their number modulo kCancelled
   Throttled throttled[kThrottles];
