@@ -20,6 +20,7 @@
 ##   make valgrind       a worker under valgrind's memcheck for a while
 ##   make test-faults    every kind of fault several times, audited; writes docs/reliability.md; half an hour
 ##                         KINDS="1 8"  some kinds; REPEAT=20  more often; SEED=7  as an earlier run
+##   make test-memory        memory, files and locks over much work (half an hour): SCALE=0.1, PHASES="runs"
 ##   make test-crash-points  the suite crash: a process dies at each step of mq, in a build of its own, audited
 ##                         TESTS="settle claim_taken"  some steps
 ##   make test-package   the Debian package: built twice, installed, upgraded, tested and purged, in a copy of
@@ -256,7 +257,7 @@ RUN = exec env -u MAKEFLAGS -u MFLAGS ONLY='$(ONLY)' TESTS='$(TESTS)' KEEP='$(KE
   SANITIZE='$(SANITIZE)' STEPS='$(STEPS)' SEED='$(SEED)' FUZZ_SECONDS='$(FUZZ_SECONDS)' FUZZ_MERGE='$(FUZZ_MERGE)' \
   PG_CONFIG='$(if $(filter file,$(origin PG_CONFIG)),,$(PG_CONFIG))'
 
-.PHONY: help test report test-model test-faults test-crash-points test-package fuzz valgrind demo demo-stop bench dist distcheck format tidy
+.PHONY: help test report test-model test-faults test-memory test-crash-points test-package fuzz valgrind demo demo-stop bench dist distcheck format tidy
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
 
@@ -278,6 +279,9 @@ valgrind:
 
 test-faults:
 	@$(RUN) KINDS='$(KINDS)' REPEAT='$(REPEAT)' SEED='$(SEED)' tests/faults/run.sh
+
+test-memory:
+	@$(RUN) SCALE='$(SCALE)' PHASES='$(PHASES)' tests/memory/run.sh
 
 test-crash-points:
 	@$(RUN) ONLY=crash tests/run/test.sh
