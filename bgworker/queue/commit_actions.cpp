@@ -14,6 +14,7 @@
 #include "pg/subtransactions.hpp"
 #include "queue/head_links.hpp"
 #include "queue/low_water.hpp"
+#include "queue/stay_locks.hpp"
 #include "shmem/channel_key.hpp"
 #include "shmem/consumers.hpp"
 #include "shmem/receivers.hpp"
@@ -121,18 +122,20 @@ void notify_consumers(CommitActions& actions) {
 //
 //   1  A: inserts a; it sees t.
 //   2  D: starts to delete t; it does not see a.
-//   3  A: before COMMIT, tries FOR KEY SHARE on t without waiting.
+//   3  A: before COMMIT, tries to have t stay without waiting (stay_locks.hpp).
 //   4  D, if A has the lock: waits for A's commit, which waits for no open transaction; its next
 //      statement sees a and makes it the head.
 //   5  A, if t is locked or gone: makes the first message that is left the head, or, where that is
 //      locked, notes the channel as headless for a later claim.
 void link_appends(const std::vector<Append>& appends) {
-  static Statement lock("SELECT id FROM $S.mq_msgs WHERE id = ANY ($1) FOR KEY SHARE SKIP LOCKED", {UUIDARRAYOID});
+  static Statement find("SELECT m.id, m.ctid FROM ONLY $S.mq_msgs m WHERE m.id = ANY ($1)", {UUIDARRAYOID});
   ArrayParam ids(UUIDOID, appends.size());
   for (const Append& append : appends) ids.add(uuid_datum(append.predecessor));
-  const Rows rows = lock.run({ids.datum()});
-  std::set<Uuid> held;
-  for (std::size_t row = 0; row < rows.size(); ++row) held.insert(uuid_of(rows.get(row, 1)));
+  const Rows rows = find.run({ids.datum()});
+  std::vector<Located> tails;
+  for (std::size_t row = 0; row < rows.size(); ++row)
+    tails.push_back({uuid_of(rows.get(row, 1)), *reinterpret_cast<ItemPointer>(DatumGetPointer(rows.get(row, 2)))});
+  const auto held = lock_to_stay(tails, false);
   std::vector<HeadlessChannel> headless;
   for (const Append& append : appends)
     if (!held.contains(append.predecessor)) headless.push_back(append.channel);

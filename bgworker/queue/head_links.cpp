@@ -12,6 +12,7 @@
 #include "queue/enabled.hpp"
 #include "queue/low_water.hpp"
 #include "queue/promote.hpp"
+#include "queue/stay_locks.hpp"
 
 namespace mq {
 
@@ -23,10 +24,6 @@ std::int64_t behind(const HeadlessChannel& channel) {
   if (channel.behind != kFromTheStart) return channel.behind;
   const std::int64_t start = low_water::channel_start(low_water::key_of(channel.name, channel.args));
   return start == low_water::kFirstSeq ? start : start - 1;
-}
-
-void add_ids(const Rows& rows, std::unordered_set<Uuid, UuidHash>& ids) {
-  for (std::size_t i = 0; i < rows.size(); ++i) ids.insert(uuid_of(rows.get(i, 1)));
 }
 
 }  // namespace
@@ -50,18 +47,12 @@ void promote_by_query(const std::vector<const FirstMessage*>& messages, std::uno
   for (std::size_t i = 0; i < locked.size(); ++i) ids.push_back(uuid_of(locked.get(i, 1)));
   const Rows updated = update.run({uuid_array(ids)});
   if (updated.size() < ids.size()) throw refused("mq_msgs", "being changed");
-  add_ids(updated, linked);
+  for (std::size_t i = 0; i < updated.size(); ++i) linked.insert(uuid_of(updated.get(i, 1)));
 }
 
 }  // namespace
 
 std::vector<HeadlessChannel> link_channels(const std::vector<HeadlessChannel>& channels) {
-  // A head that can be locked FOR KEY SHARE stays: a transaction that removes it later sees what is
-  // behind it. Otherwise another transaction may be removing it without having seen that.
-  static Statement hold(
-      "SELECT m.id FROM $S.mq_msgs m WHERE m.id = ANY ($1) AND m.after_message_id = $N"
-      " FOR KEY SHARE SKIP LOCKED",
-      {UUIDARRAYOID});
   std::vector<HeadlessChannel> headless;
   if (channels.empty()) return headless;
   std::vector<ChainSearch> searches;
@@ -69,16 +60,17 @@ std::vector<HeadlessChannel> link_channels(const std::vector<HeadlessChannel>& c
   for (const HeadlessChannel& channel : channels)
     searches.push_back({channel.key, behind(channel), text_datum(channel.name), text_datum(channel.args)});
   const std::vector<FirstMessage> first = first_behind(searches);
-  std::vector<Uuid> heads;
+  std::vector<Located> heads;
   std::vector<const FirstMessage*> others;
   for (const FirstMessage& message : first) {
     if (message.head)
-      heads.push_back(message.id);
+      heads.push_back({message.id, message.location});
     else
       others.push_back(&message);
   }
-  std::unordered_set<Uuid, UuidHash> linked;
-  if (!heads.empty()) add_ids(hold.run({uuid_array(heads)}), linked);
+  // A head that can be made to stay is one: a transaction that removes it later sees what is behind it.
+  // Otherwise another transaction may be removing it without having seen that.
+  std::unordered_set<Uuid, UuidHash> linked = lock_to_stay(heads, true);
   if (!others.empty()) {
     if (const auto promoted = promote(others)) {
       for (std::size_t i = 0; i < others.size(); ++i)
