@@ -171,3 +171,14 @@ def signal_pid(pid, number):
         os.kill(pid, number)
     except ProcessLookupError:
         pass
+
+
+def compiled(directory, name, text):
+    """The path of a library of C functions for the server, made of this source in the directory."""
+    source, module = '%s/%s.c' % (directory, name), '%s/%s.so' % (directory, name)
+    with open(source, 'w') as file:
+        file.write(text)
+    include = subprocess.run([os.environ['PG_CONFIG'], '--includedir-server'], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    subprocess.run(['cc', '-shared', '-fPIC', '-w', '-I' + include, '-o', module, source], check=True)
+    os.chmod(directory, 0o755)
+    return module

@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import random
-import subprocess
 import sys
 import time
 
@@ -13,7 +12,7 @@ import psycopg
 import audit
 import ledger
 import load
-from server import Failed, wait_until
+from server import Failed, compiled, wait_until
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 DRAIN = 30          # seconds, after the fault and the load have ended, in which nothing more is handled
@@ -103,13 +102,7 @@ class World:
 
     def compiled(self, name, text):
         """The path of a library of C functions for the server, made of this source."""
-        source, module = '%s/%s.c' % (self.directory, name), '%s/%s.so' % (self.directory, name)
-        with open(source, 'w') as file:
-            file.write(text)
-        include = subprocess.run([os.environ['PG_CONFIG'], '--includedir-server'], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-        subprocess.run(['cc', '-shared', '-fPIC', '-w', '-I' + include, '-o', module, source], check=True)
-        os.chmod(self.directory, 0o755)
-        return module
+        return compiled(self.directory, name, text)
 
     def work_on(self, sends, most=30):
         """Lets the load go on until its clients have been told of so many sends, or for `most` seconds."""

@@ -16,8 +16,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE + '/../faults', HERE + '/../bench']
 
 import plot
-from kinds_memory import SCHEMA
-from server import Failed, Server, wait_until
+from kinds_memory import LEAK, SCHEMA
+from server import Failed, Server, compiled, wait_until
 
 STARTED = time.monotonic()
 PARTS = 20
@@ -221,9 +221,10 @@ def databases(server, probe, scale):
 
 
 def leak(server, probe, scale):
-    """A handler that leaks, which must be seen: the settings that it makes stay with its session."""
+    """A handler that leaks ten kilobytes a call, which must be seen."""
     curves = Curves('leak', 'messages of a handler that leaks', 'messages')
-    name = database(server, 'leaks', """CREATE FUNCTION leaks(m jsonb) RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM set_config('leak.n' || (m ->> 'n'), repeat('x', 10000), false); END $$""",
+    name = database(server, 'leaks', "CREATE FUNCTION leak() RETURNS void LANGUAGE c AS '%s', 'leak'" % compiled(os.environ['WORK'] + '/data', 'leak', LEAK),
+                    "CREATE FUNCTION leaks(m jsonb) RETURNS void LANGUAGE plpgsql AS 'BEGIN PERFORM leak() FROM generate_series(1, 10); END'",
                     "SELECT mq_register_handler('c', 'leaks(jsonb)')")
 
     def send(begin, end):
@@ -249,7 +250,7 @@ def main():
         parser.error('unknown phase %s: one of %s' % (unknown[0], ', '.join(PHASES)) if unknown else '--scale %g: from 0.001 to 100' % options.scale)
     failed, rows = 0, []
     for name in options.phases.split(','):
-        server = Server(name, shared_buffers='256MB', autovacuum_naptime='1s').create()
+        server = Server(name, shared_buffers='256MB', autovacuum_naptime='1s', mq__max_workers=1).create()    # one does all
         server.start()
         try:
             curves, expected = PHASES[name](server, Probe(server), options.scale)
