@@ -255,7 +255,7 @@ def main():
         try:
             curves, expected = PHASES[name](server, Probe(server), options.scale)
             found = curves.findings(expected) if curves else []
-            found += ['the log: ' + line for line in server.log_since(0) if re.search('leak|PANIC|FATAL.*out of|not closed', line)][:5]
+            found += ['the log: ' + line for line in server.log_since(0) if re.search('(reference|refcount) leak|PANIC|FATAL.*out of|not closed', line)][:5]
             rows += curves.rows() if curves else []
             if options.document and curves:
                 with open('%s/reliability/%s.svg' % (os.path.dirname(options.document), name), 'w') as file:
