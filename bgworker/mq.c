@@ -66,9 +66,7 @@ static object_access_hook_type prev_object_access_hook = NULL;
 static ProcessUtility_hook_type prev_process_utility_hook = NULL;
 static ExecutorStart_hook_type prev_executor_start_hook = NULL;
 static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
-#if PG_VERSION_NUM >= 150000
 static shmem_request_hook_type prev_shmem_request_hook = NULL;
-#endif
 
 PGDLLEXPORT void _PG_init(void);
 PGDLLEXPORT void mq_launcher_main(Datum main_arg);
@@ -195,20 +193,14 @@ define_settings(void)
 							"Those behind them in the order of their names share one row.",
 							&mq_metrics_channels, 1000, 1, 100000, PGC_USERSET, 0,
 							NULL, NULL, NULL);
-#if PG_VERSION_NUM >= 150000
 	MarkGUCPrefixReserved("mq");
-#else
-	EmitWarningsOnPlaceholders("mq");
-#endif
 }
 
 static void
 request_shared_memory(void)
 {
-#if PG_VERSION_NUM >= 150000
 	if (prev_shmem_request_hook)
 		prev_shmem_request_hook();
-#endif
 	RequestAddinShmemSpace(mq_shared_size() + mq_counts_size());
 	RequestNamedLWLockTranche("mq", mq_shared_locks());
 	RequestNamedLWLockTranche("mq counts", 1);
@@ -471,12 +463,8 @@ _PG_init(void)
 	}
 	define_settings();
 
-#if PG_VERSION_NUM >= 150000
 	prev_shmem_request_hook = shmem_request_hook;
 	shmem_request_hook = request_shared_memory;
-#else
-	request_shared_memory();
-#endif
 	prev_shmem_startup_hook = shmem_startup_hook;
 	shmem_startup_hook = start_shared_memory;
 	prev_object_access_hook = object_access_hook;

@@ -6,6 +6,8 @@
 #include <cstring>
 #include <initializer_list>
 
+#include "pg/versions.hpp"
+
 extern "C" {
 #include "access/transam.h"
 #include "catalog/pg_collation.h"
@@ -26,12 +28,6 @@ extern "C" {
 namespace mq {
 
 namespace {
-
-#if PG_VERSION_NUM >= 170000
-constexpr AttrNumber kLocale = Anum_pg_database_datlocale;
-#else
-constexpr AttrNumber kLocale = Anum_pg_database_daticulocale;
-#endif
 
 // The properties that a copy shares with its template.
 struct Source {
@@ -61,7 +57,7 @@ Source read(Oid database) {
             form->datlocprovider,
             text_of(tuple, Anum_pg_database_datcollate),
             text_of(tuple, Anum_pg_database_datctype),
-            text_of(tuple, kLocale),
+            text_of(tuple, server::kDatabaseLocale),
             text_of(tuple, Anum_pg_database_datcollversion)};
   ReleaseSysCache(tuple);
   return source;
@@ -80,9 +76,7 @@ bool is_encoding(DefElem* option, int wanted) {
 bool is_provider(const char* name, char wanted) {
   if (pg_strcasecmp(name, "libc") == 0) return wanted == COLLPROVIDER_LIBC;
   if (pg_strcasecmp(name, "icu") == 0) return wanted == COLLPROVIDER_ICU;
-#if PG_VERSION_NUM >= 170000
-  if (pg_strcasecmp(name, "builtin") == 0) return wanted == COLLPROVIDER_BUILTIN;
-#endif
+  if (pg_strcasecmp(name, "builtin") == 0) return wanted == server::kBuiltinProvider;
   return false;
 }
 

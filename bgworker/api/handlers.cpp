@@ -19,6 +19,7 @@
 #include "pg/locks.hpp"
 #include "pg/statement.hpp"
 #include "pg/validate.hpp"
+#include "pg/versions.hpp"
 #include "queue/commit_actions.hpp"
 #include "queue/current_call.hpp"
 #include "queue/enabled.hpp"
@@ -50,10 +51,7 @@ std::string role_name(Oid role) {
 // Whether workers, or the sessions of leased handlers, can connect as the role. Workers need LOGIN
 // before PostgreSQL 17, sessions always.
 bool may_connect(Oid role, bool leased) {
-#if PG_VERSION_NUM >= 170000
-  if (!leased) return true;
-#endif
-  (void)leased;
+  if (!leased && !server::kWorkersNeedLogin) return true;
   return guard::call([&] {
     HeapTuple tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(role));
     const bool login = HeapTupleIsValid(tuple) && ((Form_pg_authid)GETSTRUCT(tuple))->rolcanlogin;

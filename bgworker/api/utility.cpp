@@ -26,6 +26,7 @@
 #include "pg/guard.hpp"
 #include "pg/handler_identity.hpp"
 #include "pg/statement.hpp"
+#include "pg/versions.hpp"
 #include "pg/wait_event.hpp"
 #include "queue/commit_actions.hpp"
 #include "shmem/listeners.hpp"
@@ -86,11 +87,7 @@ DatabaseRow row_of(Oid database) {
 }
 
 bool owns(Oid database) {
-#if PG_VERSION_NUM >= 160000
-  return object_ownercheck(DatabaseRelationId, database, GetUserId());
-#else
-  return pg_database_ownercheck(database, GetUserId());
-#endif
+  return server::owns_database(database, GetUserId());
 }
 
 bool may_create_databases() {
@@ -103,11 +100,7 @@ bool may_create_databases() {
 }
 
 bool may_create_in(Oid tablespace) {
-#if PG_VERSION_NUM >= 160000
-  return object_aclcheck(TableSpaceRelationId, tablespace, GetUserId(), ACL_CREATE) == ACLCHECK_OK;
-#else
-  return pg_tablespace_aclcheck(tablespace, GetUserId(), ACL_CREATE) == ACLCHECK_OK;
-#endif
+  return server::may_create_in_tablespace(tablespace, GetUserId());
 }
 
 const DefElem* option(const List* options, const char* name) {
@@ -165,11 +158,7 @@ Wanted by_create(const CreatedbStmt* statement) {
   if (owner != nullptr) {
     const Oid role = get_role_oid(owner, true);
     if (!OidIsValid(role)) return {};
-#if PG_VERSION_NUM >= 160000
-    if (!member_can_set_role(GetUserId(), role)) return {};
-#else
-    if (!is_member_of_role(GetUserId(), role)) return {};
-#endif
+    if (!server::can_set_role(GetUserId(), role)) return {};
   }
   if (tablespace != nullptr) {
     const Oid id = get_tablespace_oid(tablespace, true);
@@ -219,11 +208,7 @@ Present who_is_in(Oid database) {
     Present present{};
     pgstat_clear_backend_activity_snapshot();
     for (int i = 1; i <= pgstat_fetch_stat_numbackends(); ++i) {
-#if PG_VERSION_NUM >= 160000
-      const PgBackendStatus& status = pgstat_get_local_beentry_by_index(i)->backendStatus;
-#else
-      const PgBackendStatus& status = pgstat_fetch_stat_local_beentry(i)->backendStatus;
-#endif
+      const PgBackendStatus& status = server::backend_status(i);
       if (status.st_databaseid != database || status.st_procpid == MyProcPid) continue;
       // The server ends autovacuum workers itself. A leased session between two calls is not in
       // processes_in(); its application_name tells it apart.

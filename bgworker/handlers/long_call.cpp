@@ -48,14 +48,12 @@ void begin_batch(bool several) {
   const TimeoutId id = timer();
   in_batch = true;
   armed = true;
-#if PG_VERSION_NUM >= 150000
   if (several) {
     guard::call(
         [&] { enable_timeout_every(id, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), kBusyLong), kTick); });
     return;
   }
-#endif
-  guard::call([&] { enable_timeout_after(id, several ? kPatience : kBusyLong); });
+  guard::call([&] { enable_timeout_after(id, kBusyLong); });
 }
 
 // The timer goes on: the next batch sets it anew, or disarm() before a wait ends it.

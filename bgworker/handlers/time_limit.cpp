@@ -49,13 +49,9 @@ HandlerTimeout::HandlerTimeout(Micros limit) {
   if (limit <= 0) return;
   const auto milliseconds = static_cast<int>(std::clamp<Micros>(limit / 1000, 1, PG_INT32_MAX));
   const TimeoutId id = timer();
-#if PG_VERSION_NUM >= 150000
   const auto again = std::clamp(milliseconds, kLeastGrace, kMostGrace);
   guard::call(
       [&] { enable_timeout_every(id, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), milliseconds), again); });
-#else
-  guard::call([&] { enable_timeout_after(id, milliseconds); });
-#endif
   armed_ = true;
 }
 

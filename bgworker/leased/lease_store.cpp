@@ -19,6 +19,7 @@
 #include "pg/sequences.hpp"
 #include "pg/settings.h"
 #include "pg/statement.hpp"
+#include "pg/versions.hpp"
 #include "queue/channel_slots.hpp"
 #include "queue/due.hpp"
 #include "queue/enabled.hpp"
@@ -60,10 +61,7 @@ class ServerSession : public PqSession {
 // client_connection_check_interval ends a session whose worker is gone.
 constexpr const char* kOptions =
     "-c role=none -c exit_on_error=off -c statement_timeout=0 -c lock_timeout=0"
-    " -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0"
-#if PG_VERSION_NUM >= 170000
-    " -c transaction_timeout=0"
-#endif
+    " -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0" MQ_NO_TRANSACTION_TIMEOUT
     " -c default_transaction_isolation=read\\ committed -c default_transaction_read_only=off"
     " -c default_transaction_deferrable=off -c client_connection_check_interval=2s -c client_min_messages=error";
 
@@ -81,22 +79,11 @@ constexpr int kShare = 4;  // one in so many connections is left to others
 
 // How many connections are left to others than leased handlers.
 int spared() {
-#if PG_VERSION_NUM >= 160000
-  return SuperuserReservedConnections + ReservedConnections + MaxConnections / kShare;
-#else
-  return ReservedBackends + MaxConnections / kShare;
-#endif
+  return server::reserved_connections() + MaxConnections / kShare;
 }
 
 bool are_free(int connections) {
-  return guard::call([&] {
-#if PG_VERSION_NUM >= 160000
-    int found = 0;
-    return HaveNFreeProcs(connections, &found);
-#else
-    return HaveNFreeProcs(connections);
-#endif
-  });
+  return guard::call([&] { return server::have_free_processes(connections); });
 }
 
 // Reads the status line of postmaster.pid, in the data directory. A smart shutdown tells workers

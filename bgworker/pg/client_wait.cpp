@@ -3,15 +3,12 @@
 #include <algorithm>
 
 #include "pg/guard.hpp"
-#include "pg/postgres.hpp"
+#include "pg/versions.hpp"
 
 extern "C" {
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
-#if PG_VERSION_NUM >= 180000
-#include "storage/waiteventset.h"
-#endif
 #include "utils/wait_event.h"
 
 // As libpq/libpq.h has them, which needs the headers of every library that the server was built with.

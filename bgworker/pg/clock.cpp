@@ -5,9 +5,7 @@
 #include "pg/postgres.hpp"
 
 extern "C" {
-#if PG_VERSION_NUM >= 150000
 #include "common/pg_prng.h"
-#endif
 }
 
 namespace mq {
@@ -22,11 +20,7 @@ Micros ServerClock::steady() {
 }
 
 double ServerClock::random() {
-#if PG_VERSION_NUM >= 150000
   return pg_prng_double(&pg_global_prng_state);
-#else
-  return static_cast<double>(::random()) / (static_cast<double>(MAX_RANDOM_VALUE) + 1);
-#endif
 }
 
 }  // namespace mq

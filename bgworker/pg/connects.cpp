@@ -5,6 +5,7 @@
 #include "pg/format.hpp"
 #include "pg/guard.hpp"
 #include "pg/settings.h"
+#include "pg/versions.hpp"
 
 extern "C" {
 #include "catalog/pg_authid.h"
@@ -57,11 +58,7 @@ Facts look(Oid database, Oid role) {
   facts.limit = form->datconnlimit;
   facts.allowed = form->datallowconn;
   ReleaseSysCache(tuple);
-#if PG_VERSION_NUM >= 160000
-  facts.connect = object_aclcheck(DatabaseRelationId, database, role, ACL_CONNECT) == ACLCHECK_OK;
-#else
-  facts.connect = pg_database_aclcheck(database, role, ACL_CONNECT) == ACLCHECK_OK;
-#endif
+  facts.connect = server::may_connect(database, role);
   facts.connections = facts.limit >= 0 ? CountDBConnections(database) : 0;
   facts.role_connections = facts.role_limit >= 0 ? CountUserBackends(role) : 0;
   return facts;
@@ -125,9 +122,8 @@ std::string connect_obstacle(Oid database, Oid role) {
   const Facts facts = guard::call([&] { return look(database, role); });
   const char* name = NameStr(facts.role);
   if (!facts.role_exists) return "the role does not exist any more: mq_register_handler with another run_as";
-#if PG_VERSION_NUM < 170000
-  if (!facts.login) return mq::format("role \"{}\" may not log in: ALTER ROLE ... LOGIN", name);
-#endif
+  if (server::kWorkersNeedLogin && !facts.login)
+    return mq::format("role \"{}\" may not log in: ALTER ROLE ... LOGIN", name);
   if (!facts.connect)
     return mq::format("role \"{}\" may not connect to database \"{}\": GRANT CONNECT ON DATABASE ... TO it", name,
                       NameStr(facts.database));

@@ -1,5 +1,7 @@
 #include "pg/dirty_scan.hpp"
 
+#include "pg/versions.hpp"
+
 extern "C" {
 #include "access/stratnum.h"
 #include "access/table.h"
@@ -38,11 +40,7 @@ void DirtyScan::find(const pg_uuid_t* first, Second how, const pg_uuid_t* second
     scan_ = nullptr;
   }
   key_count_ = keys;
-#if PG_VERSION_NUM >= 180000
-  if (scan_ == nullptr) scan_ = index_beginscan(table_, index_, &dirty_, nullptr, keys, 0);
-#else
-  if (scan_ == nullptr) scan_ = index_beginscan(table_, index_, &dirty_, keys, 0);
-#endif
+  if (scan_ == nullptr) scan_ = server::begin_index_scan(table_, index_, &dirty_, keys);
   index_rescan(scan_, keys_, keys, nullptr, 0);
 }
 

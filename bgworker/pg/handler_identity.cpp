@@ -4,6 +4,7 @@
 
 #include "pg/format.hpp"
 #include "pg/guard.hpp"
+#include "pg/versions.hpp"
 
 extern "C" {
 #include "catalog/pg_namespace.h"
@@ -22,24 +23,11 @@ namespace mq {
 namespace {
 
 bool may_execute(Oid function, Oid role) {
-  return guard::call([&] {
-#if PG_VERSION_NUM >= 160000
-    return object_aclcheck(ProcedureRelationId, function, role, ACL_EXECUTE) == ACLCHECK_OK;
-#else
-    return pg_proc_aclcheck(function, role, ACL_EXECUTE) == ACLCHECK_OK;
-#endif
-  });
+  return guard::call([&] { return server::may_execute(function, role); });
 }
 
 bool may_use_schema(Oid function, Oid role) {
-  return guard::call([&] {
-    const Oid schema = get_func_namespace(function);
-#if PG_VERSION_NUM >= 160000
-    return object_aclcheck(NamespaceRelationId, schema, role, ACL_USAGE) == ACLCHECK_OK;
-#else
-    return pg_namespace_aclcheck(schema, role, ACL_USAGE) == ACLCHECK_OK;
-#endif
-  });
+  return guard::call([&] { return server::may_use_schema(get_func_namespace(function), role); });
 }
 
 struct Definer {
@@ -67,13 +55,7 @@ std::string name_of(Oid role) {
 
 bool may_become(Oid role, Oid other) {
   if (role == other) return true;
-  return guard::call([&] {
-#if PG_VERSION_NUM >= 160000
-    return member_can_set_role(role, other);
-#else
-    return is_member_of_role(role, other);
-#endif
-  });
+  return guard::call([&] { return server::can_set_role(role, other); });
 }
 
 void check_schema_rights(Oid function, Oid run_as) {
@@ -115,9 +97,7 @@ void pin_worker_settings() {
     SetConfigOption("exit_on_error", "off", PGC_SUSET, PGC_S_OVERRIDE);
     // The worker sends the arguments of leased calls in this encoding.
     SetConfigOption("client_encoding", GetDatabaseEncodingName(), PGC_SUSET, PGC_S_OVERRIDE);
-#if PG_VERSION_NUM >= 170000
-    SetConfigOption("transaction_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
-#endif
+    if (server::kHasTransactionTimeout) SetConfigOption("transaction_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
   });
 }
 

@@ -1,5 +1,7 @@
 #include "pg/index_scan.hpp"
 
+#include "pg/versions.hpp"
+
 extern "C" {
 #include "access/nbtree.h"
 #include "access/table.h"
@@ -62,11 +64,7 @@ void EntryScan::open_relations(Oid table, Oid index) {
 
 void EntryScan::begin() {
   PushActiveSnapshot(GetLatestSnapshot());
-#if PG_VERSION_NUM >= 180000
-  scan_ = index_beginscan(table_, index_, GetActiveSnapshot(), nullptr, key_count_, 0);
-#else
-  scan_ = index_beginscan(table_, index_, GetActiveSnapshot(), key_count_, 0);
-#endif
+  scan_ = server::begin_index_scan(table_, index_, GetActiveSnapshot(), key_count_);
   scan_->xs_want_itup = true;
 }
 

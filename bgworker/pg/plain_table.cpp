@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "pg/guard.hpp"
+#include "pg/versions.hpp"
 
 extern "C" {
 #include "access/table.h"
@@ -57,13 +58,7 @@ bool calls_others(Node* node, void*) {
   const auto is_other = [](Oid function, void*) { return function >= FirstNormalObjectId; };
   if (node == nullptr) return false;
   if (check_functions_in_node(node, is_other, nullptr)) return true;
-#if PG_VERSION_NUM >= 160000
-  return expression_tree_walker(node, calls_others, nullptr);
-#else
-  // Declared there without the types of the walker's arguments.
-  const auto walker = reinterpret_cast<bool (*)()>(reinterpret_cast<void (*)()>(calls_others));
-  return expression_tree_walker(node, walker, nullptr);
-#endif
+  return server::walk_expression(node, calls_others, nullptr);
 }
 
 // What ExecInsertIndexTuples() makes of an index's predicate before it asks it: for one row that takes longer than the
@@ -119,13 +114,9 @@ TupleTableSlot* PlainTable::create_slot() const {
   return table_slot_create(table_, nullptr);
 }
 
-void PlainTable::insert_index_entries(TupleTableSlot* slot, bool updated, [[maybe_unused]] bool summarizing) {
+void PlainTable::insert_index_entries(TupleTableSlot* slot, bool updated, bool summarizing) {
   slot->tts_tableOid = RelationGetRelid(table_);
-#if PG_VERSION_NUM >= 160000
-  list_free(ExecInsertIndexTuples(info_, slot, state_, updated, false, nullptr, NIL, summarizing));
-#else
-  list_free(ExecInsertIndexTuples(info_, slot, state_, updated, false, nullptr, NIL));
-#endif
+  server::insert_index_entries(info_, slot, state_, updated, summarizing);
   ResetPerTupleExprContext(state_);
 }
 
@@ -219,21 +210,12 @@ bool RowUpdater::copy_old(const ItemPointerData& location) {
 
 bool RowUpdater::write_new(ItemPointerData location, bool wait) {
   ExecStoreVirtualTuple(new_);
-  TM_FailureData failure;
-  LockTupleMode mode;
-#if PG_VERSION_NUM >= 160000
-  TU_UpdateIndexes update_indexes = TU_None;
-#else
-  bool update_indexes = false;
-#endif
-  const TM_Result result = table_tuple_update(table_.relation(), &location, new_, table_.command(), GetActiveSnapshot(),
-                                              InvalidSnapshot, wait, &failure, &mode, &update_indexes);
+  auto entries = server::NewEntries::kNone;
+  const TM_Result result =
+      server::update_row(table_.relation(), &location, new_, table_.command(), GetActiveSnapshot(), wait, &entries);
   if (result != TM_Ok) return false;
-#if PG_VERSION_NUM >= 160000
-  if (update_indexes != TU_None) table_.insert_index_entries(new_, true, update_indexes == TU_Summarizing);
-#else
-  if (update_indexes) table_.insert_index_entries(new_, true);
-#endif
+  if (entries != server::NewEntries::kNone)
+    table_.insert_index_entries(new_, true, entries == server::NewEntries::kSummarizing);
   return true;
 }
 

@@ -3,15 +3,9 @@
 #include <cstring>
 #include <iterator>
 
-#include "pg/postgres.hpp"
-
-extern "C" {
-#include "utils/wait_event.h"
-}
+#include "pg/versions.hpp"
 
 namespace mq {
-
-#if PG_VERSION_NUM >= 170000
 
 namespace {
 
@@ -25,7 +19,7 @@ constexpr int kMostNames = 100;
 
 bool has_room(const char* name) {
   int count = 0;
-  char** const names = GetWaitEventCustomNames(PG_WAIT_EXTENSION, &count);
+  char** const names = server::wait_event_names(&count);
   bool room = count < kMostNames;
   for (int i = 0; i < count && !room; ++i) room = strcmp(names[i], name) == 0;
   pfree(names);
@@ -37,16 +31,11 @@ bool has_room(const char* name) {
 std::uint32_t wait_event(WaitFor what) {
   static std::uint32_t events[std::size(kNames)];
   const auto n = static_cast<std::size_t>(what);
-  if (events[n] == 0) events[n] = has_room(kNames[n]) ? WaitEventExtensionNew(kNames[n]) : PG_WAIT_EXTENSION;
+  if (events[n] == 0) {
+    const bool named = server::kNamesWaitEvents && has_room(kNames[n]);
+    events[n] = named ? server::new_wait_event(kNames[n]) : PG_WAIT_EXTENSION;
+  }
   return events[n];
 }
-
-#else
-
-std::uint32_t wait_event(WaitFor) {
-  return PG_WAIT_EXTENSION;
-}
-
-#endif
 
 }  // namespace mq

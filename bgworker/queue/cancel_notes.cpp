@@ -9,6 +9,7 @@
 #include "pg/guard.hpp"
 #include "pg/row_locks.hpp"
 #include "pg/statement.hpp"
+#include "pg/versions.hpp"
 #include "queue/claimed_rows.hpp"
 #include "queue/removal.hpp"
 #include "shmem/callers.hpp"
@@ -43,11 +44,7 @@ const std::string* find(const Notes& among, const Uuid& id, std::int64_t seq) {
 }
 
 LocalTransactionId current() {
-#if PG_VERSION_NUM >= 170000
-  return MyProc->vxid.lxid;
-#else
-  return MyProc->lxid;
-#endif
+  return server::local_transaction(*MyProc);
 }
 
 // notes_written() when this process saw that mq_cancelled has no block; who writes a note raises it after the

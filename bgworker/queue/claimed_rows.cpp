@@ -2,6 +2,7 @@
 
 #include "pg/extension.hpp"
 #include "pg/guard.hpp"
+#include "pg/versions.hpp"
 #include "queue/cancel_notes.hpp"
 #include "queue/enabled.hpp"
 #include "shmem/leased_calls.hpp"
@@ -152,11 +153,7 @@ bool has_new_file(Oid table) {
   return guard::call([&] {
     const Relation relation = RelationIdGetRelation(table);
     if (relation == nullptr) return false;
-#if PG_VERSION_NUM >= 160000
-    const bool found = relation->rd_firstRelfilelocatorSubid != InvalidSubTransactionId;
-#else
-    const bool found = relation->rd_firstRelfilenodeSubid != InvalidSubTransactionId;
-#endif
+    const bool found = server::has_new_file(relation);
     RelationClose(relation);
     return found;
   });

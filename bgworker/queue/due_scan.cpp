@@ -6,6 +6,7 @@
 #include "pg/extension.hpp"
 #include "pg/guard.hpp"
 #include "pg/row_locks.hpp"
+#include "pg/versions.hpp"
 #include "queue/fair_scan.hpp"
 #include "shmem/row_claims.hpp"
 
@@ -221,11 +222,7 @@ class Scan {
   }
 
   void rescan(int keys) {
-#if PG_VERSION_NUM >= 180000
-    if (scan_ == nullptr) scan_ = index_beginscan(table_, index_, GetActiveSnapshot(), nullptr, keys, 0);
-#else
-    if (scan_ == nullptr) scan_ = index_beginscan(table_, index_, GetActiveSnapshot(), keys, 0);
-#endif
+    if (scan_ == nullptr) scan_ = server::begin_index_scan(table_, index_, GetActiveSnapshot(), keys);
     index_rescan(scan_, keys_, keys, nullptr, 0);
   }
 

@@ -7,6 +7,7 @@
 
 #include "entries.h"
 #include "pg/guard.hpp"
+#include "pg/versions.hpp"
 #include "shmem/aborted_calls.hpp"
 #include "shmem/layout.hpp"
 
@@ -31,11 +32,7 @@ const PGPROC* find_process(int backend, Oid database, Oid role) {
 
 bool is_session(int backend, Oid database, Oid role) {
   const PGPROC* process = find_process(backend, database, role);
-#if PG_VERSION_NUM >= 180000
-  return process != nullptr && process->isRegularBackend;
-#else
-  return process != nullptr && !process->isBackgroundWorker;
-#endif
+  return process != nullptr && server::is_session(*process);
 }
 
 bool is_alive(const Lease& lease) {

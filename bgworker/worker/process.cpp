@@ -38,6 +38,7 @@
 #include "pg/session.hpp"
 #include "pg/settings.h"
 #include "pg/trouble.hpp"
+#include "pg/versions.hpp"
 #include "pg/wait_event.hpp"
 #include "queue/backoff.hpp"
 #include "queue/cancel_watch.hpp"
@@ -290,11 +291,7 @@ class WorkerHost : public ServerHost {
     }
     guard::call([&] {
       const auto size = static_cast<int>(sockets_.size());
-#if PG_VERSION_NUM >= 170000
-      WaitEventSet* set = CreateWaitEventSet(nullptr, size + 2);
-#else
-      WaitEventSet* set = CreateWaitEventSet(CurrentMemoryContext, size + 2);
-#endif
+      WaitEventSet* set = server::create_wait_event_set(size + 2);
       AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, nullptr);
       AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, nullptr, nullptr);
       for (const Socket& socket : sockets_)

@@ -77,6 +77,14 @@ pure_is_pure() {
   [ "$found" -eq 0 ]
 }
 
+# What differs between the servers is in one header.
+one_header_knows_versions() {
+  local more
+  more=$(cd "$source/bgworker" && grep -rlE 'PG_VERSION|PG_MAJORVERSION|CATALOG_VERSION_NO' --include='*.[ch]*' . | grep -vx './pg/versions.hpp')
+  [ -z "$more" ] || { echo "it asks for the server's version: $more"; return 1; }
+  grep -q PG_VERSION_NUM "$source/bgworker/pg/versions.hpp"
+}
+
 probe() {
   printf '#include <%s>\nint mq_probe;\n' "$1" >"$tmp/probe.cpp"
   mq_make pure-probe PROBE="$tmp/probe.cpp" >"$tmp/probe.out" 2>&1
@@ -104,6 +112,7 @@ library_is_small() { [ -n "${SANITIZE:-}" ] || [ "$(stat -c %s "$source/mq.so")"
 check 'every file is in a folder of the plan' all_in_folders
 check 'includes go downwards' includes_go_down
 check 'no pure file includes a server header' pure_is_pure
+check 'no file but pg/versions.hpp asks for the version of the server' one_header_knows_versions
 check 'a pure file can include what it may (libpq-fe.h)' probe libpq-fe.h
 check 'a pure file cannot include postgres.h' pure_cannot_include postgres.h
 check 'the library exports no C++ symbol' exports_only_c
