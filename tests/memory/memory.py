@@ -127,13 +127,11 @@ def messages(server, probe, scale):
     name = database(server, 'many', *SCHEMA)
 
     def send(begin, end):
-        for channel, share, retries in ('many', 0.7, 1), ('many together', 0.28, 20), ('many leased', 0.02, 1):
-            left = int((end - begin) * share)
-            while left > 0:
-                some, left = min(left, 5000), left - 5000
+        for chunk in range(begin, end, 5000):    # leased ones in each, lest their session ends meanwhile
+            for channel, share, retries in ('many', 0.7, 1), ('many together', 0.28, 20), ('many leased', 0.02, 1):
                 server.sql(name, 'SELECT count(*) FROM mq_send_many(%s, ARRAY(SELECT jsonb_build_object(\'n\', n %% 100) FROM generate_series(1, %s) n), channel_args => %s, ordered => %s,'
-                                 " retries => %s, retry_backoff => '1 ms')", channel, some, 'c%d' % (left // 5000 % 7), left // 5000 % 2 == 0, retries)
-                wait_until(lambda: pending(server, name) < 2000, 120, 'messages are handled', 0.01)
+                                 " retries => %s, retry_backoff => '1 ms')", channel, int(min(end - chunk, 5000) * share), 'c%d' % (chunk // 5000 % 7), chunk // 5000 % 2 == 0, retries)
+            wait_until(lambda: pending(server, name) < 2000, 120, 'messages are handled', 0.01)
         drained(server, name)
         server.sql(name, 'TRUNCATE mq_dead, mq_failures')
     watched(curves, probe, name, total, send)
