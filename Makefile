@@ -12,7 +12,7 @@
 ##   make installcheck   pg_regress and isolation tests against a running server that has mq
 ##   make clean          remove everything that was built
 ##   make test           install what is missing, build, and test on a private throwaway server
-##                         ONLY=unit|layout|spin|model|regress|isolation|tap|original|faults|crash|dist|package  TESTS="names"
+##                         ONLY=unit|layout|spin|model|regress|isolation|tap|original|faults|crash|failover|dist|package  TESTS="names"
 ##                         MQ_ORIGINAL=path  a copy of the original schema, for the suite original
 ##   make test-model     the suite model for longer: STEPS=100000, with a new seed or that of SEED
 ##   make fuzz           libFuzzer on what parses, FUZZ_SECONDS=60 for each target; TESTS="cron_line topics"
@@ -23,6 +23,8 @@
 ##   make test-memory        memory, files and locks over much work (half an hour): SCALE=0.1, PHASES="runs"
 ##   make test-crash-points  the suite crash: a process dies at each step of mq, in a build of its own, audited
 ##                         TESTS="settle claim_taken"  some steps
+##   make test-failover  two nodes with Patroni and etcd, the primary killed under load, three times, and a switchover, audited;
+##                         writes docs/reliability.md; five minutes; SEED=7  as an earlier run
 ##   make test-package   the Debian package: built twice, installed, upgraded, tested and purged, in a copy of
 ##                         this machine's file system that is gone afterwards; as root
 ##   make report         an HTML page on the queue of a database, as psql's variables name it: PGDATABASE=shop
@@ -257,7 +259,7 @@ RUN = exec env -u MAKEFLAGS -u MFLAGS ONLY='$(ONLY)' TESTS='$(TESTS)' KEEP='$(KE
   SANITIZE='$(SANITIZE)' STEPS='$(STEPS)' SEED='$(SEED)' FUZZ_SECONDS='$(FUZZ_SECONDS)' FUZZ_MERGE='$(FUZZ_MERGE)' \
   PG_CONFIG='$(if $(filter file,$(origin PG_CONFIG)),,$(PG_CONFIG))'
 
-.PHONY: help test report test-model test-faults test-memory test-crash-points test-package fuzz valgrind demo demo-stop bench dist distcheck format tidy
+.PHONY: help test report test-model test-faults test-memory test-crash-points test-failover test-package fuzz valgrind demo demo-stop bench dist distcheck format tidy
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
 
@@ -285,6 +287,9 @@ test-memory:
 
 test-crash-points:
 	@$(RUN) ONLY=crash tests/run/test.sh
+
+test-failover:
+	@$(RUN) ONLY=failover FAILOVER_DOCUMENT='$(CURDIR)/docs/reliability.md' tests/run/test.sh
 
 REPORT = report.html
 report:

@@ -79,6 +79,8 @@ class Record:
                 # A message with its dedup_key was pending.
                 self.messages[spec['id']] = Message(spec, 'rolled back', (0,), (0,))
                 continue
+            if end == 'rolled back' and known in self.messages and self.messages[known].end == 'unknown':
+                continue        # sent again, in vain: the first may be there all the same
             # The sender had the channel to itself from the answer on until the commit; of a statement that is a transaction of
             # its own it had it at some moment between asking and being told.
             channel = (spec['channel'], spec['args'])
@@ -86,7 +88,8 @@ class Record:
             if ask.get('auto'):
                 lo, hi = (ask['t'], position, index), (told_at, position, index)
             else:
-                at = first_told.setdefault(channel, told_at)
+                # What is sent without an order, or taken back with a savepoint, keeps nobody else out.
+                at = first_told.setdefault(channel, told_at) if spec['ordered'] and not ask.get('undone') else told_at
                 lo = hi = (at, position, index)
             self.messages[known] = Message(dict(spec, id=known), end, lo, hi, one, ask['t'])
 

@@ -25,6 +25,7 @@ import traceback
 import kinds
 import planted
 import psycopg
+import tables
 from server import Failed, Server
 from world import World
 
@@ -75,10 +76,9 @@ class Results:
 
     def table(self):
         head = ['fault', 'repetitions'] + COLUMNS + ['seconds to drain']
-        lines = ['| %s |' % ' | '.join(head), '|%s' % ('---|' * len(head))]
         number = lambda title: int(title.split()[0]) if title[0].isdigit() else 0
-        for title, row in sorted(self.rows.items(), key=lambda item: number(item[0])):
-            lines.append('| %s |' % ' | '.join([title] + [('%.1f' if column == 'seconds to drain' else '%s') % row[column] for column in head[1:]]))
+        lines = tables.lines_of(head, [[title] + [('%.1f' if column == 'seconds to drain' else '%s') % row[column] for column in head[1:]]
+                                       for title, row in sorted(self.rows.items(), key=lambda item: number(item[0]))])
         return lines + ['| %s |%s' % (title, ' |' * (len(head) - 2) + ' %s |' % why) for title, why in sorted(self.skipped, key=lambda item: number(item[0]))]
 
 
@@ -252,18 +252,8 @@ def main():
     lines = results.table()
     say('\n' + '\n'.join(lines) + '\n')
     if options.document:
-        document(options.document, lines)
+        tables.put(options.document, 'faults', lines)
     return 1 if results.failed else 0
-
-
-def document(path, lines):
-    """Puts the table between the marks of the document."""
-    begin, end = '<!-- faults: begin -->', '<!-- faults: end -->'
-    with open(path) as file:
-        text = file.read()
-    before, after = text.split(begin)[0], text.split(end)[1]
-    with open(path, 'w') as file:
-        file.write('%s%s\n\n%s\n\n%s%s' % (before, begin, '\n'.join(lines), end, after))
 
 
 for module in ('kinds_processes', 'kinds_handlers', 'kinds_database', 'kinds_room', 'kinds_clock', 'kinds_memory', 'kinds_copies'):

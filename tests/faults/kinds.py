@@ -21,6 +21,13 @@ CRASH_LINES = [r'was terminated by signal', r'terminating connection because of 
                r'could not (send|receive) data', r'unexpected EOF',
                # A database that was dropped since the last checkpoint.
                r'startup WARNING: .*(could not open directory "base/|useless files may be left behind)']
+# The same where a standby takes over.
+MOVED_LINES = CRASH_LINES + [r'promot', r'replication', r'canceling (the )?wait for synchronous', r'could not (connect|receive)']
+
+
+def calls(lines):
+    """How many calls of handlers these lines of a server's log name."""
+    return sum('mq-call' in line for line in lines)
 
 
 class Skip(Exception):

@@ -4,12 +4,8 @@ import os
 import time
 import uuid
 
-from kinds import CRASH_LINES, LOST, kind
+from kinds import CRASH_LINES, LOST, MOVED_LINES, calls, kind
 from server import Server, expect, wait_until
-
-
-def calls(lines):
-    return sum('mq-call' in line for line in lines)
 
 
 def rest(world):
@@ -43,7 +39,7 @@ def work(world, consumers=True):
         world.begin_load(producers=0, others=['consumer', 'consumer', 'poller'])
 
 
-@kind(13, 'a standby promoted under load', charges={'57P01'}, errors=LOST, log=CRASH_LINES + [r'promot', r'replication', r'canceling (the )?wait for synchronous', r'could not (connect|receive)'])
+@kind(13, 'a standby promoted under load', charges={'57P01'}, errors=LOST, log=MOVED_LINES)
 def promoted(run):
     primary = run.own(Server(run.name + '_a', hot_standby='on', max_wal_senders=5)).create()
     primary.start()

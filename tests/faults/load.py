@@ -26,7 +26,7 @@ class Client:
         self.directory, self.name, self.pause = directory, name, pause
         self.random = random.Random('%s %s' % (seed, name))
         self.ledger = ledger.Ledger('%s/%s.ledger' % (directory, name))
-        self.connection, self.tx, self.stopped, self.errors = None, 0, False, 0
+        self.connection, self.tx, self.stopped, self.errors, self.in_doubt = None, 0, False, 0, None
         signal.signal(signal.SIGTERM, self.stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -34,7 +34,7 @@ class Client:
         self.stopped = True
 
     def run(self):
-        turn = {'p': self.produce, 'o': self.operate, 'c': self.consume, 'l': self.poll}[{'poller': 'l'}.get(self.name.split('-')[0], self.name[0])]
+        turn = {'p': self.produce, 'o': self.operate, 'c': self.consume, 'l': self.poll, 'i': self.insist}[{'poller': 'l'}.get(self.name.split('-')[0], self.name[0])]
         while not self.stopped:
             try:
                 if self.connection is None:
@@ -215,6 +215,21 @@ class Client:
                                                    json.dumps(m['payload']), m['args'], m['retries'], '50 ms', m['id'], auto=auto, messages=[m]), auto=True):
             self.tx += 1
             self.step('wait', "SELECT state, result::text FROM mq_wait(%s::uuid[], '2 s')", [m['id']], of=m['id'], told=lambda rows: {'state': rows[0][0], 'result': rows[0][1]})
+
+    def insist(self):
+        """What a careful program does: where the answer to its COMMIT was lost it asks what has become of the message, and sends it
+        again if the server knows of none. The server remembers those of this channel when they are done."""
+        m = self.in_doubt = self.in_doubt or dict(self.message('kept'), ordered=False)
+
+        def send(auto):
+            state = self.execute('SELECT state FROM mq_status(ARRAY[%s::uuid])', m['id'])[0][0]
+            query, values = 'SELECT %s', (m['id'],)
+            if state == 'unknown':
+                query = 'SELECT mq_send(%s, %s, channel_args => %s, retries => %s, retry_backoff => %s, dedup_key => %s, id => %s)'
+                values = m['channel'], json.dumps(m['payload']), m['args'], m['retries'], '100 ms', m['id'], m['id']
+            self.step('send', query, *values, auto=auto, told=lambda rows: {'ids': [str(row[0]) for row in rows]}, messages=[m])
+        self.transaction(send)
+        self.in_doubt = None
 
     # --- who looks after the queue --------------------------------------------------------------------
 

@@ -116,7 +116,7 @@ class World:
         last shorter than ever: a busy machine may take its time, a queue that stands still may not."""
         begun = time.monotonic()
         if self.load:
-            self.load.stop(['producer', 'operator'])
+            self.load.stop(['producer', 'operator', 'insistent'])
         wait_until(lambda: self.tidy() or True, 20, 'what was left open is ended')
 
         left = None  # the least number of messages so far

@@ -16,6 +16,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE + '/../faults', HERE + '/../bench']
 
 import plot
+import tables
 from kinds_memory import LEAK, SCHEMA
 from server import Failed, Server, compiled, wait_until
 
@@ -65,7 +66,7 @@ class Curves:
         for process, samples in sorted(self.samples.items()):
             warm, last = samples[min(WARM, len(samples) - 1)][1], samples[-1][1]
             cells = ['%.1f to %.1f' % (warm[what] / 1048576, last[what] / 1048576) for what in ('private', 'contexts')]
-            yield '| %s | %s | %s | %d to %d | %d |' % (self.title, process, ' | '.join(cells), warm['files'], last['files'], last['locks'])
+            yield [self.title, process, *cells, '%d to %d' % (warm['files'], last['files']), str(last['locks'])]
 
     def svg(self):
         return plot.svg({'title': self.title, 'x': self.unit, 'y': 'MB of its own', 'log': False, 'lines': {
@@ -266,16 +267,10 @@ def main():
         say('%s - %s' % ('not ok' if found else 'ok', 'a leak is seen' if name == 'leak' else name + ': what mq holds stays flat'))
         for finding in found:
             say('#   ' + finding)
-    head = ['what is done', 'process', 'MB of its own', 'MB in its memory contexts', 'open files', 'locks']
-    table = ['| %s |' % ' | '.join(head), '|%s' % ('---|' * len(head))] + rows
+    table = tables.lines_of(['what is done', 'process', 'MB of its own', 'MB in its memory contexts', 'open files', 'locks'], rows)
     say('\n'.join([''] + table))
     if options.document:
-        with open(options.document) as file:
-            text = file.read()
-        begin, end = '<!-- memory: begin -->', '<!-- memory: end -->'
-        text = '%s%s\n\n%s\n\n%s%s' % (text[:text.index(begin)], begin, '\n'.join(table), end, text[text.index(end) + len(end):])
-        with open(options.document, 'w') as file:
-            file.write(text)
+        tables.put(options.document, 'memory', table)
     sys.exit(failed > 0)
 
 

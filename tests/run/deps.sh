@@ -102,24 +102,38 @@ deps_node_pg() {
   mkdir -p "$1" && cp -R "$cache/node_modules" "$1/" && chmod -R a+rX "$1"
 }
 
-# Prometheus and two exporters, for t/160_monitoring, in DIR: Debian's packages, unpacked and not installed, so that none
-# of their services is started, now or at the next boot. Kept in the cache, and downloaded once. Where they are installed
-# those are taken. Without them the test says so.
+# Prometheus and two exporters, for t/160_monitoring, in DIR. Where they are installed those are taken. Without them the test
+# says so.
 deps_prometheus() {
-  local cache=${XDG_CACHE_HOME:-$HOME/.cache}/mq-test/prometheus package part
-  local packages=(prometheus prometheus-sql-exporter prometheus-postgres-exporter)
   [ "$(command -v promtool prometheus-sql-exporter prometheus-postgres-exporter | wc -l)" -lt 3 ] || return 0
+  deps_unpack prometheus 'usr/bin/prom*' "$1" prometheus prometheus-sql-exporter prometheus-postgres-exporter
+}
+
+# Patroni and etcd, for the suite failover, in DIR, with what they need of Python's. Where they are installed those are taken.
+deps_patroni() {
+  [ "$(command -v patroni patronictl etcd | wc -l)" -lt 3 ] || return 0
+  deps_unpack patroni usr "$1" patroni etcd-server python3-etcd python3-cdiff python3-click python3-colorama python3-dateutil python3-dnspython \
+    python3-pkg-resources python3-prettytable python3-psutil python3-psycopg2 python3-six python3-urllib3 python3-wcwidth python3-yaml
+}
+
+# deps_unpack NAME FILES DIR PACKAGE...: the files of Debian's packages that have this pattern, in DIR. The packages are unpacked
+# and not installed, so that none of their services is started, now or at the next boot. Kept in the cache, and downloaded
+# once. Where that is not possible there is no DIR.
+deps_unpack() {
+  local name=$1 files=$2 target=$3 cache=${XDG_CACHE_HOME:-$HOME/.cache}/mq-test/$1 package part
+  shift 3
   command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || return 0
   if [ ! -d "$cache" ]; then
-    say "Downloading Debian's packages of Prometheus"
+    say "Downloading Debian's packages of $name"
     part=$(mktemp -d) && chmod 755 "$part"
-    if (cd "$part" && timeout 300 apt-get -q -y -o APT::Sandbox::User=root download "${packages[@]}" >/dev/null); then
+    if (cd "$part" && timeout 300 apt-get -q -y -o APT::Sandbox::User=root download "$@" >/dev/null); then
       mkdir -p "$cache.part" && for package in "$part"/*.deb; do dpkg-deb -x "$package" "$cache.part"; done
       mv "$cache.part" "$cache"
     fi
     rm -rf "$part" "$cache.part"
   fi
-  [ ! -d "$cache" ] || { mkdir -p "$1" && cp "$cache"/usr/bin/prom* "$1/" && chmod -R a+rX "$1"; }
+  # shellcheck disable=SC2086 # a pattern
+  [ ! -d "$cache" ] || { mkdir -p "$target" && cp -R "$cache"/$files "$target/" && chmod -R a+rX "$target"; }
 }
 
 # What apt would do: how many packages, how much to download, how much on disk. Nothing if it does not know

@@ -20,10 +20,11 @@ umask 022
 . "$HERE/tests/run/package.sh"
 . "$HERE/tests/faults/start.sh"
 . "$HERE/tests/crash/suite.sh"
+. "$HERE/tests/failover/suite.sh"
 
 suites=${ONLY:-unit layout spin model regress isolation tap original dist}
 for suite in $suites; do
-  declare -F "suite_$suite" >/dev/null || die "No suite '$suite': ONLY=unit|layout|spin|model|regress|isolation|tap|original|dist|faults|crash|package"
+  declare -F "suite_$suite" >/dev/null || die "No suite '$suite': ONLY=unit|layout|spin|model|regress|isolation|tap|original|dist|faults|crash|failover|package"
 done
 
 broken() {
