@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "pg/postgres.hpp"
+#include "pg/types.hpp"
 #include "shmem/name_filter.hpp"
 
 namespace mq::shared {
@@ -68,6 +69,10 @@ bool is_closed();          // a statement wants the database for itself
 // unless a wake-up came after number `seen`. True: its worker slot is wanted, and it should leave.
 bool give_up_slot(TimestampTz due, std::uint64_t seen);
 bool slots_are_wanted();
+// How long a pool whose worker has given up its slot may be without one, where nothing is known to become due:
+// mq.poll_interval, or a second for each pool that waits for a process, so that one a second is started to
+// look. In µs.
+Micros longest_rest();
 struct Contention {
   bool contended;  // other pools of the database wait for a database slot
   bool wanted;     // one of them needs it at once

@@ -122,7 +122,8 @@ class WorkerHost : public ServerHost {
         shared::end_turn(most > 0 ? due_ : 0, seen_, fruitless_);
         return false;
       }
-      if (shared::give_up_slot(clock_.now() + most, seen_)) return false;
+      const Micros again = most < poll_interval() ? clock_.now() + most : look_at_;
+      if (shared::give_up_slot(again, seen_)) return false;
     }
     if (contention.wanted && most > 0) {
       if ((fruitless_ || clock_.now() - started_at_ >= kLeastTurn) &&
@@ -159,6 +160,10 @@ class WorkerHost : public ServerHost {
     if (next.later) due_ = std::min(due_, *next.later);
     due_ = std::min(due_, shared::next_schedule());
     waits_for_time_ = due_ < now + poll_interval();
+    look_at_ = now + shared::longest_rest();
+    for (const auto& moment : {next.due, next.later, next.expiry})
+      if (moment) look_at_ = std::min(look_at_, *moment);
+    look_at_ = std::min(look_at_, shared::next_schedule());
     // Another session has the message, maybe for as long again as it has been due.
     if (next.due && *next.due <= now) due_ = std::min(due_, now + std::max(kUnclaimed, now - *next.due));
     return next;
@@ -371,6 +376,7 @@ class WorkerHost : public ServerHost {
   bool look_at_schedules_ = true;              // though none is due, as far as is known
   bool schedules_fail_ = false;                // the last look at them ended with an error
   Micros due_ = 0;                             // when something is due next, as next() found last
+  Micros look_at_ = 0;                         // when somebody has to look, if nobody waits here
   bool waits_for_time_ = false;                // that is a time, and not the end of mq.poll_interval
 };
 

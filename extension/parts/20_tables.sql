@@ -273,6 +273,8 @@ COMMENT ON COLUMN mq_handlers.run_as_oid IS 'The role run_as, in the database th
 COMMENT ON COLUMN mq_handlers.keep IS 'How long a message is kept once it is handled, unless it says so itself. NULL: it is not kept.';
 CREATE UNIQUE INDEX mq_handlers_name ON mq_handlers (channel_name, message_name) WHERE message_name IS NOT NULL;
 CREATE UNIQUE INDEX mq_handlers_any ON mq_handlers (channel_name) WHERE message_name IS NULL;
+-- For what asks for all handlers of a name: with a partial index it would read all names'.
+CREATE INDEX mq_handlers_channel ON mq_handlers (channel_name);
 
 CREATE TABLE mq_paused (
   channel_name text COLLATE "C" PRIMARY KEY,

@@ -114,6 +114,7 @@ SELECT pg_catalog.pg_extension_config_dump('mq_done_done_no_seq', '');
 ALTER TABLE mq_handlers ADD keep interval,
   ADD CONSTRAINT mq_handlers_keep CHECK (keep > '0' AND keep <= '36500 days');
 COMMENT ON COLUMN mq_handlers.keep IS 'How long a message is kept once it is handled, unless it says so itself. NULL: it is not kept.';
+CREATE INDEX mq_handlers_channel ON mq_handlers (channel_name);
 
 -- Fails where a table of a user's own has a column of the type; docs/guide/operations.md says what to do.
 ALTER TYPE mq_message ADD ATTRIBUTE headers jsonb, ADD ATTRIBUTE priority integer;

@@ -7,6 +7,7 @@ use lib "$FindBin::RealBin/lib";
 use MqTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(time usleep);
 
 my $databases = 8;
 my $node = mq_node('slots', max_worker_processes => 5, 'mq.poll_interval' => '2s');
@@ -38,6 +39,17 @@ cmp_ok(log_lines(qr/max_worker_processes = 5 leaves [0-9]+ databases or roles wi
 # Scheduled messages are handled when they are due, though nobody rests there.
 $node->safe_psql("db$_", q{SELECT mq_send('c', name => 'later', delay => '3 s')}) for 1 .. $databases;
 within(30, $node, "db$_", q{SELECT count(*) FROM handled WHERE name = 'later'}, 1, "db$_: what was scheduled is handled") for 1 .. $databases;
+
+# Where nothing is to do, processes do not come and go: one a second at most, to look, and not one for each database each
+# mq.poll_interval. What is sent to a database without one is handled.
+$node->safe_psql('postgres', "CREATE DATABASE db$_ TEMPLATE postgres"), $node->safe_psql("db$_", $equip) for $databases + 1 .. 2 * $databases;
+within(30, $node, 'postgres', q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'mq worker'}, 3, 'all slots are taken');
+my %seen;
+for (my $end = time + 12; time < $end; usleep(100_000)) { $seen{$_}++ for split ' ', $node->safe_psql('postgres', q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'mq worker'}) }
+cmp_ok(scalar keys %seen, '<=', 3 + 16, 'in twelve idle seconds few workers come and go, of '.(2 * $databases).' databases');
+$node->safe_psql("db$_", q{SELECT mq_send('c', name => 'quiet')}) for 1 .. 2 * $databases;
+within(30, $node, "db$_", q{SELECT count(*) FROM handled WHERE name = 'quiet'}, 1, "db$_ is served") for 1 .. 2 * $databases;
+$node->safe_psql('postgres', "DROP DATABASE db$_") for $databases + 1 .. 2 * $databases;
 
 # Databases with a backlog have no right to keep what others need.
 $node->safe_psql("db$_", q{SELECT count(*) FROM mq_send_many('slow', array_fill('{}'::jsonb, ARRAY[400]))}) for 1 .. 3;
