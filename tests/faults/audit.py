@@ -240,7 +240,9 @@ def audit(lines, final, log, allowed):
     for text in final['trouble']:
         found('client', text)
     bad = re.compile(r'PANIC:|TRAP:|segfault|was terminated by|FATAL:|mq worker:|WARNING:|exited with exit code [^01]')
-    usual = re.compile(r'terminating (background worker "mq (worker|launcher)"|connection|autovacuum process) due to administrator command|deadlock detected|connection to client lost')
+    usual = re.compile(r'terminating (background worker "mq (worker|launcher)"|connection|autovacuum process) due to administrator command|deadlock detected|connection to client lost|'
+                       # So says a session that is terminated before it has told its client that it is there.
+                       r'canceling authentication due to timeout')
     for line in log:
         if bad.search(line) and not usual.search(line) and not any(pattern.search(line) for pattern in allowed.log):
             found('log', line.strip()[:200])

@@ -5,7 +5,7 @@ import time
 import psycopg
 from kinds import CRASH_LINES, LOST, kind
 from kinds_processes import message
-from server import wait_until
+from server import patience, wait_until
 
 # Work that makes more work for ever, in a database that nobody audits.
 ECHO = ("CREATE EXTENSION mq", 'CREATE TABLE echoes (n bigserial)',
@@ -25,7 +25,7 @@ def timed(run, server, database, statement, what, seconds=5):
     begun = time.monotonic()
     server.sql(database, statement)
     took = time.monotonic() - begun
-    run.expect(took < seconds, '%s took %.1f s' % (what, took))
+    run.expect(took < patience(seconds), '%s took %.1f s' % (what, took))
 
 
 @kind(6, 'extension and databases dropped, made and copied', errors=LOST, log=[r'terminating', r'canceling statement due to user request', r'mq worker: .*(does not exist|being dropped|concurrently)',
@@ -82,7 +82,7 @@ def written_anew(run):
                 except psycopg.errors.DeadlockDetected:     # as with any transaction that has read the table and goes on to write
                     if last:
                         raise
-            run.expect(time.monotonic() - begun < 10, '%s took %.1f s' % (statement, time.monotonic() - begun))
+            run.expect(time.monotonic() - begun < patience(10), '%s took %.1f s' % (statement, time.monotonic() - begun))
         # All that is pending goes.
         world.tx += 1
         with world.server.connect(world.database) as session:

@@ -142,9 +142,7 @@ def nobody_satisfies(run):
         server.sql('postgres', 'SELECT pg_reload_conf()')
         waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
         wait_until(lambda: server.value('postgres', waits) > 3, 10, 'commits wait')
-        begun = time.monotonic()
         server.stop('fast', seconds=20)
-        run.expect(time.monotonic() - begun < 20, 'a fast stop ends')
         os.unlink(server.data + '/postgresql.auto.conf')
         server.start()
         server.ready()

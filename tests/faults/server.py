@@ -21,9 +21,14 @@ def expect(is_so, text):
         raise Failed(text)
 
 
+def patience(seconds):
+    """What a bound of so many seconds is on this machine now: longer by as much as its processors are asked for too often."""
+    return seconds * min(10, max(1, os.getloadavg()[0] / (os.cpu_count() or 1)))
+
+
 def wait_until(condition, seconds, what, pause=0.05):
-    """The first true value of the condition, which may fail with errors of the server meanwhile."""
-    end, last = time.monotonic() + seconds, ''
+    """The first true value of the condition, which may fail with errors of the server meanwhile. A busy machine has longer."""
+    begun, last = time.monotonic(), ''
     while True:
         try:
             value = condition()
@@ -31,7 +36,8 @@ def wait_until(condition, seconds, what, pause=0.05):
                 return value
         except (psycopg.Error, OSError) as error:
             last = str(error)
-        expect(time.monotonic() < end, 'waited %g s in vain: %s %s' % (seconds, what, last))
+        waited = time.monotonic() - begun
+        expect(waited < patience(seconds), 'waited %.0f s in vain, where %g s are the bound of an idle machine: %s %s' % (waited, seconds, what, last))
         time.sleep(pause)
 
 
@@ -55,7 +61,7 @@ class Server:
         settings = {**self.environment, **dict(environment)}
         prefix = os.environ.get('AS_USER', '').split() + (['env'] + ['%s=%s' % one for one in settings.items()] if settings else [])
         done = subprocess.run(prefix + list(command), env=env, cwd=self.work + '/tmp', stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              stdin=subprocess.DEVNULL, text=True, timeout=seconds)
+                              stdin=subprocess.DEVNULL, text=True, timeout=10 * seconds)
         expect(done.returncode == 0 or not check, '%s: %s' % (' '.join(command), done.stdout))
         return done.stdout
 
@@ -74,11 +80,11 @@ class Server:
 
     def start(self, wait=True, check=True):
         # pg_ctl's own descriptors must not be the server's.
-        return self.run('pg_ctl', '-D', self.data, '-l', self.log, '-w' if wait else '-W', '-t', '60', 'start', check=check)
+        return self.run('pg_ctl', '-D', self.data, '-l', self.log, '-w' if wait else '-W', '-t', '600', 'start', check=check)
 
     def stop(self, mode='fast', check=True, seconds=60):
         self.forget()
-        return self.run('pg_ctl', '-D', self.data, '-w', '-t', str(seconds), '-m', mode, 'stop', check=check)
+        return self.run('pg_ctl', '-D', self.data, '-w', '-t', '%d' % patience(seconds), '-m', mode, 'stop', check=check)
 
     def kill(self):
         """kill -9 of the postmaster, and then of what it leaves behind, which would keep the next one from starting."""
@@ -114,7 +120,7 @@ class Server:
         return 'host=%s port=%d user=postgres dbname=%s%s' % (self.socket, self.port, database, " options='%s'" % self.options[database] if database in self.options else '')
 
     def connect(self, database, **options):
-        return psycopg.connect(self.conninfo(database), autocommit=True, prepare_threshold=None, connect_timeout=10, **options)
+        return psycopg.connect(self.conninfo(database), autocommit=True, prepare_threshold=None, connect_timeout=60, **options)
 
     def sql(self, database, query, *values):
         """Rows of the query, in a session that is kept. Where that was lost, or is lost now, in a new one."""
