@@ -7,6 +7,7 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 use MqDocuments;
+use MqExamples;
 use MqTest;
 use Encode qw(decode);
 use List::Util qw(any);
@@ -55,24 +56,6 @@ for my $from (grep { $_ ne 'CHANGELOG.md' } @documents) {
 
 # --- nothing that is somebody else's is touched ---------------------------------------------------
 
-# What acts on everybody's messages has no example.
-my @sweeping = ('mq_clear_all', 'mq_reset_stats');
-
-# Why a statement should not be pasted into a database that others use; undef if it may.
-sub harm {
-	my ($sql) = @_;
-	my $bare = $sql =~ s/--[^\n]*//gr;
-	for my $function (@sweeping) {
-		return "calls $function" if $bare =~ /\b$function\s*\(/i;
-	}
-	return 'truncates' if $bare =~ /\bTRUNCATE\b/i;
-	return 'changes the server' if $bare =~ /\bALTER\s+(SYSTEM|DATABASE|EXTENSION)\b/i;
-	return 'changes the session' if $bare =~ /^\s*SET\s+(?!LOCAL\b)/im;
-	return 'deletes or updates whatever there is' if any { !/\bWHERE\b/i } $bare =~ /^\s*((?:DELETE\s+FROM|UPDATE)\b.*?);/gims;
-	return 'drops with what depends on it' if $bare =~ /\bCASCADE\b/i;
-	return undef;
-}
-
 is_deeply([ map { harm($_) // '-' } 'SELECT mq_clear_all();', 'TRUNCATE t;', "ALTER SYSTEM SET mq.notify = 'off';", "SET mq.notify = 'off';",
 	'DELETE FROM mq_dead;', 'SELECT mq_reset_stats ();', 'DELETE FROM mq_dead WHERE id IS NULL;', "SET LOCAL mq.notify = 'off';" ],
 	[ 'calls mq_clear_all', 'truncates', 'changes the server', 'changes the session', 'deletes or updates whatever there is',
@@ -86,6 +69,7 @@ $node->reload;
 # What somebody else has: messages of each kind, in channels with the names that one would choose, a dead letter, handlers,
 # a paused channel, rights, settings, and totals.
 my @theirs = qw(mail account reports files orders parcels travel app letters);
+my @compared = (channels => \@theirs, tables => ['orders']);
 
 sub others_move_in {
 	my ($db) = @_;
@@ -105,66 +89,24 @@ sub others_move_in {
 	within(20, $node, $db, q{SELECT dead, died FROM mq_stats WHERE channel_name = 'letters'}, '1|1', 'others have a dead letter');
 }
 
-# All that there is besides the extension itself, in a form that compares. Totals are compared for the others' channels only: an
-# example's stay.
-sub all_there_is {
-	my ($db) = @_;
-	my $theirs = join ', ', map { "'$_'" } @theirs;
-	my %is = map { $_->[0] => $node->safe_psql($db, $_->[1]) } (
-		map({ [ $_, "SELECT t::text FROM $_ AS t ORDER BY 1" ] } qw(mq_msgs mq_payloads mq_dead mq_failures mq_handlers mq_paused mq_channel_limits mq_timetable mq_subscribers orders)),
-		[ 'totals', "SELECT channel_name, handled, failed, died FROM mq_stats WHERE channel_name IN ($theirs) ORDER BY 1" ],
-		[ 'settings', q{SELECT name, setting FROM pg_file_settings WHERE sourcefile ~ 'auto.conf$' ORDER BY 1} ],
-		[ 'settings of roles', q{SELECT setrole::regrole, setdatabase, setconfig FROM pg_db_role_setting ORDER BY 1} ],
-		[ 'roles', q{SELECT rolname FROM pg_roles ORDER BY 1} ],
-		[ 'rights', q{SELECT proname, proacl::text FROM pg_proc WHERE proname ~ '^mq_' ORDER BY 1, pronargs} ],
-		[ 'objects', q{
-			SELECT 'relation', oid::regclass::text FROM pg_class WHERE relnamespace = 'public'::regnamespace
-			UNION SELECT 'function', oid::regprocedure::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace
-			UNION SELECT 'type', oid::regtype::text FROM pg_type WHERE typnamespace = 'public'::regnamespace
-			UNION SELECT 'database', datname FROM pg_database ORDER BY 1, 2} ]);
-	return \%is;
-}
-
 # --- each example runs --------------------------------------------------------------------------
-
-# What only reads may be asked again and again.
-my $reads = qr/(?:why|health|latest_message|uuid_exists|active_channels)\b/;
-
-sub try_example {
-	my ($db, $document, $sql, $expected) = @_;
-	# What workers do is there in a moment; what changes something is run once.
-	my $patient = $sql =~ /^(?:SHOW|SELECT|TABLE|WITH) (?!.*\bmq_(?!$reads)\w+\()/s && defined $expected;
-	my ($error) = ($expected // '') =~ /^ERROR (\w{5})$/;
-	my $end = time + ($patient ? 20 : 0);
-	my ($rc, $out, $err);
-	while (1) {
-		($rc, $out, $err) = $node->psql($db, $sql, extra_params => [ '-F', ', ', $error ? ('-v', 'VERBOSITY=sqlstate') : () ]);
-		last if $rc != 0 || !$patient || $out eq $expected || time > $end;
-		select(undef, undef, undef, 0.05);
-	}
-	my ($name) = $sql =~ /^(.*)/;
-	is(harm($sql), undef, "$document: touches nothing but what the examples made: $name");
-	return like($err, qr/ERROR:  $error$/, "$document: fails as it says: $name") if $error;
-	is($err, '', "$document: runs: $name") or return;
-	is($out, $expected, "$document: returns what it says: $name") if defined $expected;
-}
 
 for my $document (@tried) {
 	my $db = 'try_' . lc($document) =~ s/\W/_/gr;
 	my @blocks = blocks(document($document), 'sql');
 	$node->safe_psql('postgres', "CREATE DATABASE $db");
 	my $before;
-	my $begin = sub { others_move_in($db); $before = all_there_is($db); };
+	my $begin = sub { others_move_in($db); $before = all_there_is($node, $db, @compared); };
 	if ($document ne 'README.md') {
 		$node->safe_psql($db, 'CREATE EXTENSION mq');
 		$begin->();
 	}
 	for my $example (map { examples($_) } @blocks) {
-		try_example($db, $document, @$example);
+		try_example($node, $db, $document, @$example);
 		$begin->() if !$before && $example->[0] =~ /^CREATE EXTENSION mq;/;
 	}
 	ok($before, "$document: others have moved in");
-	my $after = all_there_is($db);
+	my $after = all_there_is($node, $db, @compared);
 	is($after->{$_}, $before->{$_}, "$document: as it was before: $_") for sort keys %$before;
 	$node->safe_psql('postgres', "DROP DATABASE $db");
 }
@@ -191,7 +133,7 @@ cmp_ok(scalar @members, '>', 40, 'the extension has members');
 sub is_internal { return $internal =~ /`\Q$_[0]\E`/ }
 for my $member (@members) {
 	my $shown = $examples =~ /(?<![\w.])\Q$member\E(?!\w)/;
-	my $sweeping = any { $_ eq $member } @sweeping;
+	my $sweeping = any { $_ eq $member } @MqExamples::SWEEPING;
 	ok($shown || is_internal($member), "$member has an example, or is internal") unless $sweeping;
 	next unless $shown || $sweeping;
 	ok($member =~ /^mq\./ ? $section{Settings} =~ /^\| `\Q$member\E` /m : defined $section{$member}, "$member is described");
