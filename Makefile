@@ -30,6 +30,7 @@
 ##   make report         an HTML page on the queue of a database, as psql's variables name it: PGDATABASE=shop
 ##                         REPORT=report.html  its file
 ##   make demo           the same for a demonstration; KEEP=1 leaves its server running
+##                         APP=appview  another: an AT Protocol AppView, docs/recipes/appview.md
 ##   make demo-stop      stop and remove the servers that KEEP=1 left
 ##   make unit           build and run the unit tests here, under the sanitizers
 ##   make client         build the client of the original schema that t/020_client.pl plays
@@ -255,7 +256,7 @@ client: $(CLIENT)
 # --- scripts ----------------------------------------------------------------------------
 
 # A PG_CONFIG that the user did not choose is left for the scripts to find.
-RUN = exec env -u MAKEFLAGS -u MFLAGS ONLY='$(ONLY)' TESTS='$(TESTS)' KEEP='$(KEEP)' \
+RUN = exec env -u MAKEFLAGS -u MFLAGS ONLY='$(ONLY)' TESTS='$(TESTS)' KEEP='$(KEEP)' APP='$(APP)' \
   SANITIZE='$(SANITIZE)' STEPS='$(STEPS)' SEED='$(SEED)' FUZZ_SECONDS='$(FUZZ_SECONDS)' FUZZ_MERGE='$(FUZZ_MERGE)' \
   PG_CONFIG='$(if $(filter file,$(origin PG_CONFIG)),,$(PG_CONFIG))'
 

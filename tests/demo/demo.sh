@@ -2,7 +2,8 @@
 # demo.sh: what `make demo` runs.
 #
 # Installs what is missing, builds, starts a private server, and lets mq's background
-# workers build a full-text index of the documents at hand. With KEEP set the server stays, for
+# workers build a full-text index of the documents at hand; or, with APP=appview, runs the
+# example of docs/recipes/appview.md (appview.sh). With KEEP set the server stays, for
 # a look around, until stop.sh; otherwise nothing does.
 set -euo pipefail
 
@@ -16,6 +17,13 @@ umask 022
 . "$HERE/tests/run/server.sh"
 DEMO=$HERE/tests/demo
 LIMIT=${MQ_DEMO_LIMIT:-120}
+APP=${APP:-documents}
+case $APP in
+  documents) kinds=(build) ;;
+  appview) kinds=(build appview) ;;
+  *) die "No demonstration '$APP': APP=documents|appview" ;;
+esac
+. "$DEMO/$APP.sh"
 
 # psql as the superuser of the private server; it reads the SQL from stdin.
 sql() {
@@ -31,30 +39,7 @@ give_up() {
   exit 1
 }
 
-# Shows how far the workers are until all is handled or dead, or time is up.
-watch_progress() {
-  local total=0 handled=0 dead=0 rate=0 deadline=$((SECONDS + LIMIT)) line='' shown
-  while :; do
-    read -r total handled dead rate < <(sql -At -F ' ' <"$DEMO/progress.sql")
-    shown=$line
-    line="$handled of $total handled, $dead dead, $rate per second"
-    if [ -t 1 ]; then
-      printf '\r%s\033[K' "$line"
-    elif [ "$line" != "$shown" ]; then
-      echo "$line"
-    fi
-    [ ! -e "$WORK/send.failed" ] || give_up 'Sending failed.'
-    if [ $((handled + dead)) -ge "$total" ] && [ "$total" -gt 0 ]; then break; fi
-    if [ "$SECONDS" -ge "$deadline" ]; then
-      give_up "
-Not all was handled within $LIMIT seconds."
-    fi
-    sleep 0.5
-  done
-  if [ -t 1 ]; then echo; fi
-}
-
-deps_install build
+deps_install "${kinds[@]}"
 workdir_create demo
 
 say "Building for $("$PG_CONFIG" --version)"
@@ -71,21 +56,7 @@ server_install
 say "A private server, on a unix socket in $WORK/socket"
 PG_LOCALE=C.UTF-8 server_start demo-server || exit 1
 as_user createdb -h "$WORK/socket" -p "$PG_PORT" -U postgres demo
-sql -o /dev/null <"$DEMO/setup.sql"
-
-say 'Splitting the licences and changelogs of this machine into paragraphs'
-"$DEMO/documents.sh" >"$WORK/paragraphs"
-# psql takes what follows \copy from stdin as its data.
-{ echo '\copy staging FROM STDIN'
-  cat "$WORK/paragraphs"; } | sql
-echo "SELECT count(*) || ' paragraphs of ' || count(DISTINCT document) || ' documents' FROM staging" | sql -At
-
-say 'Sending them, and watching the background workers index them'
-{ sql -o /dev/null <"$DEMO/send.sql" || touch "$WORK/send.failed"; } &
-sender=$!
-watch_progress
-wait "$sender"
-sql <"$DEMO/report.sql" || give_up 'The report failed.'
+"demo_$APP"
 
 if [ -n "${KEEP:-}" ]; then
   echo "$HERE" >"$WORK/kept"

@@ -1,22 +1,43 @@
-#!/bin/bash
-# documents.sh: called by demo.sh.
-#
-# Writes paragraphs of documents that every Debian machine has, licences first, then
-# copyright files and changelogs, to stdout in COPY's text format: document, number,
-# paragraph. At most 200 documents, 100 paragraphs of each, and 5,000 in all.
-set -euo pipefail
+# Sourced by demo.sh: the index of documents. It runs setup.sql, send.sql, progress.sql and report.sql.
 
-{ find /usr/share/common-licenses -type f 2>/dev/null | sort
-  find /usr/share/doc -name copyright -type f 2>/dev/null | sort
-  find /usr/share/doc -name 'changelog*.gz' -type f 2>/dev/null | sort; } |
-  awk 'NR <= 200' |
-  while read -r file; do
-    echo "document $file"
-    case $file in
-      *.gz) gzip -dc "$file" ;;
-      *) cat "$file" ;;
-    esac | iconv -c -f UTF-8 -t UTF-8 | tr -d '\000\r' | sed 's/\\/\\\\/g; s/\t/ /g' |
-      awk 'BEGIN { RS = "" } NR <= 100 { gsub(/\n/, "\\n"); print "\t" $0 }'
-  done |
-  awk '/^document / { document = substr($0, 10); number = 0; next }
-       total < 5000 { total++; print document "\t" ++number $0 }'
+# Shows how far the workers are until all is handled or dead, or time is up.
+watch_progress() {
+  local total=0 handled=0 dead=0 rate=0 deadline=$((SECONDS + LIMIT)) line='' shown
+  while :; do
+    read -r total handled dead rate < <(sql -At -F ' ' <"$DEMO/progress.sql")
+    shown=$line
+    line="$handled of $total handled, $dead dead, $rate per second"
+    if [ -t 1 ]; then
+      printf '\r%s\033[K' "$line"
+    elif [ "$line" != "$shown" ]; then
+      echo "$line"
+    fi
+    [ ! -e "$WORK/send.failed" ] || give_up 'Sending failed.'
+    if [ $((handled + dead)) -ge "$total" ] && [ "$total" -gt 0 ]; then break; fi
+    if [ "$SECONDS" -ge "$deadline" ]; then
+      give_up "
+Not all was handled within $LIMIT seconds."
+    fi
+    sleep 0.5
+  done
+  if [ -t 1 ]; then echo; fi
+}
+
+demo_documents() {
+  local sender
+  sql -o /dev/null <"$DEMO/setup.sql"
+
+  say 'Splitting the licences and changelogs of this machine into paragraphs'
+  "$DEMO/paragraphs.sh" >"$WORK/paragraphs"
+  # psql takes what follows \copy from stdin as its data.
+  { echo '\copy staging FROM STDIN'
+    cat "$WORK/paragraphs"; } | sql
+  echo "SELECT count(*) || ' paragraphs of ' || count(DISTINCT document) || ' documents' FROM staging" | sql -At
+
+  say 'Sending them, and watching the background workers index them'
+  { sql -o /dev/null <"$DEMO/send.sql" || touch "$WORK/send.failed"; } &
+  sender=$!
+  watch_progress
+  wait "$sender"
+  sql <"$DEMO/report.sql" || give_up 'The report failed.'
+}
