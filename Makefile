@@ -27,6 +27,9 @@
 ##                         writes docs/reliability.md; five minutes; SEED=7  as an earlier run
 ##   make test-package   the Debian package: built twice, installed, upgraded, tested and purged, in a copy of
 ##                         this machine's file system that is gone afterwards; as root
+##   make test-versions  make test on PostgreSQL 15, 17 and 18, each in the Debian release that carries it, made by
+##                         debootstrap in a directory that is gone afterwards; as root. VERSIONS="17 18"  some of them;
+##                         VERSIONS_CACHE=directory  keeps the releases and objects there; ONLY, TESTS as for test
 ##   make report         an HTML page on the queue of a database, as psql's variables name it: PGDATABASE=shop
 ##                         REPORT=report.html  its file
 ##   make demo           the same for a demonstration; KEEP=1 leaves its server running
@@ -260,7 +263,7 @@ RUN = exec env -u MAKEFLAGS -u MFLAGS ONLY='$(ONLY)' TESTS='$(TESTS)' KEEP='$(KE
   SANITIZE='$(SANITIZE)' STEPS='$(STEPS)' SEED='$(SEED)' FUZZ_SECONDS='$(FUZZ_SECONDS)' FUZZ_MERGE='$(FUZZ_MERGE)' \
   PG_CONFIG='$(if $(filter file,$(origin PG_CONFIG)),,$(PG_CONFIG))'
 
-.PHONY: help test report test-model test-faults test-memory test-crash-points test-failover test-package fuzz valgrind demo demo-stop bench dist distcheck format tidy
+.PHONY: help test report test-model test-faults test-memory test-crash-points test-failover test-package test-versions fuzz valgrind demo demo-stop bench dist distcheck format tidy
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
 
@@ -273,6 +276,9 @@ test-model:
 
 test-package:
 	@$(RUN) ONLY=package tests/run/test.sh
+
+test-versions:
+	@$(RUN) VERSIONS='$(VERSIONS)' VERSIONS_CACHE='$(VERSIONS_CACHE)' tests/run/versions.sh
 
 fuzz:
 	@$(RUN) tests/run/fuzz.sh

@@ -73,7 +73,7 @@ deps_install() {
           fi
           ;;
         appview) packages+=(python3-psycopg) ;;
-        test) packages+=(libgtest-dev perl libipc-run-perl pgbouncer python3-psycopg libfaketime spin $(deps_cron "$major")) ;;
+        test) packages+=(libgtest-dev perl libipc-run-perl pgbouncer python3-psycopg python3-yaml libfaketime spin $(deps_cron "$major")) ;;
         dist) packages+=(zip pgxnclient) ;;
         fuzz) packages+=(clang libclang-rt-dev) ;;
         valgrind) packages+=(valgrind libc6-dbg) ;;
