@@ -112,6 +112,7 @@ SELECT mq_next_times(NULL);
 SELECT mq_next_times('@daily', NULL);
 SELECT mq_next_times('@daily', 'UTC', NULL);
 SELECT mq_next_times('@daily', 'UTC', 'infinity');
+SELECT mq_next_times('1 month', 'UTC', '40000-01-31 00:00Z');
 SELECT mq_next_times('@daily', 'UTC', now(), NULL);
 SELECT mq_next_times('@daily', 'UTC', now(), 10001);
 SELECT mq_next_times('@never');

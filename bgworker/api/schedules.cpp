@@ -217,12 +217,13 @@ void next_times(FunctionCallInfo fcinfo) {
   if (PG_ARGISNULL(2)) check::fail_null("after");
   Micros at = PG_GETARG_TIMESTAMPTZ(2);
   if (TIMESTAMP_NOT_FINITE(at)) check::fail("after", at < 0 ? "-infinity" : "infinity", "must be finite");
+  if (at >= Schedule::last_moment()) check::fail("after", timestamp_text(at), "must be before the year 32000");
   const std::int32_t times = int_of(argument(fcinfo, 3), "times");
   check::count("times", times, 0, kMostTimes);
   const Schedule schedule(text, time_zone, at);
   for (int i = 0; i < times; ++i) {
     at = schedule.next(at);
-    if (at == kNever || !IS_VALID_TIMESTAMP(at)) break;
+    if (at == kNever) break;
     result.add({TimestampTzGetDatum(at)});
   }
 }

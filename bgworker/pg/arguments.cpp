@@ -40,6 +40,12 @@ std::string interval_text(Datum interval) {
   return guard::call([&] { return (const char*)DatumGetCString(DirectFunctionCall1(interval_out, interval)); });
 }
 
+std::string timestamp_text(Micros at) {
+  return guard::call([&] {
+    return (const char*)DatumGetCString(DirectFunctionCall1(timestamptz_out, TimestampTzGetDatum(at)));
+  });
+}
+
 Micros interval_of(const Value& value, std::string_view field, Micros from) {
   if (value.null) check::fail_null(field);
   const Micros rough = micros_of_interval(value.datum);

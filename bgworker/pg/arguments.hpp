@@ -30,8 +30,9 @@ std::string_view text_of(const Value& value, std::string_view field);
 std::int32_t int_of(const Value& value, std::string_view field);
 bool bool_of(const Value& value, std::string_view field);
 
-// The interval as text, for error messages.
+// As text, for error messages.
 std::string interval_text(Datum interval);
+std::string timestamp_text(Micros at);
 // How long the interval is in µs, counted from `from` by the calendar. Throws 22004 for NULL, 22023
 // for an interval that is negative or longer than check::kLongest.
 Micros interval_of(const Value& value, std::string_view field, Micros from);

@@ -88,6 +88,10 @@ std::variant<CronLine, Period> times_of(std::string_view text) {
 Schedule::Schedule(std::string_view text, std::string_view time_zone, Micros anchor)
     : times_(times_of(text)), zone_(zone_of(time_zone)), anchor_(seconds_of(anchor)) {}
 
+Micros Schedule::last_moment() {
+  return micros_of(kLastTime);
+}
+
 std::optional<Seconds> Schedule::next_second(Seconds after) const {
   if (const auto* line = std::get_if<CronLine>(&times_)) return next_time(*line, zone_, after);
   return next_time(std::get<Period>(times_), anchor_, zone_, after);

@@ -16,6 +16,9 @@ class Schedule {
   // `anchor` counts for intervals only. Throws 22023 that names `schedule`, a field of it, or `time_zone`.
   Schedule(std::string_view text, std::string_view time_zone, Micros anchor);
 
+  // No time is behind it.
+  static Micros last_moment();
+
   // The first time after `after`; kNever: there is none.
   Micros next(Micros after) const;
   // The last time from `from` to `until`; none: there is none.

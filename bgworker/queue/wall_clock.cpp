@@ -18,7 +18,7 @@ constexpr Seconds kHorizon = 60 * 366 * kDay;
 
 std::optional<Seconds> next_time(const CronLine& line, const Zone& zone, Seconds after) {
   Seconds start = after - kLookBack;
-  const Seconds end = after + kHorizon;
+  const Seconds end = std::min(after + kHorizon, kLastTime);
   std::optional<Seconds> shown;  // the clock has shown all times before this one
   while (start < end) {
     const ZoneSpan span = zone(start);
@@ -61,6 +61,7 @@ Seconds plus_months(Seconds wall, std::int64_t count) {
 }  // namespace
 
 std::optional<Seconds> next_time(const Period& period, Seconds anchor, const Zone& zone, Seconds after) {
+  if (std::max(anchor, after) >= kLastTime) return std::nullopt;
   const Seconds past = std::max<Seconds>(0, after - anchor);
   if (period.months == 0 && period.days == 0) return anchor + (past / period.seconds + 1) * period.seconds;
   const Seconds wall = anchor + zone(anchor).offset;

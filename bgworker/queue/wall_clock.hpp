@@ -32,9 +32,12 @@ struct Period {
   Seconds seconds = 0;
 };
 
-// The first time after `after`. None: there is none in the next sixty years.
+// The year 32000. The calendar of the C++ library ends in 32767, and a period is a century at most.
+inline constexpr Seconds kLastTime = 947'655'244'800;
+
+// The first time after `after`. None: there is none in the next sixty years, or before kLastTime.
 std::optional<Seconds> next_time(const CronLine& line, const Zone& zone, Seconds after);
-// The same of a period; its times are the anchor plus once, twice, … the period.
+// The same of a period; its times are the anchor plus once, twice, … the period. None from kLastTime on.
 std::optional<Seconds> next_time(const Period& period, Seconds anchor, const Zone& zone, Seconds after);
 
 // The last time from `from` to `until`, given what next_time() says of a moment; none: there is none.

@@ -180,6 +180,20 @@ TEST(WallClock, DaysAndMonthsOfAPeriodFollowTheClock) {
   EXPECT_EQ(times_of({1, 0, 0}, "2000-01-31 00:00", utc(), "2099-12-31 12:00", 1), (Times{"2100-01-31 00:00"}));
 }
 
+TEST(WallClock, ThereIsNoTimeFromTheYear32000On) {
+  EXPECT_EQ(kLastTime, seconds_at("32000-01-01 00:00"));
+  EXPECT_EQ(times_of("0 0 1 1 *", utc(), "31997-06-01 00:00", 5), (Times{"31998-01-01 00:00", "31999-01-01 00:00"}));
+  const CronLine yearly = parse_cron_line("0 0 1 1 *");
+  for (const Seconds at : {kLastTime, 2 * kLastTime, 9 * kLastTime}) {
+    EXPECT_EQ(next_time(yearly, utc(), at), std::nullopt);
+    for (const Period& period : {Period{1, 0, 0}, Period{0, 1, 0}, Period{0, 0, 1}}) {
+      EXPECT_EQ(next_time(period, at - 1, utc(), at), std::nullopt);
+      EXPECT_EQ(next_time(period, at, utc(), 0), std::nullopt);
+    }
+  }
+  EXPECT_EQ(times_of({1200, 0, 0}, "31999-12-31 00:00", utc(), "31999-12-31 00:00", 1), (Times{"32099-12-31 00:00"}));
+}
+
 TEST(WallClock, TheLastTimeIsFoundHoweverManyThereWere) {
   const auto last_of = [](const char* line, const char* from, const char* until) {
     const CronLine parsed = parse_cron_line(line);
