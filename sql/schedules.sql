@@ -208,6 +208,15 @@ SELECT count(*), bool_and(m.id = s.last_id) AS same FROM mq_msgs m, mq_schedules
 SELECT mq_unschedule('once');
 TRUNCATE mq_msgs;
 
+-- As soon as possible, by hand: once, for the moment.
+SELECT mq_schedule('soon ' || c, '@yearly', 'soon', catch_up => c) FROM unnest(ARRAY['none', 'one', 'all']) AS c;
+UPDATE mq_timetable SET next_at = '-infinity';
+CALL mq_run();
+SELECT t.name, failures, next_at > now() AND next_at < now() + interval '1 year 1 day' AS later, last_at > now() - interval '1 minute' AS of_now, count(m.id)
+  FROM mq_timetable t JOIN mq_msgs m ON m.headers #>> '{schedule,name}' = t.name GROUP BY t.name ORDER BY t.name;
+SELECT mq_unschedule(name) FROM mq_schedules;
+TRUNCATE mq_msgs;
+
 -- --- times that were missed ---------------------------------------------------------------------------
 
 -- Days of a zone in which it is not midnight now.

@@ -149,7 +149,9 @@ struct Plan {
 
 Plan plan_of(const Row& row, Micros now) {
   const Schedule schedule(row.text(Column::kSchedule), row.text(Column::kTimeZone), row.time(Column::kAnchor));
-  const Micros first = row.time(Column::kNextAt);
+  // -infinity, which is no time of a schedule, is written by hand: now.
+  const Micros written = row.time(Column::kNextAt);
+  const Micros first = TIMESTAMP_IS_NOBEGIN(written) ? now : written;
   const std::string_view catch_up = row.text(Column::kCatchUp);
   // It is due by its retry_at alone: see follow_clock().
   if (first > now) return {{}, schedule.next(now)};
