@@ -116,6 +116,23 @@ SELECT channel_args, payload_json FROM mq_receive('{few}', 100) ORDER BY 1, 2;
 -- Ordered messages are one at a time anyway, and those are not counted.
 SELECT mq_send('few', '"ordered"', channel_args => 'k0', ordered => true) IS NOT NULL AS sent;
 SELECT payload_json FROM mq_receive('{few}', 100);
+-- What a savepoint has received goes with it, for its own transaction as well.
+SELECT mq_limit('undone', max_running_per_args => 1), fill('undone', 2);
+BEGIN;
+SAVEPOINT a;
+SELECT payload_json FROM mq_receive('{undone}', 100);
+ROLLBACK TO a;
+SAVEPOINT b;
+SAVEPOINT c;
+SELECT payload_json FROM mq_receive('{undone}', 100);
+RELEASE c;
+ROLLBACK TO b;
+SELECT payload_json FROM mq_receive('{undone}', 100);
+SELECT payload_json FROM mq_receive('{undone}', 100);
+COMMIT;
+SELECT payload_json FROM mq_receive('{undone}', 100);
+SELECT payload, leased, put_off FROM pending WHERE channel_name = 'undone';
+SELECT mq_unlimit('undone'), mq_clear('{undone}');
 -- Not in a transaction that is prepared: nobody would know of them any more.
 SELECT mq_send('few', '1', channel_args => 'k9') IS NOT NULL AS sent;
 BEGIN;

@@ -48,6 +48,14 @@ struct Taken {
   int messages = 0;
 };
 
+// Messages that a consumer outside has taken: with its subtransaction it has them no more. What a worker has taken it
+// keeps, since it calls the handlers again that a rollback to its savepoint has undone.
+struct Received {
+  std::uint64_t key;
+  SubTransactionId subtransaction;
+  int messages;
+};
+
 // A channel that serve() has taken off the list of what is asked for.
 struct Served {
   AskedFor channel;
@@ -61,6 +69,7 @@ struct Served {
 
 struct Notes {
   std::map<std::uint64_t, Taken> taken;
+  std::vector<Received> received;  // a part of `taken`
   std::vector<Served> served;
   std::map<std::uint64_t, AskedFor> ended;
   std::map<std::uint64_t, AskedFor> put_off;
@@ -91,15 +100,30 @@ void end_served(const Served& one, bool committed) {
   if (committed && one.looked && one.none_left) shared::stop_waiting(one.channel.key, one.since);
 }
 
-// What a rolled-back subtransaction has made due is so no more: it is asked for again.
+// So many of the messages of the channel that this transaction has taken do not run any more.
+void remove(Taken& taken, int messages) {
+  taken.messages -= messages;
+  if (shared::remove_running(taken.channel.key, messages)) ask(taken.channel);
+}
+
+// What a rolled-back subtransaction has made due is so no more: it is asked for again. What it has received does not
+// run any more.
 void subtransaction_ends(const SubtransactionEnd& end) {
   if (open_notes == nullptr) return;
   std::vector<Served>& served = open_notes->served;
+  std::vector<Received>& received = open_notes->received;
   if (end.committed) {
     for (Served& one : served)
       if (one.subtransaction == end.mine) one.subtransaction = end.parent;
+    for (Received& one : received)
+      if (one.subtransaction == end.mine) one.subtransaction = end.parent;
     return;
   }
+  std::erase_if(received, [&](const Received& one) {
+    if (one.subtransaction != end.mine) return false;
+    if (one.messages > 0) remove(open_notes->taken.at(one.key), one.messages);
+    return true;
+  });
   std::erase_if(served, [&](const Served& one) {
     if (one.subtransaction != end.mine) return false;
     end_served(one, false);
@@ -229,6 +253,7 @@ std::vector<char> grant(std::span<const Claimed* const> messages, int most, bool
   Notes& open = notes();
   // The notes have room first, so that nothing fails between the count and its note.
   for (const auto& [key, want] : wanted) open.taken.try_emplace(key, Taken{want.channel});
+  if (!one_by_one) open.received.reserve(open.received.size() + wanted.size());
   const std::string_view name = messages.front()->channel_name;
   const locks::SlotsLock alone(channel_key(name, {}));
   for (auto& [key, want] : wanted) {
@@ -250,6 +275,7 @@ std::vector<char> grant(std::span<const Claimed* const> messages, int most, bool
       want.added -= beyond;
     }
     want.messages = one_by_one ? mine : want.added;
+    if (!one_by_one && want.added > 0) open.received.push_back({key, GetCurrentSubTransactionId(), want.added});
   }
   for (std::size_t i = 0; i < messages.size(); ++i)
     if (!messages[i]->ordered && wanted.at(key_of(*messages[i])).messages-- <= 0) granted[i] = 0;
@@ -301,8 +327,14 @@ void give_back(const std::map<std::uint64_t, int>& taken, const Batch& left) {
     if (noted == open_notes->taken.end()) continue;
     const int removed = std::min(messages - (kept == counts.end() ? 0 : kept->second), noted->second.messages);
     if (removed <= 0) continue;
-    noted->second.messages -= removed;
-    if (shared::remove_running(key, removed)) ask(noted->second.channel);
+    remove(noted->second, removed);
+    int rest = removed;  // the last ones that were received
+    for (auto one = open_notes->received.rbegin(); one != open_notes->received.rend() && rest > 0; ++one) {
+      if (one->key != key) continue;
+      const int given = std::min(rest, one->messages);
+      one->messages -= given;
+      rest -= given;
+    }
   }
 }
 
