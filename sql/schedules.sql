@@ -237,17 +237,12 @@ SELECT name, next_at > now() - interval '10 seconds' AS goes_on, now() - last_at
 SELECT mq_unschedule(name) FROM mq_schedules;
 TRUNCATE mq_msgs;
 
--- Into a channel with room for three of the four: after a failure one by one, as many as there is room for.
+-- Into a channel with room for three of the four: at each try as many as there is room for.
 SELECT mq_limit('narrow', max_pending => 3);
 SELECT mq_schedule('narrow', '@yearly', 'narrow', time_zone => 'UTC', catch_up => 'all');
 UPDATE mq_timetable SET next_at = date_trunc('year', now()) - interval '3 years';
 CALL mq_run();
-SELECT failures, sqlstate, (SELECT count(*) FROM mq_msgs) AS messages FROM mq_timetable;
-UPDATE mq_timetable SET retry_at = now();
-CALL mq_run();
-SELECT failures, sqlstate, (SELECT count(*) FROM mq_msgs) AS messages FROM mq_timetable;
-UPDATE mq_timetable SET retry_at = now();
-CALL mq_run();
+SELECT failures, sqlstate, next_at = date_trunc('year', now()) AS the_last_waits, (SELECT count(*) FROM mq_msgs) AS messages FROM mq_timetable;
 UPDATE mq_timetable SET retry_at = now();
 CALL mq_run();
 SELECT failures, sqlstate, next_at = date_trunc('year', now()) AS the_last_waits, (SELECT count(*) FROM mq_msgs) AS messages FROM mq_timetable;
@@ -255,6 +250,16 @@ SELECT mq_clear('{narrow}');
 UPDATE mq_timetable SET retry_at = now();
 CALL mq_run();
 SELECT failures, next_at > now() AS later, (SELECT count(*) FROM mq_msgs) AS messages FROM mq_timetable;
+-- After it was full, all that have room by then at once.
+TRUNCATE mq_msgs;
+SELECT mq_limit('narrow', max_pending => 0);
+UPDATE mq_timetable SET next_at = date_trunc('year', now()) - interval '9 years';
+CALL mq_run();
+SELECT failures, sqlstate FROM mq_timetable;
+SELECT mq_limit('narrow', max_pending => 7);
+UPDATE mq_timetable SET retry_at = now();
+CALL mq_run();
+SELECT failures, sqlstate, (SELECT count(*) FROM mq_msgs) AS messages FROM mq_timetable;
 SELECT mq_unschedule('narrow'), mq_unlimit('narrow');
 TRUNCATE mq_msgs;
 

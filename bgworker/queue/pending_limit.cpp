@@ -107,4 +107,12 @@ Use use_of(std::string_view channel_name) {
   return {channel_counts::count_rows(channel_name, std::numeric_limits<std::int64_t>::max()), sending};
 }
 
+std::optional<std::int64_t> room(std::string_view channel_name) {
+  const ChannelLimits* limits = limits_of(channel_name);
+  if (limits == nullptr || !limits->max_pending) return std::nullopt;
+  const std::int64_t most = *limits->max_pending;
+  const Use use = use_of(channel_name);
+  return std::max<std::int64_t>(0, most - use.pending - use.sending);
+}
+
 }  // namespace mq::pending_limit

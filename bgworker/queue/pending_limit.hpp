@@ -16,6 +16,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string_view>
 
 namespace mq::pending_limit {
@@ -25,6 +26,9 @@ namespace mq::pending_limit {
 void reserve(std::string_view channel_name, std::int64_t rows);
 // Some of these were not written after all, in the same subtransaction.
 void give_back(std::string_view channel_name, std::int64_t rows);
+
+// How many more messages the name may have; none: it has no such limit. Needs the same.
+std::optional<std::int64_t> room(std::string_view channel_name);
 
 // For mq_limits.
 struct Use {

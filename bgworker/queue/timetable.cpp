@@ -1,6 +1,7 @@
 #include "queue/timetable.hpp"
 
 #include <algorithm>
+#include <iterator>
 #include <string>
 
 #include "pg/crash_point.hpp"
@@ -13,6 +14,7 @@
 #include "pg/row_locks.hpp"
 #include "pg/statement.hpp"
 #include "queue/new_id.hpp"
+#include "queue/pending_limit.hpp"
 #include "queue/schedule.hpp"
 #include "queue/sender.hpp"
 
@@ -21,7 +23,7 @@ namespace mq::timetable {
 namespace {
 
 constexpr std::size_t kStep = 100;               // schedules that a step sends
-constexpr std::size_t kMostMissed = 500;         // messages that a step sends for one of them (catch_up => 'all')
+constexpr std::int64_t kMostMissed = 500;        // messages that a step sends for one of them (catch_up => 'all')
 constexpr std::size_t kSingles = 20;             // schedules that a failed step tries one by one
 constexpr Micros kLate = 60 * kSecond;           // a time that is longer ago was missed
 constexpr Micros kLastRetry = 300 * kSecond;     // the longest wait after a failure; the first is 1 s
@@ -156,10 +158,13 @@ Plan plan_of(const Row& row, Micros now) {
   // It is due by its retry_at alone: see follow_clock().
   if (first > now) return {{}, schedule.next(now)};
   if (catch_up == "all") {
-    // After a failure one at a time: all share a savepoint, and a channel with max_pending may have room for some.
-    const std::size_t most = row.number(Column::kFailures) > 0 ? 1 : kMostMissed;
+    // All share a savepoint. So after a failure one comes first, and no more than a channel with max_pending has room
+    // for. Where there is no room one fails, and says so.
+    std::int64_t most = row.number(Column::kFailures) > 0 ? 1 : kMostMissed;
+    if (const auto room = pending_limit::room(row.text(Column::kChannelName)))
+      most = std::clamp<std::int64_t>(*room, 1, most);
     Plan plan{{}, first};
-    while (plan.next <= now && plan.times.size() < most) {
+    while (plan.next <= now && std::ssize(plan.times) < most) {
       plan.times.push_back(plan.next);
       plan.next = schedule.next(plan.next);
     }
@@ -182,9 +187,9 @@ void send(const Row& row, Micros now, Sent& sent) {
     throw Error("42704", mq::format("role \"{}\" does not exist", row.text(Column::kRunAs)),
                 "The schedule sends as this role, which made it.", "Call mq_schedule for it as another role.");
   if (!row.flag(Column::kMaySend)) throw may_not_send(row.text(Column::kRunAs));
+  const OwnerScope scope;
   const Plan plan = plan_of(row, now);
   MQ_CRASH_POINT(schedule_planned);
-  const OwnerScope scope;
   std::optional<Uuid> last_id;
   if (row.has(Column::kLastId)) last_id = uuid_of(row.value(Column::kLastId).datum);
   std::optional<Micros> last_at;
