@@ -291,6 +291,40 @@ SELECT * FROM pending WHERE channel_name = 'large chain';
 SELECT mq_clear_all(), mq_reset_stats(), mq_unregister_handler('large chain'), mq_unregister_handler('handled');
 SELECT * FROM mq_stats;
 
+-- A dead message that blocks counts as dead alone also where it is not the head: here what it waits for is dead.
+SELECT mq_register_handler('block', 'handle(mq_message)', on_dead => 'block');
+SELECT mq_send('gone', id => md5('gone')::uuid) IS NOT NULL AS sent;
+SELECT count(*) FROM mq_cancel(ARRAY[md5('gone')::uuid]);
+SELECT mq_send('block', ordered => true) IS NOT NULL AND mq_send('block', channel_args => 'later', ordered => true, delay => '1 hour') IS NOT NULL AS sent;
+SELECT count(mq_send('block', channel_args => a, ordered => true, after => ARRAY[md5('gone')::uuid])) FROM unnest('{"",later}'::text[]) a;
+SELECT * FROM pending WHERE channel_name = 'block';
+SELECT count(mq_send('block', channel_args => a, ordered => true)) FROM unnest('{"",later}'::text[]) a;
+SELECT * FROM pending WHERE channel_name = 'block';
+-- The sum of a large one; then what commits add to it.
+SELECT count(*) FROM mq_send_many('block', array_fill('1'::jsonb, ARRAY[300]), channel_args => 'later', ordered => true);
+SELECT * FROM pending WHERE channel_name = 'block';
+SELECT count(*) FROM mq_send_many('block', array_fill('1'::jsonb, ARRAY[300]), channel_args => 'another', ordered => true);
+SELECT mq_send('block', ordered => true) IS NOT NULL AS sent;
+SELECT * FROM pending WHERE channel_name = 'block';
+SELECT mq_clear_all();
+DELETE FROM mq_dead;
+-- One that dies behind due ones when their sum is known.
+SELECT mq_unregister_handler('block'), mq_register_handler('behind', 'handle(mq_message)', on_dead => 'block');
+SELECT count(*) FROM mq_send_many('behind', array_fill('1'::jsonb, ARRAY[300]), ordered => true);
+SELECT mq_send('behind', ordered => true, expires => '1 s') IS NOT NULL AND mq_send('behind', ordered => true) IS NOT NULL AS sent;
+SELECT count(*) FROM pending WHERE channel_name = 'behind';
+SELECT pg_sleep(1.1);
+SELECT mq_pause('behind');
+CALL mq_run();
+SELECT mq_resume('behind');
+SELECT reason FROM mq_dead;
+SELECT * FROM pending WHERE channel_name = 'behind';
+CALL mq_run(max_messages => 100);
+SELECT * FROM pending WHERE channel_name = 'behind';
+SELECT mq_clear_all(), mq_unregister_handler('behind');
+DELETE FROM mq_dead;
+SELECT mq_reset_stats();
+
 -- A reset that meets several rows of a name, which come of roll-ups beside each other: nothing of them comes back.
 INSERT INTO mq_stats_totals SELECT 'twice', n, 0, 0, '{}', '{}' FROM unnest('{5,7}'::int[]) n;
 SELECT handled FROM mq_stats WHERE channel_name = 'twice';

@@ -62,6 +62,16 @@ ByName blocking(Micros now) {
   return by_name(select, now);
 }
 
+// Those of them that are not the head of their ordered channel.
+ByName blocking_behind(Micros now) {
+  static Statement select(
+      "SELECT m.channel_name, count(*) FROM $S.mq_msgs m"
+      " WHERE m.attempts <= 0 AND m.attempt_at IS NULL AND m.after_message_id <> $N AND $1 IS NOT NULL"
+      " GROUP BY m.channel_name",
+      {TIMESTAMPTZOID});
+  return by_name(select, now);
+}
+
 std::int64_t of(const ByName& by_name, std::string_view name) {
   const auto found = by_name.find(name);
   return found == by_name.end() ? 0 : found->second;
@@ -77,20 +87,22 @@ struct Followers {
   std::int64_t ready = 0;   // due, as are the head and all between
   std::int64_t late = 0;    // behind a due head, but not due, or behind a follower that is not
   std::int64_t behind = 0;  // behind a head that is not due
-  std::int64_t all() const { return ready + late + behind; }
+  std::int64_t dead = 0;    // block the messages behind them, and count as dead alone
+  std::int64_t all() const { return ready + late + behind + dead; }
   bool small() const { return all() <= kSmall; }
 };
 
 // Reads each message behind each head, with whether all followers up to it are due. The heads are
 // read one after the other, so LIMIT ends the scan early.
 #define FOLLOWERS(heads)                                                                                        \
-  "SELECT count(*) FILTER (WHERE r.head_due AND r.due), count(*) FILTER (WHERE r.head_due AND NOT r.due),"      \
-  "       count(*) FILTER (WHERE NOT r.head_due) FROM ("                                                        \
-  "  SELECT h.due AS head_due, f.due FROM (" heads                                                              \
+  "SELECT count(*) FILTER (WHERE NOT r.dead AND r.head_due AND r.due),"                                         \
+  "       count(*) FILTER (WHERE NOT r.dead AND r.head_due AND NOT r.due),"                                     \
+  "       count(*) FILTER (WHERE NOT r.dead AND NOT r.head_due), count(*) FILTER (WHERE r.dead) FROM ("         \
+  "  SELECT h.due AS head_due, f.due, f.dead FROM (" heads                                                      \
   ") AS h CROSS JOIN LATERAL ("                                                                                 \
   "    SELECT bool_and(m.attempt_at <= $2 AND m.commit_interval IS NULL AND m.attempts > 0"                     \
   "                      AND (m.expires_at IS NULL OR m.expires_at > $2))"                                      \
-  "             OVER (ORDER BY m.seq ROWS UNBOUNDED PRECEDING) AS due"                                          \
+  "             OVER (ORDER BY m.seq ROWS UNBOUNDED PRECEDING) AS due, m.attempt_at IS NULL AS dead"            \
   "      FROM $S.mq_msgs m WHERE m.channel_key = h.channel_key AND m.seq > h.seq"                               \
   "       AND m.after_message_id IS NOT NULL AND m.channel_name = $1 AND m.channel_args = h.channel_args) AS f" \
   "  LIMIT $3) AS r"
@@ -102,7 +114,8 @@ struct Followers {
 
 Followers followers(Statement& statement, std::string_view name, Micros now, const Param& limit, Snapshot snapshot) {
   const Rows rows = statement.run({text_datum(name), TimestampTzGetDatum(now), limit}, snapshot);
-  return {DatumGetInt64(rows.get(0, 1)), DatumGetInt64(rows.get(0, 2)), DatumGetInt64(rows.get(0, 3))};
+  return {DatumGetInt64(rows.get(0, 1)), DatumGetInt64(rows.get(0, 2)), DatumGetInt64(rows.get(0, 3)),
+          DatumGetInt64(rows.get(0, 4))};
 }
 
 Followers followers_of_all(std::string_view name, Micros now, const Param& limit, Snapshot snapshot = nullptr) {
@@ -165,8 +178,14 @@ row_counts::Counted count_all(std::string_view name, Micros now, bool ordered, b
 // `room` rows for that (at least kSmall), and subtracts what it counted from `room`.
 class Split {
  public:
-  Split(const Look& look, std::int64_t blocked, Micros now, std::int64_t& room)
-      : look_(look), known_(*look.known), rows_(known_.rows - blocked), blocked_(blocked), now_(now), room_(room) {}
+  Split(const Look& look, std::int64_t blocked, std::int64_t blocked_behind, Micros now, std::int64_t& room)
+      : look_(look),
+        known_(*look.known),
+        rows_(known_.rows - blocked),
+        blocked_(blocked),
+        blocked_behind_(blocked_behind),
+        now_(now),
+        room_(room) {}
 
   Channel result() {
     const bool divided = known_.ordered ? divide_ordered() : divide_unordered();
@@ -209,7 +228,7 @@ class Split {
   }
 
   bool divide_ordered() {
-    if (look_.later <= kSmall && known_.late == 0) {
+    if (look_.later <= kSmall && known_.late == 0 && blocked_behind_ == 0) {
       if (look_.later == 0 && blocked_ == 0) {
         set_scheduled(0);
         return true;
@@ -217,7 +236,7 @@ class Split {
       const std::int64_t most = limit();
       const Followers behind = followers_of_later(look_.name, now_, most + 1);
       if (spend(behind.all(), most)) {
-        set_scheduled(look_.later + behind.all());
+        set_scheduled(look_.later + behind.behind);
         return true;
       }
     }
@@ -237,6 +256,7 @@ class Split {
   const row_counts::Known& known_;
   const std::int64_t rows_;
   const std::int64_t blocked_;
+  const std::int64_t blocked_behind_;
   const Micros now_;
   std::int64_t& room_;
   Channel channel_;
@@ -259,6 +279,7 @@ ByChannel count(Micros now, bool cached) {
   const ByName in_lease = leased(now);
   const ByName to_sweep = exhausted(now);
   const ByName blocked = blocking(now);
+  const ByName blocked_behind = blocked.empty() ? ByName() : blocking_behind(now);
   const bool ordered = any_behind_others();
   const std::map<std::int64_t, std::int64_t> held = shared::held_by_workers();
   std::int64_t room = kRoom;
@@ -267,7 +288,7 @@ ByChannel count(Micros now, bool cached) {
   for (const Look& look : looks) {
     Channel channel;
     if (look.known) {
-      channel = Split(look, of(blocked, look.name), now, room).result();
+      channel = Split(look, of(blocked, look.name), of(blocked_behind, look.name), now, room).result();
     } else {
       Followers behind;
       if (look.small() && ordered) behind = followers_of_all(look.name, now, Int64GetDatum(kSmall + 1));
