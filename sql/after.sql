@@ -274,6 +274,13 @@ SELECT * FROM pending;
 CALL mq_run();
 SELECT handled();
 SELECT * FROM left_over();
+-- One that dies behind others is dead, and does not wait for them.
+SELECT mq_send('work', '1', id => id(1), delay => '1 hour'), mq_send('ordered', '2', id => id(2), ordered => true, delay => '1 hour'),
+       mq_send('ordered', '3', id => id(3), after => ARRAY[id(1)], ordered => true);
+SELECT count(*) FROM mq_cancel(ARRAY[id(1)]);
+SELECT s.state, mq_why(s.id) FROM mq_status(ARRAY[id(3)]) AS s;
+SELECT mq_delete(ARRAY[id(2), id(3)]);
+DELETE FROM mq_dead;
 -- One that would stand before what it waits for, in their channel, joins the tail as that one has.
 SELECT mq_register_handler('ordered', 'handle(mq_message)', message_name => 'skip');
 SELECT mq_send('ordered', '{"do": "discard"}', name => 'skip', id => id(1), ordered => true),

@@ -312,6 +312,7 @@ CREATE FUNCTION mq_whereabouts(message_id uuid) RETURNS text
                                AND o.channel_name = m.channel_name AND o.channel_args = m.channel_args
                              ORDER BY o.seq LIMIT 1) AS h
         WHERE m.id = message_id AND m.after_message_id <> '00000000-0000-0000-0000-000000000000' AND h.id <> m.id
+          AND m.attempt_at IS NOT NULL  -- not dead itself
           AND NOT EXISTS (SELECT FROM mq_worker_slots() AS x WHERE x.message_id = m.id)),
       mq_reason(message_id),
       (SELECT pg_catalog.format('is dead since %s, reason %s%s: mq_redrive(ARRAY[''%s'']::uuid[]) sends it again',
