@@ -169,6 +169,14 @@ SELECT count(*) FROM mq_receive('{mail}');
 SELECT reason, sqlstate, error, attempts_made FROM mq_dead WHERE id = n(9);
 SELECT mq_ack(ARRAY[n(9)], :token);
 SELECT count(*) FROM mq_dead WHERE id = n(9);
+-- mq_delete does, but not one of an error to which the consumer gave that SQLSTATE.
+SELECT mq_delete(ARRAY[n(9)]);
+SELECT count(*) FROM mq_dead WHERE id = n(9);
+SELECT mq_send('mail', '1', id => n(9), retries => 0);
+SELECT lease AS token FROM mq_receive('{mail}') \gset
+SELECT mq_nack(ARRAY[n(9)], :token, 'their server says so', 'MQ001');
+SELECT mq_delete(ARRAY[n(9)]);
+SELECT reason, sqlstate, error FROM mq_dead WHERE id = n(9);
 
 -- Ordered channels: one at a time, in order; nothing overtakes a retry.
 SELECT count(*) FROM mq_send_many('steps', ARRAY['1', '2', '3']::jsonb[], ordered => true, channel_args => 'a');

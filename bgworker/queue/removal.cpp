@@ -161,21 +161,22 @@ void delete_rows(const std::vector<const Claimed*>& messages, std::vector<char>&
 }
 
 // An outside consumer has handled messages after their last lease ran out: removes the dead letters
-// that came of that. Those with any other cause stay.
+// that came of that. Those with any other cause stay: also an error that a handler or a consumer gave that
+// SQLSTATE, and one that mq_call has raised in a handler, which has a context.
 void remove_dead_letters(const std::vector<Uuid>& ids, const Rows& removed) {
   static Statement remove(
       "DELETE FROM $S.mq_dead d USING unnest($1) AS i (id)"
-      " WHERE d.id = i.id AND d.sqlstate = $2 AND d.reason = 'exhausted'"
+      " WHERE d.id = i.id AND d.sqlstate = $2 AND d.error = $3 AND d.context IS NULL AND d.reason = 'exhausted'"
       "   AND NOT EXISTS (SELECT 1 FROM $S.mq_dead l WHERE l.id = d.id AND l.dead_no > d.dead_no)"
       " RETURNING d.channel_name",
-      {UUIDARRAYOID, TEXTOID});
+      {UUIDARRAYOID, TEXTOID, TEXTOID});
   if (removed.size() == ids.size()) return;
   std::set<Uuid> there;
   for (std::size_t i = 0; i < removed.size(); ++i) there.insert(uuid_of(removed.get(i, 7)));
   ArrayParam others(UUIDOID);
   for (const Uuid& id : ids)
     if (!there.contains(id)) others.add(uuid_datum(id));
-  const Rows dead_letters = remove.run({others.datum(), text_datum(kLeaseRanOut)});
+  const Rows dead_letters = remove.run({others.datum(), text_datum(kLeaseRanOut), text_datum(kLeaseRanOutText)});
   stats::ByChannel totals;
   commit_actions::RowChanges changes(Extension::dead());
   for (std::size_t i = 0; i < dead_letters.size(); ++i) {

@@ -26,7 +26,7 @@ void settle_undeliverable(const Batch& undeliverable, Micros now, Settlement& se
     } else {
       std::optional<Error> error;
       if (message.outside)
-        error = Error(kLeaseRanOut, "lease of the last attempt ran out",
+        error = Error(kLeaseRanOut, kLeaseRanOutText,
                       "A consumer outside the server had it, and neither deleted the message nor kept it alive.");
       settlement.dead_letters.push_back({&message, "exhausted", error, false, false});
     }

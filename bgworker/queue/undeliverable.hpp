@@ -6,9 +6,10 @@
 
 namespace mq {
 
-// SQLSTATE of a dead letter whose last lease, of an outside consumer, ran out. The server uses no
-// class MQ.
+// SQLSTATE and error of a dead letter whose last lease, of an outside consumer, ran out. The server uses no
+// class MQ, but a handler or consumer may give any SQLSTATE.
 inline constexpr const char* kLeaseRanOut = "MQ001";
+inline constexpr const char* kLeaseRanOutText = "lease of the last attempt ran out";
 
 bool is_deliverable(const Claimed& message, Micros now);
 // Settles what cannot be delivered. Two-phase messages that were not committed in time are removed.
