@@ -101,7 +101,7 @@ sub import_crash {
 sub report_waits {
 	my ($r) = @_;
 	$r->sql(q{
-		DELETE FROM demo_parts; DELETE FROM demo_reports; DELETE FROM mq_done;
+		DELETE FROM demo_parts; DELETE FROM demo_reports; DELETE FROM mq_done; DELETE FROM demo_sales;
 		INSERT INTO demo_sales SELECT (now() AT TIME ZONE 'UTC')::date - 1, region, 1 FROM unnest('{east,west}'::text[]) AS region});
 	my $gate = $node->background_psql($r->db);
 	$gate->query_safe(q{BEGIN; INSERT INTO demo_parts VALUES ((now() AT TIME ZONE 'UTC')::date - 1, 'west', 0)});
