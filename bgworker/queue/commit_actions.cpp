@@ -139,16 +139,22 @@ void link_appends(const std::vector<Append>& appends) {
   std::vector<HeadlessChannel> headless;
   for (const Append& append : appends)
     if (!held.contains(append.predecessor)) headless.push_back(append.channel);
-  link_or_note(headless);
+  link_or_note(headless, Stays::kToCommit);
 }
 
 // A lease counts from the poll, but no other session can have the message before the poll's
-// transaction is over. Where that took more than a tenth of the lease, the lease starts again.
+// transaction is over. Where that took more than a tenth of the lease, the lease starts again. Of a message
+// that was polled again after its lease had run out the last one counts.
 std::vector<Lease> to_prolong(const BySubtransaction<Lease>& leases) {
   const Micros now = GetCurrentTimestamp();
   std::vector<Lease> late;
   for (const auto& [subtransaction, lease] : leases.entries())
     if (now - lease.leased_at > lease.length / 10) late.push_back(lease);
+  if (late.size() < 2) return late;
+  std::map<std::pair<Uuid, std::int64_t>, Lease> last;
+  for (const Lease& lease : late) last[{lease.message, lease.token}] = lease;
+  late.clear();
+  for (const auto& [key, lease] : last) late.push_back(lease);
   return late;
 }
 

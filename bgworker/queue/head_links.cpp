@@ -6,6 +6,7 @@
 #include "pg/empty_table.hpp"
 #include "pg/extension.hpp"
 #include "pg/refused_rows.hpp"
+#include "pg/session.hpp"
 #include "pg/statement.hpp"
 #include "queue/commit_actions.hpp"
 #include "queue/due_scan.hpp"
@@ -52,7 +53,27 @@ void promote_by_query(const std::vector<const FirstMessage*>& messages, std::uno
 
 }  // namespace
 
-std::vector<HeadlessChannel> link_channels(const std::vector<HeadlessChannel>& channels) {
+namespace {
+
+// Those of the heads that nobody is removing. Their locks last no longer than this.
+std::unordered_set<Uuid, UuidHash> heads_that_stay(const std::vector<Located>& heads) {
+  if (heads.empty()) return {};
+  SavepointOnly session;
+  std::unordered_set<Uuid, UuidHash> result;
+  session.set_savepoint();
+  try {
+    result = lock_to_stay(heads, true);
+  } catch (...) {
+    session.rollback_to_savepoint();
+    throw;
+  }
+  session.rollback_to_savepoint();
+  return result;
+}
+
+}  // namespace
+
+std::vector<HeadlessChannel> link_channels(const std::vector<HeadlessChannel>& channels, Stays stays) {
   std::vector<HeadlessChannel> headless;
   if (channels.empty()) return headless;
   std::vector<ChainSearch> searches;
@@ -68,9 +89,8 @@ std::vector<HeadlessChannel> link_channels(const std::vector<HeadlessChannel>& c
     else
       others.push_back(&message);
   }
-  // A head that can be made to stay is one: a transaction that removes it later sees what is behind it.
-  // Otherwise another transaction may be removing it without having seen that.
-  std::unordered_set<Uuid, UuidHash> linked = lock_to_stay(heads, true);
+  std::unordered_set<Uuid, UuidHash> linked =
+      stays == Stays::kToCommit ? lock_to_stay(heads, true) : heads_that_stay(heads);
   if (!others.empty()) {
     if (const auto promoted = promote(others)) {
       for (std::size_t i = 0; i < others.size(); ++i)
@@ -102,8 +122,8 @@ void note_headless(const std::vector<HeadlessChannel>& channels) {
   insert.run({keys.datum(), names.datum(), args.datum()});
 }
 
-void link_or_note(const std::vector<HeadlessChannel>& channels) {
-  note_headless(link_channels(channels));
+void link_or_note(const std::vector<HeadlessChannel>& channels, Stays stays) {
+  note_headless(link_channels(channels, stays));
 }
 
 void link_headless() {

@@ -31,13 +31,19 @@ struct HeadlessChannel {
   std::int64_t behind = kFromTheStart;
 };
 
+// A first message that is a head already must not be in the hands of a transaction that removes it without
+// having seen what is behind it. kNow: nobody removes it now; whoever does later sees what is committed.
+// kToCommit: nor until this transaction has ended, for what it appends itself. Only a transaction that is
+// committing may ask for that: others that remove the head wait for it.
+enum class Stays { kNow, kToCommit };
+
 // Makes the first message of each channel its head, and wakes workers for it. Returns the channels
 // whose first message another transaction has locked. Throws 27000 where a trigger, rule or policy
 // keeps the row as it is.
-std::vector<HeadlessChannel> link_channels(const std::vector<HeadlessChannel>& channels);
+std::vector<HeadlessChannel> link_channels(const std::vector<HeadlessChannel>& channels, Stays stays = Stays::kNow);
 
 // The same, and notes the channels that it could not link.
-void link_or_note(const std::vector<HeadlessChannel>& channels);
+void link_or_note(const std::vector<HeadlessChannel>& channels, Stays stays = Stays::kNow);
 
 // Notes channels as headless without trying to link them.
 void note_headless(const std::vector<HeadlessChannel>& channels);
