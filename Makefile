@@ -14,7 +14,8 @@
 ##   make test           install what is missing, build, and test on a private throwaway server
 ##                         ONLY=unit|layout|spin|model|regress|isolation|tap|original|faults|crash|failover|dist|package  TESTS="names"
 ##                         MQ_ORIGINAL=path  a copy of the original schema, for the suite original
-##   make test-model     the suite model for longer: STEPS=100000, with a new seed or that of SEED
+##   make test-model     the suite model for longer: STEPS=100000 in one session and as many in four, or in
+##                         as many sessions as SESSIONS says, with a new seed or that of SEED
 ##   make fuzz           libFuzzer on what parses, FUZZ_SECONDS=60 for each target; TESTS="cron_line topics"
 ##                         some of them; FUZZ_MERGE=1  adds what reaches further to the corpus
 ##   make valgrind       a worker under valgrind's memcheck for a while
@@ -260,7 +261,7 @@ client: $(CLIENT)
 
 # A PG_CONFIG that the user did not choose is left for the scripts to find.
 RUN = exec env -u MAKEFLAGS -u MFLAGS ONLY='$(ONLY)' TESTS='$(TESTS)' KEEP='$(KEEP)' APP='$(APP)' \
-  SANITIZE='$(SANITIZE)' STEPS='$(STEPS)' SEED='$(SEED)' FUZZ_SECONDS='$(FUZZ_SECONDS)' FUZZ_MERGE='$(FUZZ_MERGE)' \
+  SANITIZE='$(SANITIZE)' STEPS='$(STEPS)' SEED='$(SEED)' SESSIONS='$(SESSIONS)' FUZZ_SECONDS='$(FUZZ_SECONDS)' FUZZ_MERGE='$(FUZZ_MERGE)' \
   PG_CONFIG='$(if $(filter file,$(origin PG_CONFIG)),,$(PG_CONFIG))'
 
 .PHONY: help test report test-model test-faults test-memory test-crash-points test-failover test-package test-versions fuzz valgrind demo demo-stop bench dist distcheck format tidy

@@ -19,6 +19,8 @@ HANDLERS = {"handled": {"block": False}, "blocking": {"block": True}}
 CHANNELS = ("handled", "blocking", "outside")
 MAX_BACKOFF = HOUR
 POLL_CEILING = DAY
+INFINITE = 1 << 62  # the due time of a message that waits for others
+PREREQUISITE = "MQ002"  # the SQLSTATE of one that dies with what it waits for
 # No step begins while a message is due, or expires, within so short a time of now.
 MARGIN = 60 * SECOND
 
@@ -66,10 +68,15 @@ class Message:
     priority: int = 0
     payload: dict = None
     blocked: bool = False  # dead, and its ordered channel waits for it
+    due: tuple = None  # of a message that waits for others: when it is due once they have ended
 
     @property
     def queue(self):
         return (self.channel, self.args)
+
+    @property
+    def waits(self):
+        return self.due is not None
 
     def is_leased(self, now):
         return self.lease is not None and self.at[0] > now
@@ -90,6 +97,7 @@ class Dead:
     reason: str
     sqlstate: str
     made: int
+    after: tuple = ()  # what it still waited for
 
 
 @dataclass
@@ -103,6 +111,7 @@ class Frame:
 class Session:
     def __init__(self, world, number):
         self.world, self.number, self.frames, self.now = world, number, [], None
+        self.together = set()  # messages that end in one statement
 
     @property
     def in_transaction(self):
@@ -122,6 +131,12 @@ class Session:
         for frame in self.frames:
             facts.update(frame.facts)
         return [value for (fact_kind, *_), value in facts.items() if fact_kind == kind and value is not None]
+
+    def keys(self, kind):
+        facts = dict(self.world.facts)
+        for frame in self.frames:
+            facts.update(frame.facts)
+        return [key for key, value in facts.items() if key[0] == kind and value is not None]
 
     def lock(self, *keys):
         self.frames[-1].locks.update(keys)
@@ -144,7 +159,7 @@ class Session:
     def in_queue(self, queue):
         return [m for m in self.messages() if m.ordered and m.queue == queue]
 
-    def remove(self, message):
+    def remove(self, message, died=False):
         """Takes the message away. The next one of its channel becomes the head, in the same transaction."""
         was_head = message.ordered and self.in_queue(message.queue)[0].name == message.name
         self.set(("message", message.name), None)
@@ -153,6 +168,7 @@ class Session:
             self.lock(("dedup", *message.queue, message.dedup))
         if was_head:
             self.first_is_linked(message.queue)
+        self.has_ended(message.name, died)
 
     def first_is_linked(self, queue):
         rest = self.in_queue(queue)
@@ -163,15 +179,88 @@ class Session:
         if block is None:
             block = reason in ("expired", "discarded") or (reason == "exhausted" and sqlstate != "MQ001")
         made = message.made if made is None else made
-        self.set(("dead", message.name), Dead(replace(message, made=made), reason, sqlstate, made))
+        after = tuple(self.prerequisites(message.name))
+        self.set(("dead", message.name), Dead(replace(message, made=made, due=None), reason, sqlstate, made, after))
         self.lock(("dead", message.name))
         if block and message.ordered and HANDLERS.get(message.channel, {}).get("block"):
             self.put(replace(message, blocked=True, left=0, made=made, lease=None, token=None, dedup=None, expires=NEVER,
-                             payload=None))
+                             payload=None, due=None))
             if message.dedup is not None:
                 self.lock(("dedup", *message.queue, message.dedup))
+            self.has_ended(message.name, True)
         else:
-            self.remove(message)
+            self.remove(message, died=True)
+
+    # --- what waits for others ------------------------------------------------------------------
+    #
+    # A fact ("edge", d, p) says that d waits for p. Transactions that end several of d's prerequisites do not see one
+    # another: mq notes what none of them can tell, and a later claim looks again. So d may stay as it is for a while,
+    # and the row says whether it does (World.rows); the runner asks for the note.
+
+    def prerequisites(self, name):
+        return sorted(p for _, d, p in self.keys("edge") if d == name)
+
+    def is_pending(self, name):
+        m = self.message(name)
+        return m is not None and not m.blocked
+
+    def is_dead(self, name):
+        return self.get(("dead", name)) is not None and not self.is_pending(name)
+
+    def still_waits(self, name):
+        return any(self.is_pending(p) for p in self.prerequisites(name))
+
+    def is_doomed(self, name):
+        return any(self.is_dead(p) for p in self.prerequisites(name))
+
+    def has_ended(self, name, died):
+        for _, d, p in self.keys("edge"):
+            if d == name:
+                self.set(("edge", d, p), None)
+        if name in self.together:
+            return
+        for _, d, p in sorted(self.keys("edge")):
+            if p == name and d not in self.together:
+                self.prerequisite_ended(d, p, died)
+
+    def prerequisite_ended(self, d, p, died):
+        m = self.message(d)
+        row = self.world.rows.get(d)
+        if m is None or not m.waits:
+            self.set(("edge", d, p), None)
+        elif row is not None and row["at"] == INFINITE:
+            # For the other prerequisites, or somebody else is at them, or at d.
+            if not died:
+                self.set(("edge", d, p), None)
+        elif died:
+            self.dies_with(m)
+        else:
+            self.set(("edge", d, p), None)
+            if not self.still_waits(d) and not self.is_doomed(d):
+                self.release(m)
+
+    def dies_with(self, m):
+        self.dead_letter(m, "prerequisite", PREREQUISITE, block=HANDLERS.get(m.channel, {}).get("block", False))
+
+    def release(self, m):
+        """It waits for nothing any more."""
+        for p in self.prerequisites(m.name):
+            self.set(("edge", m.name, p), None)
+        self.put(replace(m, at=earliest(latest(m.due, self.world.statement), m.expires), due=None))
+
+    def end_together(self, messages, end):
+        """end(message) for each; those that wait for others of them end all the same."""
+        self.together = {m.name for m in messages}
+        for m in messages:
+            end(m)
+        names, self.together = sorted(self.together), set()
+        for name in names:
+            if self.is_pending(name):  # it has failed, and comes again
+                continue
+            died = self.get(("dead", name)) is not None
+            for _, d, p in sorted(self.keys("edge")):
+                if p == name:
+                    self.prerequisite_ended(d, p, died)
 
     def settle_undeliverable(self, message, now):
         failed = self.get(("failed", message.name))
@@ -219,6 +308,9 @@ class World:
     def __init__(self, sessions):
         self.facts = {}
         self.sessions = [Session(self, n) for n in range(sessions)]
+        self.observer = Session(self, sessions)
+        self.rows = {}  # that the last statement's session sees: by message
+        self.statement = None  # when the last statement ran
         self.order = 0
         self.offset = 0  # by which the server's clock is ahead
 

@@ -4,19 +4,19 @@
   model.py --steps 5000 --sessions 1 --seed 1 --clock FILE   the server is that of PGHOST, PGPORT and so on
   model.py --sabotage …                                      something changes a row behind mq's back: must fail
 
-Covered, with transactions, savepoints, commits and rollbacks:
-mq_send, mq_insert (ordered and not, two-phase, delayed, with expiry, priority and dedup_key), mq_poll, mq_receive, mq_ack,
+Covered, in one session and in several whose transactions are open side by side (with savepoints, commits and rollbacks):
+mq_send, mq_insert (ordered and not, two-phase, delayed, with expiry, priority, dedup_key and after), mq_poll, mq_receive, mq_ack,
 mq_nack, mq_extend, mq_delete, mq_commit, mq_keep_alive, mq_checkpoint, mq_cancel, mq_clear, mq_pause, mq_resume,
 mq_redrive, CALL mq_run with handlers that succeed, fail, fail once, snooze and discard, channels that a dead message
 blocks, and the clock. After each step the messages, dead letters, failures, effects and pauses are compared, as the
 session that did it sees them and as others do: which messages, with which attempts, lease and due time, in which order;
-that each ordered channel has a head, or is noted as headless; and that a claim returns what it may, and as much as it can.
+that each ordered channel has a head, or is noted as headless; that each message that waits for others (`after`) waits for one
+that is pending, or is noted to be looked at again; and that a claim returns what it may, and as much as it can.
 
-Several sessions, whose transactions are open side by side, are played with --sessions, but not by the suite: the model
-does not know yet all rows that a session keeps locked. A step that it takes for free may then fail after LIMIT seconds.
+A statement that the model takes for free may not wait for another session's transaction: it has LIMIT seconds. One that would
+wait is left out.
 
-Not covered: background workers, statements that wait for one another (a step that would wait is left out), messages that
-wait for others (`after`: tests/model/prerequisites.pml), mq_cancel of a running call, leased handlers, batch handlers,
+Not covered: background workers, mq_cancel of a running call, leased handlers, batch handlers,
 limits, schedules, topics, results that are kept, REPEATABLE READ, prepared transactions, crashes.
 
 A failed run is shrunk: the program leaves out steps for as long as what is left still fails, and prints the rest.
@@ -35,7 +35,7 @@ from pathlib import Path
 import psycopg
 from psycopg.types.json import Jsonb
 
-from contract import CHANNELS, HANDLERS, MARGIN, SECOND, Frame, Message, Mismatch, World, span, uuid_of
+from contract import CHANNELS, HANDLERS, INFINITE, MARGIN, SECOND, Frame, Message, Mismatch, World, span, uuid_of
 from steps import STEPS, Skip
 
 SETUP = """
@@ -54,10 +54,12 @@ END $$;
 """
 
 LIMIT = 10  # seconds that a statement may take
+CLAIMS = {"poll", "receive", "run"}  # steps that look again at what was noted
 MICROS = "(extract(epoch FROM {}) * 1000000)::bigint"
+DUE = f"CASE WHEN attempt_at = 'infinity' THEN {INFINITE} ELSE {MICROS.format('attempt_at')} END"
 ROWS = f"""SELECT jsonb_build_object(
   'message', (SELECT coalesce(jsonb_agg(jsonb_build_object('id', id, 'channel', channel_name, 'args', channel_args,
-      'ordered', after_message_id IS NOT NULL, 'at', {MICROS.format('attempt_at')}, 'left', attempts, 'made', attempt,
+      'ordered', after_message_id IS NOT NULL, 'at', {DUE}, 'left', attempts, 'made', attempt,
       'backoff', {MICROS.format('retry_backoff')}, 'two_phase', {MICROS.format('commit_interval')}, 'lease', lease,
       'dedup', dedup_key, 'expires', {MICROS.format('expires_at')}, 'priority', priority, 'payload', message_json,
       'name', message_name, 'is_head', after_message_id = '00000000-0000-0000-0000-000000000000') ORDER BY seq), '[]')
@@ -71,6 +73,7 @@ ROWS = f"""SELECT jsonb_build_object(
   'effects', (SELECT coalesce(jsonb_object_agg(id, list), '{{}}') FROM (SELECT id, jsonb_agg(attempt ORDER BY n) AS list
       FROM model_effects GROUP BY 1) AS f),
   'paused', (SELECT coalesce(jsonb_agg(channel_name ORDER BY channel_name), '[]') FROM mq_paused),
+  'noted', (SELECT coalesce(jsonb_agg(DISTINCT dependent), '[]') FROM mq_rechecks),
   'headless', (SELECT coalesce(jsonb_agg(jsonb_build_array(channel_name, channel_args)), '[]') FROM mq_headless))"""
 
 
@@ -140,6 +143,7 @@ class Run:
         rows = connection.execute(ROWS).fetchone()[0]
         for row in rows["message"]:
             row["id"] = self.known.get(row["id"], row["id"])
+        rows["noted"] = {self.known.get(id, id) for id in rows["noted"]}
         for kind in ("dead", "failed", "effects"):
             rows[kind] = {self.known.get(id, id): value for id, value in rows[kind].items()}
         return rows
@@ -148,13 +152,31 @@ class Run:
         """Follows the statement in what it may have settled in passing. Returns the moments at which it may have run."""
         now = (self.begun, self.world.now())
         self.rows = self.rows if again else self.read(self.connections[session.number])
+        self.world.rows, self.world.statement = {row["id"]: row for row in self.rows["message"]}, now
         left = {row["id"] for row in self.rows["message"] if row["at"] is not None}
         self.settled = 0
+        self.settle_noted(session)
         for m in session.messages():
             if m.name not in left and m.is_undeliverable(now[0]) and not self.world.is_locked(("message", m.name), session):
                 session.settle_undeliverable(m, now[0])
                 self.settled += 1
         return now
+
+    def see(self, session):
+        """Reads what the session sees after its statement."""
+        self.rows = self.read(self.connections[session.number])
+        self.world.rows, self.world.statement = {row["id"]: row for row in self.rows["message"]}, (self.begun, self.world.now())
+
+    def settle_noted(self, session):
+        """A claim looks again at what was noted: who waits for nothing more is due, or dies."""
+        for m in session.messages():
+            row = self.world.rows.get(m.name)
+            if not m.waits or row is not None and row["at"] == INFINITE:
+                continue
+            if session.is_doomed(m.name) and m.name in self.rows["dead"]:
+                session.dies_with(m)
+            elif not session.still_waits(m.name) and not session.is_doomed(m.name):
+                session.release(m)
 
     def is_unchanged(self, m):
         row = next((row for row in self.rows["message"] if row["id"] == m.name), None)
@@ -197,7 +219,9 @@ class Run:
         self.compare(session)
         if single:
             self.world.commit(session)
-        self.compare(None)
+        noted = self.compare(None)
+        if name in CLAIMS and not any(s.in_transaction for s in self.world.sessions):
+            demand(not noted, f"{sorted(noted)} are noted still, though nobody is at them")
         self.applied += 1
         return True
 
@@ -229,8 +253,11 @@ class Run:
         there, expected = [row["id"] for row in rows["message"]], [m.name for m in messages]
         demand(sorted(there) == sorted(expected), f"{who} finds messages {there} and not {expected}")
         demand(there == expected, f"{who} finds the order {there} and not {expected}")
+        view = session or self.world.observer
         for m, row in zip(messages, rows["message"]):
             put(("message", m.name), self.compare_message(who, m, row))
+            if m.waits and (view.is_doomed(m.name) or not view.still_waits(m.name)):
+                demand(m.name in rows["noted"], f"{who} finds {m.name} waiting, though nobody is to look at it again")
         if session is None:
             self.compare_heads(rows)
         dead = everything("dead")
@@ -251,6 +278,7 @@ class Run:
             self.compare_keys(session, kind, rows[kind], who)
         paused = sorted(c for c in CHANNELS if get(("paused", c)))
         demand(paused == rows["paused"], f"{who} finds {rows['paused']} paused and not {paused}")
+        return rows["noted"]
 
     def compare_keys(self, session, kind, rows, who):
         names = {key[1] for facts in [self.world.facts, *(f.facts for f in session.frames)] for key in facts
@@ -394,7 +422,9 @@ def main():
     if wrong is None:
         print(f"ok - {title}: {len(played)} applied, {time.monotonic() - begun:.0f} s")
         return 0
+    name, session, arguments = played[-1]
     print(f"not ok - {title}: step {len(played)}: {wrong}", flush=True)
+    print(f"# This was the step, of session {session}: {name} {json.dumps(arguments)}", flush=True)
     shrunk, still = player.shrink(played)
     print(f"# These {len(shrunk)} of {len(played)} steps fail as well: {still or wrong}")
     for name, session, arguments in shrunk:

@@ -6,8 +6,8 @@ be repeated; messages are named, and their ids made of the names.
 """
 from dataclasses import replace
 
-from contract import (CHANNELS, DAY, HANDLERS, HOUR, MINUTE, NEVER, POLL_CEILING, Frame, Message, Mismatch, earliest, latest,
-                      plus, span, uuid_of)
+from contract import (CHANNELS, DAY, HANDLERS, HOUR, INFINITE, MINUTE, NEVER, POLL_CEILING, PREREQUISITE, Frame, Message, Mismatch,
+                      earliest, latest, plus, span, uuid_of)
 
 STEPS = {}  # name: (weight, draw, do)
 
@@ -134,15 +134,24 @@ def sent(run, session, m, now):
     expires = plus(now, span(m["expires"])) if m.get("expires") else NEVER
     at = plus(now, span(m["delay"]))
     at = plus(at, span(m["two_phase"])) if m.get("two_phase") else earliest(at, expires)
+    due = None
+    pending = [p for p in m.get("after", ()) if session.is_pending(p)]
+    dead = [p for p in m.get("after", ()) if session.is_dead(p)]
+    if pending or dead:
+        at, due = span(INFINITE), at
+        for p in pending + dead:
+            session.set(("edge", m["name"], p), True)
     message = Message(name=m["name"], channel=m["channel"], args=m["args"], ordered=m["ordered"],
                       order=run.world.next_order(), at=at, left=m["retries"] + 1, backoff=m["backoff"],
                       two_phase=span(m["two_phase"]) if m.get("two_phase") else None, dedup=m.get("dedup"),
-                      expires=expires, priority=m.get("priority", 0), payload=m["payload"])
+                      expires=expires, priority=m.get("priority", 0), payload=m["payload"], due=due)
     session.put(message)
     if message.ordered:
         session.lock(("append", message.queue))
     if message.dedup is not None:
         session.lock(("dedup", *message.queue, message.dedup))
+    if dead:
+        session.dies_with(message)
     return message
 
 
@@ -162,7 +171,21 @@ def draw_send(random, run):
     draw_options(random, message)
     if random.random() < 0.2:
         message["dedup"] = random.choice(("k", "l"))
+    if random.random() < 0.3 and not message.get("two_phase") and not message.get("expires"):
+        message["after"] = draw_prerequisites(random, run)
     return {"message": message}
+
+
+def draw_prerequisites(random, run):
+    """Mostly messages that are there; some that are dead; now and then one that is gone, or never was."""
+    names = [m.name for m in run.all_messages()]
+    dead = [key[1] for key in run.world.facts if key[0] == "dead"]
+    names = random.sample(names, min(len(names), random.randint(1, 3)))
+    if dead and random.random() < 0.15:
+        names.append(random.choice(dead))
+    if random.random() < 0.1:
+        names.append("gone")
+    return list(dict.fromkeys(names))
 
 
 @step(14)
@@ -177,10 +200,11 @@ def do_send(run, session, message):
         if held:
             free_messages(run, session, [held])
     rows = run.sql(session, """SELECT mq_send(%s, %s, channel_args => %s, ordered => %s, delay => %s, retries => %s,
-        retry_backoff => %s, commit_interval => %s, id => %s, dedup_key => %s, expires => %s, priority => %s)""",
+        retry_backoff => %s, commit_interval => %s, id => %s, dedup_key => %s, expires => %s, priority => %s,
+        after => %s)""",
         m["channel"], run.json(m["payload"]), m["args"], m["ordered"], interval(m["delay"]), m["retries"],
         interval(m["backoff"]), m.get("two_phase") and interval(m["two_phase"]), uuid_of(m["name"]), m.get("dedup"),
-        m.get("expires") and interval(m["expires"]), m.get("priority", 0))
+        m.get("expires") and interval(m["expires"]), m.get("priority", 0), [uuid_of(p) for p in m.get("after", ())] or None)
     now = run.settle_gone(session)
     held = m.get("dedup") and holder(session, queue, m["dedup"])
     if held:
@@ -346,8 +370,7 @@ def do_ack(run, session, names):
     now = run.settle_gone(session)
     messages = ours(now)
     expect(run, rows, messages, "mq_ack")
-    for m in messages:
-        session.remove(m)
+    session.end_together(messages, session.remove)
 
 
 def draw_nack(random, run):
@@ -364,12 +387,14 @@ def do_nack(run, session, names, retry_in, dead):
     now = run.settle_gone(session)
     messages = ours(now)
     expect(run, rows, messages, "mq_nack")
-    for m in messages:
+
+    def refuse(m):
         if dead:
             session.set(("failed", m.name), (session.get(("failed", m.name)) or ()) + ((m.made, "0A001"),))
             session.dead_letter(m, "discarded", "0A001")
         else:
             session.fail(m, "0A001", now, True, retry_in)
+    session.end_together(messages, refuse)
 
 
 def draw_extend(random, run):
@@ -396,8 +421,8 @@ def do_delete(run, session, names):
     free_messages(run, session, messages)
     free(run, session, *(("dead", name) for name in names))
     run.sql(session, "SELECT mq_delete(%s)", [uuid_of(name) for name in names])
-    for m in messages:
-        session.remove(m)
+    run.see(session)
+    session.end_together(messages, session.remove)
     for name in names:
         dead = session.get(("dead", name))
         if dead and dead.sqlstate == "MQ001" and name not in {m.name for m in messages}:
@@ -459,8 +484,8 @@ def do_cancel(run, session, names):
     rows = run.sql(session, "SELECT mq_cancel(%s)", [uuid_of(name) for name in names])
     messages = [m for m in messages if not m.blocked and (m.two_phase is None or m.at[0] > run.world.now())]
     expect(run, rows, messages, "mq_cancel")
-    for m in messages:
-        session.dead_letter(m, "cancelled", "57014", block=False)
+    run.see(session)
+    session.end_together(messages, lambda m: session.dead_letter(m, "cancelled", "57014", block=False))
     run.settle_gone(session)
 
 
@@ -473,8 +498,8 @@ def do_clear(run, session, channel):
     messages = [m for m in session.messages() if m.channel == channel]
     free_messages(run, session, messages)
     run.sql(session, "SELECT mq_clear(%s)", [channel])
-    for m in messages:
-        session.remove(m)
+    run.see(session)
+    session.end_together(messages, session.remove)
     run.settle_gone(session)
 
 
@@ -514,19 +539,29 @@ def do_redrive(run, session, channel, retries):
             held = holder(session, m.queue, m.dedup)
             if held:
                 free_messages(run, session, [held])
+    steps = redrive_order(session, chosen)
+    # One that returns to its place does so only where nothing of its channel's has to go before it: not for the model to say.
+    if any(session.message(d.message.name) and any(session.is_pending(p) or session.is_dead(p) for p in d.after) for d in steps):
+        raise Skip
     rows = run.sql(session, "SELECT mq_redrive(channel_name => %s, retries => %s)", channel, retries)
     now = session.now or run.settle_gone(session)
     run.settle_gone(session)
-    count = 0
+    count, sent = 0, set()
     # Those with a dedup_key, and those that block, go singly; the others together, in the order in which they died.
-    for d in chosen:
+    for d in steps:
         m = d.message
         if m.dedup is not None and holder(session, m.queue, m.dedup) is not None:
             continue
+        if any(session.is_dead(p) for p in d.after):
+            continue
+        sent.add(m.name)
         blocking = session.message(m.name)
         order = blocking.order if blocking else run.world.next_order()
-        session.put(replace(m, order=order, at=now, left=retries + 1, made=0, lease=None, token=None, two_phase=None,
-                            expires=NEVER, blocked=False))
+        waits = [p for p in d.after if session.is_pending(p)]
+        for p in waits:
+            session.set(("edge", m.name, p), True)
+        session.put(replace(m, order=order, at=span(INFINITE) if waits else now, left=retries + 1, made=0, lease=None,
+                            token=None, two_phase=None, expires=NEVER, blocked=False, due=now if waits else None))
         session.set(("dead", m.name), None)
         session.lock(("dead", m.name))
         if m.ordered:
@@ -535,6 +570,24 @@ def do_redrive(run, session, channel, retries):
             session.lock(("dedup", *m.queue, m.dedup))
         count += 1
     demand(rows[0][0] == count, f"mq_redrive returned {rows[0][0]} and not {count}")
+    # Those that would die at once stay, and say so.
+    for d in chosen:
+        if d.message.name not in sent and any(session.get(("dead", p)) is not None for p in d.after):
+            session.set(("dead", d.message.name), replace(d, reason="prerequisite", sqlstate=PREREQUISITE))
+            session.lock(("dead", d.message.name))
+
+
+def redrive_order(session, chosen):
+    """Each behind those that it waits for; without those that wait for a dead message which is not sent again."""
+    left, order = list(chosen), []
+    dead = {p for d in chosen for p in d.after if session.is_dead(p)}
+    while True:
+        sent = {d.message.name for d in order}
+        d = next((d for d in left if all(p not in dead or p in sent for p in d.after)), None)
+        if d is None:
+            return order
+        left.remove(d)
+        order.append(d)
 
 
 def handle(run, session, m, now):

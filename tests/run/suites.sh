@@ -83,10 +83,10 @@ model() {
     --clock "$WORK/model/clock" "${@:4}"
 }
 
-# Random operations on a server and on a model, with a clock that the model sets. With STEPS so many, and a
-# new seed each time; SEED=n repeats one.
+# Random operations on a server and on a model, with a clock that the model sets: in one session, and in several, or in as
+# many as SESSIONS says: 3,500 steps and 1,500. With STEPS so many of each, and a new seed each time; SEED=n repeats one.
 suite_model() {
-  local log=$WORK/log/model.out rc=0 library PYTHON steps=${STEPS:-5000} seed=${SEED:-}
+  local log=$WORK/log/model.out rc=0 library PYTHON steps=${STEPS:-} seed=${SEED:-}
   [ -n "${STEPS:-}${SEED:-}" ] || seed=1
   library=$(find /usr/lib /usr/local/lib -name libfaketime.so.1 -print -quit 2>/dev/null) || true
   PYTHON=$(deps_python psycopg) || true
@@ -117,9 +117,9 @@ model_server() {
 }
 
 model_runs() {
-  local failed=0
-  model 300 1 1 --sabotage || failed=1
-  model "$steps" 1 "$seed" || failed=1
+  local failed=0 sessions
+  [ -n "${SESSIONS:-}" ] || model 300 2 1 --sabotage || failed=1
+  for sessions in ${SESSIONS:-1 4}; do model "${steps:-$((sessions == 1 ? 3500 : 1500))}" "$sessions" "$seed" || failed=1; done
   return "$failed"
 }
 
