@@ -104,11 +104,14 @@ class World:
         """The path of a library of C functions for the server, made of this source."""
         return compiled(self.directory, name, text)
 
+    def sends(self):
+        """Of how many sends the clients have been told."""
+        return sum(line.get('told') == 'send' for line in ledger.read(self.directory))
+
     def work_on(self, sends, most=30):
         """Lets the load go on until its clients have been told of so many sends, or for `most` seconds."""
-        told = lambda: sum(line.get('told') == 'send' for line in ledger.read(self.directory))
         end = time.monotonic() + most
-        while told() < sends and time.monotonic() < end:
+        while self.sends() < sends and time.monotonic() < end:
             time.sleep(0.2)
 
     def drain(self, seconds=DRAIN):
