@@ -25,7 +25,7 @@
 ##   make test-crash-points  the suite crash: a process dies at each step of mq, in a build of its own, audited
 ##                         TESTS="settle claim_taken"  some steps
 ##   make test-failover  two nodes with Patroni and etcd, the primary killed under load, three times, and a switchover, audited;
-##                         writes docs/reliability.md; five minutes; SEED=7  as an earlier run
+##                         writes docs/reliability.md; seven minutes; SEED=7  as an earlier run
 ##   make test-package   the Debian package: built twice, installed, upgraded, tested and purged, in a copy of
 ##                         this machine's file system that is gone afterwards; as root
 ##   make test-versions  make test on PostgreSQL 15, 17 and 18, each in the Debian release that carries it, made by
