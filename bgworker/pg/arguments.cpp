@@ -41,9 +41,8 @@ std::string interval_text(Datum interval) {
 }
 
 std::string timestamp_text(Micros at) {
-  return guard::call([&] {
-    return (const char*)DatumGetCString(DirectFunctionCall1(timestamptz_out, TimestampTzGetDatum(at)));
-  });
+  return guard::call(
+      [&] { return (const char*)DatumGetCString(DirectFunctionCall1(timestamptz_out, TimestampTzGetDatum(at))); });
 }
 
 Micros interval_of(const Value& value, std::string_view field, Micros from) {

@@ -49,36 +49,38 @@ inline constexpr bool kHasTransactionTimeout = PG_VERSION_NUM >= 170000;
 // Before 17 a background worker connects only as a role with LOGIN.
 inline constexpr bool kWorkersNeedLogin = PG_VERSION_NUM < 170000;
 
-inline bool may_create_in_tablespace(Oid tablespace, Oid role) {
-#if PG_VERSION_NUM >= 160000
-  return object_aclcheck(TableSpaceRelationId, tablespace, role, ACL_CREATE) == ACLCHECK_OK;
-#else
-  return pg_tablespace_aclcheck(tablespace, role, ACL_CREATE) == ACLCHECK_OK;
+#if PG_VERSION_NUM < 160000
+// As 16 has it. Before, each kind of object has a function of its own.
+inline AclResult object_aclcheck(Oid catalog, Oid object, Oid role, AclMode mode) {
+  switch (catalog) {
+    case TableSpaceRelationId:
+      return pg_tablespace_aclcheck(object, role, mode);
+    case DatabaseRelationId:
+      return pg_database_aclcheck(object, role, mode);
+    case NamespaceRelationId:
+      return pg_namespace_aclcheck(object, role, mode);
+    case ProcedureRelationId:
+      return pg_proc_aclcheck(object, role, mode);
+    default:
+      return ACLCHECK_NO_PRIV;  // nobody asks
+  }
+}
 #endif
+
+inline bool may_create_in_tablespace(Oid tablespace, Oid role) {
+  return object_aclcheck(TableSpaceRelationId, tablespace, role, ACL_CREATE) == ACLCHECK_OK;
 }
 
 inline bool may_connect(Oid database, Oid role) {
-#if PG_VERSION_NUM >= 160000
   return object_aclcheck(DatabaseRelationId, database, role, ACL_CONNECT) == ACLCHECK_OK;
-#else
-  return pg_database_aclcheck(database, role, ACL_CONNECT) == ACLCHECK_OK;
-#endif
 }
 
 inline bool may_execute(Oid function, Oid role) {
-#if PG_VERSION_NUM >= 160000
   return object_aclcheck(ProcedureRelationId, function, role, ACL_EXECUTE) == ACLCHECK_OK;
-#else
-  return pg_proc_aclcheck(function, role, ACL_EXECUTE) == ACLCHECK_OK;
-#endif
 }
 
 inline bool may_use_schema(Oid schema, Oid role) {
-#if PG_VERSION_NUM >= 160000
   return object_aclcheck(NamespaceRelationId, schema, role, ACL_USAGE) == ACLCHECK_OK;
-#else
-  return pg_namespace_aclcheck(schema, role, ACL_USAGE) == ACLCHECK_OK;
-#endif
 }
 
 inline bool owns_database(Oid database, Oid role) {

@@ -59,7 +59,7 @@ bool look() {
 }
 
 bool are_there() {
-  return !none_at || none_at != shared::notes_written() ? look() : false;
+  return (!none_at || none_at != shared::notes_written()) && look();
 }
 
 // What is noted of these messages by now: by (id, seq), why.

@@ -147,13 +147,10 @@ void link_appends(const std::vector<Append>& appends) {
 // that was polled again after its lease had run out the last one counts.
 std::vector<Lease> to_prolong(const BySubtransaction<Lease>& leases) {
   const Micros now = GetCurrentTimestamp();
-  std::vector<Lease> late;
-  for (const auto& [subtransaction, lease] : leases.entries())
-    if (now - lease.leased_at > lease.length / 10) late.push_back(lease);
-  if (late.size() < 2) return late;
   std::map<std::pair<Uuid, std::int64_t>, Lease> last;
-  for (const Lease& lease : late) last[{lease.message, lease.token}] = lease;
-  late.clear();
+  for (const auto& [subtransaction, lease] : leases.entries())
+    if (now - lease.leased_at > lease.length / 10) last[{lease.message, lease.token}] = lease;
+  std::vector<Lease> late;
   for (const auto& [key, lease] : last) late.push_back(lease);
   return late;
 }

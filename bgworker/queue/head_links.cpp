@@ -27,10 +27,6 @@ std::int64_t behind(const HeadlessChannel& channel) {
   return start == low_water::kFirstSeq ? start : start - 1;
 }
 
-}  // namespace
-
-namespace {
-
 // As promote(), by queries, which ask triggers, rules and policies. Adds the messages that it made
 // heads to `linked`.
 void promote_by_query(const std::vector<const FirstMessage*>& messages, std::unordered_set<Uuid, UuidHash>& linked) {
@@ -50,10 +46,6 @@ void promote_by_query(const std::vector<const FirstMessage*>& messages, std::uno
   if (updated.size() < ids.size()) throw refused("mq_msgs", "being changed");
   for (std::size_t i = 0; i < updated.size(); ++i) linked.insert(uuid_of(updated.get(i, 1)));
 }
-
-}  // namespace
-
-namespace {
 
 // Those of the heads that nobody is removing. Their locks last no longer than this.
 std::unordered_set<Uuid, UuidHash> heads_that_stay(const std::vector<Located>& heads) {

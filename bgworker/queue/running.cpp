@@ -113,10 +113,12 @@ void subtransaction_ends(const SubtransactionEnd& end) {
   std::vector<Served>& served = open_notes->served;
   std::vector<Received>& received = open_notes->received;
   if (end.committed) {
-    for (Served& one : served)
-      if (one.subtransaction == end.mine) one.subtransaction = end.parent;
-    for (Received& one : received)
-      if (one.subtransaction == end.mine) one.subtransaction = end.parent;
+    const auto hand_on = [&](auto& notes) {
+      for (auto& one : notes)
+        if (one.subtransaction == end.mine) one.subtransaction = end.parent;
+    };
+    hand_on(served);
+    hand_on(received);
     return;
   }
   std::erase_if(received, [&](const Received& one) {

@@ -97,11 +97,6 @@ const Database* database_of(Pool& pool) {
   return d;
 }
 
-// Where so many pools wait for a process.
-Micros longest_rest(std::size_t waiting) {
-  return std::max(Micros{mq_poll_interval} * 1000, static_cast<Micros>(waiting) * kSecond);
-}
-
 }  // namespace
 
 std::vector<PoolState> pools() {
@@ -133,7 +128,7 @@ std::vector<PoolState> pools() {
     const Database* d = database_of(pool);
     TimestampTz due = d != nullptr && d->wakes == pool.seen && !pool.backlog ? pool.due : 0;
     // So far ahead it is wrong: the clock was set back, or mq.poll_interval was lowered.
-    if (due - now > longest_rest(used_pools().size())) due = 0;
+    if (due - now > longest_rest(static_cast<int>(used_pools().size()))) due = 0;
     if (now < pool.not_before && pool.not_before - now <= kLastFruitless) due = std::max(due, pool.not_before);
     result.push_back({pool.database, pool.role, workers, pool.backlog, workers > 0 && sitting == workers,
                       pool.last_start, pool.failed_starts, due, workers > 0 && stuck == workers, draining});
@@ -277,10 +272,6 @@ void set_slots(const SlotState& slots, int wanted) {
   if (state->slots_wanted == 0) return;
   for (const WorkerSlot& slot : used_slots())
     if (slot.waiting) SetLatch(&slot.worker->procLatch);
-}
-
-Micros longest_rest() {
-  return longest_rest(static_cast<std::size_t>(*const_cast<volatile int*>(&state->slots.waiting)));
 }
 
 bool take_look_around() {

@@ -204,6 +204,14 @@ bool slots_are_wanted() {
   return *const_cast<volatile int*>(&state->slots_wanted) > 0;
 }
 
+Micros longest_rest(int waiting) {
+  return std::max(Micros{mq_poll_interval} * 1000, waiting * kSecond);
+}
+
+Micros longest_rest() {
+  return longest_rest(*const_cast<volatile int*>(&state->slots.waiting));
+}
+
 bool give_up_slot(TimestampTz due, std::uint64_t seen) {
   if (!slots_are_wanted()) return false;
   Guard guard(LW_EXCLUSIVE);

@@ -73,6 +73,7 @@ bool slots_are_wanted();
 // mq.poll_interval, or a second for each pool that waits for a process, so that one a second is started to
 // look. In µs.
 Micros longest_rest();
+Micros longest_rest(int waiting);  // where so many wait
 struct Contention {
   bool contended;  // other pools of the database wait for a database slot
   bool wanted;     // one of them needs it at once

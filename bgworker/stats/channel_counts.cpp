@@ -54,22 +54,24 @@ ByName exhausted(Micros now) {
 }
 
 // Dead messages that block their channels.
-ByName blocking(Micros now) {
-  static Statement select(
-      "SELECT m.channel_name, count(*) FROM $S.mq_msgs m"
-      " WHERE m.attempts <= 0 AND m.attempt_at IS NULL AND $1 IS NOT NULL GROUP BY m.channel_name",
-      {TIMESTAMPTZOID});
-  return by_name(select, now);
-}
+struct Blocking {
+  ByName all;
+  ByName behind;  // those that are not the head of their ordered channel
+};
 
-// Those of them that are not the head of their ordered channel.
-ByName blocking_behind(Micros now) {
+Blocking blocking() {
   static Statement select(
-      "SELECT m.channel_name, count(*) FROM $S.mq_msgs m"
-      " WHERE m.attempts <= 0 AND m.attempt_at IS NULL AND m.after_message_id <> $N AND $1 IS NOT NULL"
-      " GROUP BY m.channel_name",
-      {TIMESTAMPTZOID});
-  return by_name(select, now);
+      "SELECT m.channel_name, count(*), count(*) FILTER (WHERE m.after_message_id <> $N) FROM $S.mq_msgs m"
+      " WHERE m.attempts <= 0 AND m.attempt_at IS NULL GROUP BY m.channel_name",
+      {});
+  const Rows rows = select.run({});
+  Blocking result;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const std::string_view name = text_view(rows.get(i, 1));
+    result.all.emplace(name, DatumGetInt64(rows.get(i, 2)));
+    result.behind.emplace(name, DatumGetInt64(rows.get(i, 3)));
+  }
+  return result;
 }
 
 std::int64_t of(const ByName& by_name, std::string_view name) {
@@ -278,8 +280,7 @@ ByChannel count(Micros now, bool cached) {
   count_heads(looks, now, true);
   const ByName in_lease = leased(now);
   const ByName to_sweep = exhausted(now);
-  const ByName blocked = blocking(now);
-  const ByName blocked_behind = blocked.empty() ? ByName() : blocking_behind(now);
+  const Blocking blocked = blocking();
   const bool ordered = any_behind_others();
   const std::map<std::int64_t, std::int64_t> held = shared::held_by_workers();
   std::int64_t room = kRoom;
@@ -288,7 +289,7 @@ ByChannel count(Micros now, bool cached) {
   for (const Look& look : looks) {
     Channel channel;
     if (look.known) {
-      channel = Split(look, of(blocked, look.name), of(blocked_behind, look.name), now, room).result();
+      channel = Split(look, of(blocked.all, look.name), of(blocked.behind, look.name), now, room).result();
     } else {
       Followers behind;
       if (look.small() && ordered) behind = followers_of_all(look.name, now, Int64GetDatum(kSmall + 1));
