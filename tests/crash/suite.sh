@@ -22,9 +22,9 @@ suite_crash() {
   fi
   server_tree crash-tree
   server_install
-  user_dir "$WORK/data" "$WORK/socket" "$WORK/runs"
+  user_dir "$WORK/runs"
   # shellcheck disable=SC2086 # TESTS are words
-  logged "$log" job env PYTHONDONTWRITEBYTECODE=1 WORK="$WORK" AS_USER="${AS_USER[*]}" FAULTS_BIN="$PG_BIN" \
+  logged "$log" with_servers \
     "$python" "$HERE/tests/crash/crash.py" --release "$release" --armed "$tree/mq.so" ${TESTS:-} || rc=$?
   tally crash "$rc" "$(count '^ok ' "$log")" "$(count '^not ok ' "$log")" 0
 }

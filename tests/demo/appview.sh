@@ -10,37 +10,22 @@ play() {
     PYTHONUNBUFFERED=1 ${PROXY:+"http_proxy=$PROXY"} bash -c 'echo $$ >"$0.pid"; exec "$@"' "$name" "$PYTHON" "$@"
 }
 
-# Shows how far it is until nothing is pending any more.
-watch_appview() {
-  local synced=0 repos=0 events=0 pending=1 fed=0 line='' shown deadline=$((SECONDS + LIMIT))
-  while :; do
-    [ ! -e "$WORK/appview/failed" ] || give_up "A program has failed: $(cat "$WORK"/appview/*.out)"
-    # Asked for before the others: what is sent afterwards is counted by the next turn.
-    fed=0
-    kill -0 "$1" 2>/dev/null || fed=1
-    read -r synced repos events pending < <(sql -At -F ' ' <"$DEMO/appview_progress.sql")
-    shown=$line
-    line="$synced of $repos repositories synchronized, $events events handled, $pending messages pending"
-    if [ -t 1 ]; then
-      printf '\r%s\033[K' "$line"
-    elif [ "$line" != "$shown" ]; then
-      echo "$line"
-    fi
-    if [ "$fed" -eq 1 ] && [ "$pending" -eq 0 ]; then break; fi
-    if [ "$SECONDS" -ge "$deadline" ]; then
-      give_up "
-Not all was handled within $LIMIT seconds."
-    fi
-    sleep 0.5
-  done
-  if [ -t 1 ]; then echo; fi
+# appview_handled PID: how far it is; whether the feed with the pid has ended and nothing is pending.
+appview_handled() {
+  local synced=0 repos=0 events=0 pending=1 fed=0
+  [ ! -e "$WORK/appview/failed" ] || give_up "A program has failed: $(cat "$WORK"/appview/*.out)"
+  # Asked for before the others: what is sent afterwards is counted by the next call.
+  kill -0 "$1" 2>/dev/null || fed=1
+  read -r synced repos events pending < <(sql -At -F ' ' <"$DEMO/appview_progress.sql")
+  line="$synced of $repos repositories synchronized, $events events handled, $pending messages pending"
+  [ "$fed" -eq 1 ] && [ "$pending" -eq 0 ]
 }
 
 # feed [CURSOR]: sends the stream from there, and watches.
 feed() {
   { play feed feed.py events.jsonl "$@" >>"$WORK/appview/feed.out" 2>&1 || touch "$WORK/appview/failed"; } &
   local feeding=$!
-  watch_appview "$feeding"
+  watch appview_handled "$feeding"
   wait "$feeding"
   tail -n 1 "$WORK/appview/feed.out"
 }

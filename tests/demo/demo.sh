@@ -39,6 +39,28 @@ give_up() {
   exit 1
 }
 
+# watch STEP...: calls it twice a second, until it succeeds or time is up. It sets `line` to how far it is, which is shown.
+watch() {
+  local line='' shown='' over deadline=$((SECONDS + LIMIT))
+  while :; do
+    over=1
+    "$@" || over=0
+    if [ -t 1 ]; then
+      printf '\r%s\033[K' "$line"
+    elif [ "$line" != "$shown" ]; then
+      echo "$line"
+    fi
+    shown=$line
+    if [ "$over" -eq 1 ]; then break; fi
+    if [ "$SECONDS" -ge "$deadline" ]; then
+      give_up "
+Not all was handled within $LIMIT seconds."
+    fi
+    sleep 0.5
+  done
+  if [ -t 1 ]; then echo; fi
+}
+
 deps_install "${kinds[@]}"
 workdir_create demo
 

@@ -21,6 +21,7 @@ import audit                                        # noqa: E402
 import ledger                                       # noqa: E402
 import tables                                       # noqa: E402
 from cluster import Cluster, Etcd, Node             # noqa: E402
+from console import progress, say                   # noqa: E402
 from kinds import LOST, MOVED_LINES, calls          # noqa: E402
 from server import Failed, wait_until               # noqa: E402
 from world import World                             # noqa: E402
@@ -32,15 +33,6 @@ CHARGES, ERRORS = {'57P01'}, LOST | {'25006'}
 # What Patroni, the processes of replication and their sessions leave in a server's log.
 PATRONI_LINES = [r'could not (start WAL streaming|connect to the primary|find)', r'FATAL: .*(streaming|replication|recovery|walreceiver|requested (timeline|starting point))',
                  r'terminating walreceiver', r'new timeline', r'removing future two-phase state file']
-STARTED = time.monotonic()
-
-
-def say(text):
-    print(text, flush=True)
-
-
-def progress(text):
-    say('# [%4.0f s] %s' % (time.monotonic() - STARTED, text))
 
 
 class Round:

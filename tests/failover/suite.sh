@@ -16,17 +16,11 @@ suite_failover() {
     [ -n "$etcd" ] || missing='etcd is not installed'
   fi
   if [ -n "$missing" ]; then
-    echo "Failover is not tested: $missing."
-    REASONS+=("failover: skipped, since $missing")
-    tally failover 0 0 0 1
-    # A run of this suite alone must not end as if all were well.
-    [ "$suites" != failover ] || FAILED=$((FAILED + 1))
+    not_tested failover "$missing"
     return
   fi
   mkdir -p "$WORK/runs"
-  user_dir "$WORK/data" "$WORK/socket" "$WORK/log"
-  logged "$log" job env PYTHONDONTWRITEBYTECODE=1 WORK="$WORK" AS_USER="${AS_USER[*]}" FAULTS_BIN="$PG_BIN" PATRONI="$patroni" PATRONICTL="$patronictl" \
-    ETCD="$etcd" PATRONI_PYTHONPATH="$packages" "$python" "$HERE/tests/failover/failover.py" ${SEED:+--seed "$SEED"} \
-    ${FAILOVER_DOCUMENT:+--document "$FAILOVER_DOCUMENT"} || rc=$?
+  logged "$log" with_servers env PATRONI="$patroni" PATRONICTL="$patronictl" ETCD="$etcd" PATRONI_PYTHONPATH="$packages" \
+    "$python" "$HERE/tests/failover/failover.py" ${SEED:+--seed "$SEED"} ${FAILOVER_DOCUMENT:+--document "$FAILOVER_DOCUMENT"} || rc=$?
   tally failover "$rc" "$(count '^ok ' "$log")" "$(count '^not ok ' "$log")" 0
 }

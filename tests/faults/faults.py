@@ -26,19 +26,11 @@ import kinds
 import planted
 import psycopg
 import tables
+from console import progress, say
 from server import Failed, Server
 from world import World
 
 COLUMNS = ['acknowledged', 'effects', 'dead', 'lost', 'doubled', 'out of order', 'other']
-STARTED = time.monotonic()
-
-
-def say(text):
-    print(text, flush=True)
-
-
-def progress(text):
-    say('# [%4.0f s] %s' % (time.monotonic() - STARTED, text))
 
 
 class Report:

@@ -1,7 +1,7 @@
 """The fault 16: so many messages that what leaks a little of each shows."""
 
 from kinds import kind
-from server import expect, wait_until
+from server import expect, private_memory, wait_until
 
 LIMIT = 4 << 20     # bytes by which a process may grow once it is warm; the allocator keeps some megabytes as it likes
 
@@ -29,15 +29,19 @@ SCHEMA = (
     "       mq_register_handler('many leased', 'briefly(mq_message)', mode => 'leased', max_backoff => '10 ms')")
 
 
+def processes(server, database):
+    """(pid, what it is) of each process of mq, in the order of their starts."""
+    return server.sql('postgres', "SELECT pid, CASE WHEN application_name = 'mq handler' THEN application_name ELSE backend_type END FROM pg_stat_activity"
+                                  " WHERE backend_type = 'mq launcher' OR datname = %s AND (backend_type = 'mq worker' OR application_name = 'mq handler')"
+                                  " ORDER BY backend_start", database)
+
+
 def memory(server, database):
     """The bytes of its own that each process of mq has."""
-    rows = server.sql('postgres', "SELECT pid, CASE WHEN application_name = 'mq handler' THEN application_name ELSE backend_type END FROM pg_stat_activity"
-                                  " WHERE backend_type = 'mq launcher' OR datname = %s AND (backend_type = 'mq worker' OR application_name = 'mq handler')", database)
     sizes = {}
-    for pid, what in rows:
+    for pid, what in processes(server, database):
         try:
-            with open('/proc/%d/status' % pid) as file:
-                sizes[pid, what] = next(int(line.split()[1]) * 1024 for line in file if line.startswith('RssAnon:'))
+            sizes[pid, what] = private_memory(pid)
         except (OSError, StopIteration):    # it has ended
             pass
     return sizes
@@ -47,14 +51,19 @@ def growth(before, after):
     return {what: after[pid, what] - size for (pid, what), size in before.items() if (pid, what) in after}
 
 
+def send_some(sql, channel, count, number, retries):
+    """So many messages of the schema's to one of its channels, by its number."""
+    sql("SELECT count(*) FROM mq_send_many(%s, ARRAY(SELECT jsonb_build_object('n', n %% 100) FROM generate_series(1, %s) n), channel_args => %s, ordered => %s,"
+        " retries => %s, retry_backoff => '1 ms')", channel, count, 'c%d' % (number % 7), number % 2 == 0, retries)
+
+
 def handle(world, count):
     """Sends so many messages, and waits until they are handled."""
     for channel, share, retries in ('many', 0.7, 1), ('many together', 0.2, 20), ('many leased', 0.1, 1):
         left = int(count * share)
         while left > 0:
             some, left = min(left, 5000), left - 5000
-            world.sql("SELECT count(*) FROM mq_send_many(%s, ARRAY(SELECT jsonb_build_object('n', n %% 100) FROM generate_series(1, %s) n), channel_args => %s, ordered => %s,"
-                      " retries => %s, retry_backoff => '1 ms')", channel, some, 'c%d' % (left // 5000 % 7), left // 5000 % 2 == 0, retries)
+            send_some(world.sql, channel, some, left // 5000, retries)
             # The queue is never long, so batches are as large in each part as in the others.
             wait_until(lambda: world.value('SELECT count(*) FROM (SELECT FROM mq_msgs LIMIT 2000) m') < 2000, 120, 'messages are handled', 0.01)
     wait_until(lambda: world.value('SELECT count(*) FROM mq_msgs') == 0, 120, 'all messages are handled')

@@ -172,6 +172,12 @@ def state_of(pid):
         return None
 
 
+def private_memory(pid):
+    """The bytes that the process has for itself alone."""
+    with open('/proc/%d/status' % pid) as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith('RssAnon:'))
+
+
 def signal_pid(pid, number):
     try:
         os.kill(pid, number)

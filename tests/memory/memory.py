@@ -2,34 +2,29 @@
 
 Each phase does one thing very often and looks at the processes that do it, in equal parts of the work: the memory that each has
 for itself, what its memory contexts hold, its open files, its locks. The first parts warm it up: caches and plans are made, the
-allocator takes what it needs. After that nothing may grow. Each phase prints a line `ok` or `not ok`; the last one is about the
-server's log, where the server itself tells of references to relations, plans, snapshots and buffers that a transaction has left.
+allocator takes what it needs. After that nothing may grow, and the server's log may not tell of references to relations, plans,
+snapshots and buffers that a transaction has left. Each phase prints a line `ok` or `not ok`.
 
     memory.py [--scale 1] [--phases messages,runs] [--document docs/reliability.md]"""
 import argparse
 import os
 import re
 import sys
-import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE + '/../faults', HERE + '/../bench']
 
 import plot
 import tables
-from kinds_memory import LEAK, SCHEMA
-from server import Failed, Server, compiled, wait_until
+from console import progress, say
+from kinds_memory import LEAK, SCHEMA, processes, send_some
+from server import Failed, Server, compiled, private_memory, state_of, wait_until
 
-STARTED = time.monotonic()
 PARTS = 20
 WARM = 5                # parts after which nothing may grow any more
 RSS = 4 << 20           # bytes by which a process may grow; the allocator keeps some megabytes as it likes
 CONTEXTS = 256 << 10    # bytes by which its memory contexts may grow
 FILES = 4               # a relation that is opened once more, a log file
-
-
-def say(text):
-    print(text, flush=True)
 
 
 class Curves:
@@ -40,7 +35,7 @@ class Curves:
 
     def add(self, done, process, figures):
         self.samples.setdefault(process, []).append((done, figures))
-        say('# [%4.0f s] %s: %s: %s: %s' % (time.monotonic() - STARTED, self.name, '{:,}'.format(done), process, ', '.join(
+        progress('%s: %s: %s: %s' % (self.name, '{:,}'.format(done), process, ', '.join(
             '%s %s' % (what, '{:,} kB'.format(value >> 10) if what in ('private', 'contexts') else value) for what, value in figures.items())))
 
     def growth(self, process, what):
@@ -80,15 +75,11 @@ class Probe:
 
     def processes(self, database):
         """By what they are: the launcher, and of each other kind the process that has lived longest."""
-        rows = self.server.sql('postgres', "SELECT pid, CASE WHEN application_name = 'mq handler' THEN 'session of leased calls' WHEN backend_type = 'mq worker' THEN 'worker' ELSE 'launcher' END"
-                                           "  FROM pg_stat_activity WHERE backend_type = 'mq launcher'"
-                                           "     OR datname = %s AND (backend_type = 'mq worker' OR application_name = 'mq handler') ORDER BY backend_start DESC", database)
-        return {what: pid for pid, what in rows}
+        names = {'mq launcher': 'launcher', 'mq worker': 'worker', 'mq handler': 'session of leased calls'}
+        return {names[what]: pid for pid, what in reversed(processes(self.server, database))}
 
     def figures(self, pid):
-        with open('/proc/%d/status' % pid) as file:
-            private = next(int(line.split()[1]) * 1024 for line in file if line.startswith('RssAnon:'))
-        return {'process': pid, 'private': private, 'contexts': self.contexts(pid), 'files': len(os.listdir('/proc/%d/fd' % pid)),
+        return {'process': pid, 'private': private_memory(pid), 'contexts': self.contexts(pid), 'files': len(os.listdir('/proc/%d/fd' % pid)),
                 'locks': self.server.value('postgres', "SELECT count(*) FROM pg_locks WHERE pid = %s AND locktype <> 'virtualxid'", pid)}
 
     def contexts(self, pid):
@@ -96,8 +87,11 @@ class Probe:
         begin = self.server.log_size()
         self.server.sql('postgres', 'SELECT pg_log_backend_memory_contexts(%s)', pid)
         total = re.compile(r'\[%d\].*Grand total: (\d+) bytes' % pid)
-        found = wait_until(lambda: [match for match in map(total.search, self.server.log_since(begin)) if match], 30, 'process %d tells its memory contexts' % pid)
-        return int(found[0].group(1))
+        told = lambda: [match for match in map(total.search, self.server.log_since(begin)) if match]
+        wait_until(lambda: told() or state_of(pid) is None, 30, 'process %d tells its memory contexts' % pid)
+        if not told():
+            raise ProcessLookupError('process %d has ended' % pid)
+        return int(told()[0].group(1))
 
 
 def pending(server, database):
@@ -113,7 +107,10 @@ def watched(curves, probe, database, total, do):
     for part in range(PARTS):
         do(total * part // PARTS, total * (part + 1) // PARTS)
         for what, pid in probe.processes(database).items():
-            curves.add(total * (part + 1) // PARTS, what, probe.figures(pid))
+            try:
+                curves.add(total * (part + 1) // PARTS, what, probe.figures(pid))
+            except OSError:     # it has ended
+                pass
 
 
 def database(server, name, *statements):
@@ -131,8 +128,7 @@ def messages(server, probe, scale):
     def send(begin, end):
         for chunk in range(begin, end, 5000):    # leased ones in each, lest their session ends meanwhile
             for channel, share, retries in ('many', 0.7, 1), ('many together', 0.28, 20), ('many leased', 0.02, 1):
-                server.sql(name, 'SELECT count(*) FROM mq_send_many(%s, ARRAY(SELECT jsonb_build_object(\'n\', n %% 100) FROM generate_series(1, %s) n), channel_args => %s, ordered => %s,'
-                                 " retries => %s, retry_backoff => '1 ms')", channel, int(min(end - chunk, 5000) * share), 'c%d' % (chunk // 5000 % 7), chunk // 5000 % 2 == 0, retries)
+                send_some(lambda *statement: server.sql(name, *statement), channel, int(min(end - chunk, 5000) * share), chunk // 5000, retries)
             wait_until(lambda: pending(server, name) < 2000, 120, 'messages are handled', 0.01)
         drained(server, name)
         server.sql(name, 'TRUNCATE mq_dead, mq_failures')

@@ -12,6 +12,7 @@ umask 022
 . "$HERE/tests/run/workdir.sh"
 . "$HERE/tests/run/deps.sh"
 . "$HERE/tests/run/server.sh"
+. "$HERE/tests/faults/start.sh"
 
 deps_install build test
 python=$(deps_python psycopg) || die 'python3-psycopg is not installed.'
@@ -20,9 +21,7 @@ say "Building for $("$PG_CONFIG" --version)"
 build all
 server_tree tree
 server_install
-user_dir "$WORK/data" "$WORK/socket" "$WORK/log"
 options=(${SCALE:+--scale "$SCALE"} ${PHASES:+--phases "${PHASES// /,}"})
 if [ ${#options[@]} -eq 0 ]; then options=(--document "$HERE/docs/reliability.md"); fi
 say 'Memory'
-job env PYTHONDONTWRITEBYTECODE=1 WORK="$WORK" AS_USER="${AS_USER[*]}" FAULTS_BIN="$PG_BIN" PG_CONFIG="$PG_CONFIG" \
-  "$python" "$HERE/tests/memory/memory.py" "${options[@]}"
+with_servers "$python" "$HERE/tests/memory/memory.py" "${options[@]}"

@@ -3,7 +3,8 @@
 
 It tells its port, and writes a line of JSON into LOG for each mail: when, to whom, its Message-ID,
 its subject. It knows no nobody@…, and busy@… is busy the first time."""
-import email, json, signal, socketserver, sys, threading, time
+import email, json, socketserver, sys, threading, time
+from loopback import serve
 
 log = open(sys.argv[1], "a", buffering=1)
 lock = threading.Lock()
@@ -54,7 +55,4 @@ class Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
 
 
-server = Server(("127.0.0.1", 0), Session)
-signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
-print("port", server.server_address[1], flush=True)
-server.serve_forever()
+serve(Server(("127.0.0.1", 0), Session))

@@ -16,11 +16,7 @@ suite_package() {
     missing='no namespaces can be made here'
   fi
   if [ -n "$missing" ]; then
-    echo "The Debian package is not tested: $missing."
-    REASONS+=("package: skipped, since $missing")
-    tally package 0 0 0 1
-    # A run of this suite alone must not end as if all were well.
-    [ "$suites" != package ] || FAILED=$((FAILED + 1))
+    not_tested package "$missing"
     return
   fi
   mkdir -p "$cache/partial" "$WORK/package"

@@ -15,6 +15,15 @@ tally() {
   echo "-- $suite: $passed passed, $failed failed$([ "$skipped" -eq 0 ] || echo ", $skipped skipped"), $((SECONDS - BEGUN)) s"
 }
 
+# not_tested SUITE WHY: there is a reason why it cannot run, which is said.
+not_tested() {
+  echo "The suite $1 cannot run: $2."
+  REASONS+=("$1: skipped, since $2")
+  tally "$1" 0 0 0 1
+  # A run of this suite alone must not end as if all were well.
+  [ "$suites" != "$1" ] || FAILED=$((FAILED + 1))
+}
+
 # failures: what failed, by suite, with the words of the runners, which say what came and what was expected. Short, since
 # it stands last of all, where no more than the end of the output may be kept.
 failures() {
