@@ -12,6 +12,7 @@
 #include "queue/due_scan.hpp"
 #include "queue/enabled.hpp"
 #include "queue/low_water.hpp"
+#include "queue/note_walk.hpp"
 #include "queue/promote.hpp"
 #include "queue/stay_locks.hpp"
 
@@ -120,26 +121,24 @@ void link_or_note(const std::vector<HeadlessChannel>& channels, Stays stays) {
 
 void link_headless() {
   static Statement select(
-      "SELECT l.ctid, l.channel_key, l.channel_name, l.channel_args"
-      " FROM $S.mq_headless l LIMIT $1 FOR UPDATE SKIP LOCKED",
-      {INT8OID});
-  static Statement forget("DELETE FROM $S.mq_headless l WHERE l.ctid = ANY ($1)", {TIDARRAYOID});
+      "SELECT n.ctid, n.xmin, n.channel_key, n.channel_name, n.channel_args FROM $S.mq_headless n"
+      " WHERE " NOTES_BEHIND,
+      {TIDOID, INT8OID});
+  static Statement forget("DELETE FROM $S.mq_headless n WHERE " NOTES_OF("$S.mq_headless"), {TIDARRAYOID, XIDARRAYOID});
+  static NoteWalk walk(kHeadless);
   if (has_no_block(Extension::get().relation("mq_headless"))) return;
-  const Rows rows = select.run({Int64GetDatum(kHeadless)});
+  const Rows rows = walk.step(select);
   if (rows.empty() || !enabled::still_here()) return;
   std::vector<HeadlessChannel> noted;
   for (std::size_t i = 0; i < rows.size(); ++i)
-    noted.push_back({DatumGetInt64(rows.get(i, 2)), std::string(text_view(rows.get(i, 3))),
-                     std::string(text_view(rows.get(i, 4)))});
+    noted.push_back({DatumGetInt64(rows.get(i, 3)), std::string(text_view(rows.get(i, 4))),
+                     std::string(text_view(rows.get(i, 5)))});
   const std::vector<HeadlessChannel> headless = link_channels(noted);
-  ArrayParam linked(TIDOID);
-  for (std::size_t i = 0; i < noted.size(); ++i) {
-    const bool still = std::any_of(headless.begin(), headless.end(), [&](const HeadlessChannel& channel) {
+  NoteWalk::forget(forget, rows, [&](std::size_t i) {
+    return std::none_of(headless.begin(), headless.end(), [&](const HeadlessChannel& channel) {
       return channel.key == noted[i].key && channel.name == noted[i].name && channel.args == noted[i].args;
     });
-    if (!still) linked.add(rows.get(i, 1));
-  }
-  forget.run({linked.datum()});
+  });
 }
 
 }  // namespace mq

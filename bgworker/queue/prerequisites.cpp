@@ -11,6 +11,7 @@
 #include "queue/commit_actions.hpp"
 #include "queue/enabled.hpp"
 #include "queue/find.hpp"
+#include "queue/note_walk.hpp"
 #include "queue/settle.hpp"
 #include "queue/uuid.hpp"
 
@@ -278,30 +279,20 @@ bool recheck() {
   " AND p.attempt_at IS NOT NULL) THEN true"                    \
   "     WHEN EXISTS (SELECT FROM $S.mq_dead d WHERE d.id = " id ") THEN false END"
   static Statement select(
-      "SELECT l.ctid, l.dependent, l.prerequisite, " STATE_OF("l.prerequisite")
-      " FROM (SELECT n.ctid, n.dependent, n.prerequisite FROM $S.mq_rechecks n WHERE n.ctid > $1 LIMIT $2) AS l",
+      "SELECT l.ctid, l.xmin, l.dependent, l.prerequisite, " STATE_OF("l.prerequisite")
+      " FROM (SELECT n.ctid, n.xmin, n.dependent, n.prerequisite FROM $S.mq_rechecks n WHERE " NOTES_BEHIND ") AS l",
       {TIDOID, INT8OID});
-  static Statement forget(
-      "DELETE FROM $S.mq_rechecks n WHERE n.ctid = ANY (ARRAY("
-      "  SELECT l.ctid FROM $S.mq_rechecks l WHERE l.ctid = ANY ($1) FOR UPDATE SKIP LOCKED))",
-      {TIDARRAYOID});
-  static ItemPointerData from;  // where the last step ended: notes that stay must not shut out others
+  static Statement forget("DELETE FROM $S.mq_rechecks n WHERE " NOTES_OF("$S.mq_rechecks"), {TIDARRAYOID, XIDARRAYOID});
+  static NoteWalk walk(kRechecks);
   if (!has_rechecks()) return false;
-  if (!ItemPointerIsValid(&from)) ItemPointerSet(&from, 0, FirstOffsetNumber - 1);
-  ItemPointerData start = from;
-  const Rows rows = select.run({PointerGetDatum(&start), Int64GetDatum(kRechecks)});
-  const auto count = static_cast<std::int64_t>(rows.size());
-  if (count < kRechecks)
-    ItemPointerSet(&from, 0, FirstOffsetNumber - 1);
-  else
-    from = *reinterpret_cast<ItemPointer>(DatumGetPointer(rows.get(rows.size() - 1, 1)));
+  const Rows rows = walk.step(select);
   if (rows.empty() || !enabled::still_here()) return false;
   Again again;
   std::vector<Prerequisite> noted;
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    noted.push_back({uuid_of(rows.get(i, 2)), uuid_of(rows.get(i, 3))});
+    noted.push_back({uuid_of(rows.get(i, 3)), uuid_of(rows.get(i, 4))});
     bool neither = false;
-    const bool pending = DatumGetBool(rows.get(i, 4, neither));
+    const bool pending = DatumGetBool(rows.get(i, 5, neither));
     (neither ? again.handled : pending ? again.pending : again.dead).push_back(noted.back());
   }
   Open open;
@@ -317,14 +308,11 @@ bool recheck() {
     session.rollback_to_savepoint();
     return true;
   }
-  ArrayParam done(TIDOID);
   const bool left = !open.empty();
-  for (std::size_t i = 0; i < noted.size(); ++i)
-    if (!open.contains(noted[i])) done.add(rows.get(i, 1));
+  NoteWalk::forget(forget, rows, [&](std::size_t i) { return !open.contains(noted[i]); });
   for (const Prerequisite& pair : noted) open.erase(pair);
-  forget.run({done.datum()});
   add_rechecks(std::vector<Prerequisite>(open.begin(), open.end()));
-  return left || count == kRechecks;
+  return left || walk.left_some(rows);
 }
 
 bool sweep(std::size_t most) {

@@ -152,6 +152,11 @@ class Session:
     def messages(self):
         return sorted(self.all("message"), key=lambda m: m.order)
 
+    def is_own(self, message):
+        """Whether the transaction has sent it."""
+        there = self.world.facts.get(("message", message.name))
+        return there is None or there.order != message.order
+
     def put(self, message, perhaps=False):
         self.set(("message", message.name), message)
         (self.lock_perhaps if perhaps else self.lock)(("message", message.name))
@@ -288,7 +293,10 @@ class Session:
                              backoff=min(2 * backoff, MAX_BACKOFF)))
 
     def candidates(self, channels, now):
-        """What a claim by this session must find, and what it may find."""
+        """What a claim by this session must find, and what it may find.
+
+        What the transaction has itself appended behind a message that is gone by now becomes a head by its commit, or by
+        a claim before it."""
         must, may = [], []
         heads = set()
         for m in self.messages():
@@ -300,7 +308,9 @@ class Session:
                 heads.add(m.queue)
             if m.blocked or m.at[0] > now or m.is_undeliverable(now) or self.world.is_locked(("message", m.name), self):
                 continue
-            (may if self.world.is_perhaps_locked(("message", m.name), self) else must).append(m)
+            row = self.world.rows.get(m.name)
+            unlinked = m.ordered and self.is_own(m) and row is not None and not row["is_head"]
+            (may if unlinked or self.world.is_perhaps_locked(("message", m.name), self) else must).append(m)
         return must, may
 
 
