@@ -67,18 +67,23 @@ void count_consumed(const Rows& removed) {
 
 #define REMOVED                                                      \
   " RETURNING m.channel_key, m.channel_name, m.channel_args, m.seq," \
-  "   m.after_message_id = $N, m.lease IS NOT NULL, m.id"
+  "   m.after_message_id = $N, m.lease IS NOT NULL, m.id, m.attempt_at IS NULL"
 
-// The messages were handled, deleted or cleared. `column` has their ids, or NULL.
+// The messages were handled, deleted or cleared; those that blocked their channels had died before. `column` has
+// their ids, or NULL, and the next one whether they blocked.
 void ended(const Rows& removed, int column) {
   if (removed.empty()) return;
   const bool waited_for = prerequisites::any();
   if (!commit_actions::wants_ended() && !waited_for) return;
-  std::vector<Uuid> ids;
+  std::vector<Uuid> handled, dead;
   for (std::size_t i = 0; i < removed.size(); ++i)
-    if (!removed.is_null(i, column)) ids.push_back(uuid_of(removed.get(i, column)));
-  commit_actions::ended(ids);
-  if (waited_for) prerequisites::ended(ids, prerequisites::End::kHandled, true);
+    if (!removed.is_null(i, column))
+      (DatumGetBool(removed.get(i, column + 1)) ? dead : handled).push_back(uuid_of(removed.get(i, column)));
+  commit_actions::ended(handled);
+  commit_actions::ended(dead);
+  if (!waited_for) return;
+  prerequisites::ended(dead, prerequisites::End::kDead, true);
+  prerequisites::ended(handled, prerequisites::End::kHandled, true);
 }
 
 // Removes messages by id and sequence number. Their handlers have removed those that are gone.
@@ -288,7 +293,7 @@ void remove_messages(const std::vector<Uuid>& ids, bool consumed) {
   count_removed(removed);
   ended(removed, 7);
   if (!consumed) return;
-  keep_removed(removed, 8);
+  keep_removed(removed, 9);
   count_consumed(removed);
   remove_dead_letters(ids, removed);
 }
@@ -304,17 +309,17 @@ void clear_messages(const Param& channel_names) {
   // Locks rows in the order of their ids, lest it deadlock with others that do. Returns, by the
   // fifth column, removed heads (true), the number of removed messages of each name (false, in the
   // column of `seq`), and how many rows a trigger, rule or policy has kept (NULL, the last row); and, if
-  // $2, all ids in the sixth column, of rows that count no message.
+  // $2, all ids in the sixth column, of rows that count no message; the last column says whether they blocked.
   static Statement clear(
       "WITH doomed AS MATERIALIZED (SELECT m.id FROM $S.mq_msgs m WHERE $1 IS NULL OR m.channel_name = ANY ($1)"
       "                               ORDER BY m.id FOR UPDATE),"
       " gone AS (DELETE FROM $S.mq_msgs m USING doomed d WHERE m.id = d.id"
-      "         RETURNING m.channel_key, m.channel_name, m.channel_args, m.seq, m.after_message_id, m.id)"
-      " SELECT m.channel_key, m.channel_name, m.channel_args, m.seq, true, NULL::uuid FROM gone m"
-      "  WHERE m.after_message_id = $N UNION ALL SELECT 0, m.channel_name, '', count(*), false, NULL FROM gone m"
+      "         RETURNING m.channel_key, m.channel_name, m.channel_args, m.seq, m.after_message_id, m.id, m.attempt_at)"
+      " SELECT m.channel_key, m.channel_name, m.channel_args, m.seq, true, NULL::uuid, false FROM gone m"
+      "  WHERE m.after_message_id = $N UNION ALL SELECT 0, m.channel_name, '', count(*), false, NULL, false FROM gone m"
       " GROUP BY m.channel_name"
-      " UNION ALL SELECT 0, m.channel_name, '', 0, false, m.id FROM gone m WHERE $2"
-      " UNION ALL SELECT 0, '', '', k.kept, NULL, NULL"
+      " UNION ALL SELECT 0, m.channel_name, '', 0, false, m.id, m.attempt_at IS NULL FROM gone m WHERE $2"
+      " UNION ALL SELECT 0, '', '', k.kept, NULL, NULL, false"
       "   FROM (SELECT (SELECT count(*) FROM doomed) - (SELECT count(*) FROM gone) AS kept) AS k WHERE k.kept > 0",
       {TEXTARRAYOID, BOOLOID});
   const Rows rows = clear.run({channel_names, BoolGetDatum(prerequisites::any())});

@@ -14,7 +14,9 @@ namespace {
 
 struct Over {};  // thrown: the worker has nothing to work for any more
 
-constexpr Micros kLockedWait = kSecond / 10;
+// Between two looks at what is due and cannot be claimed: a tenth of the time it has been so, within these.
+constexpr Micros kLeastLockedWait = kSecond / 10;
+constexpr Micros kMostLockedWait = kSecond;
 constexpr Micros kBusyLook = kSecond;       // between two looks of a busy worker for expired messages
 constexpr Micros kForgiven = 10 * kSecond;  // see works()
 
@@ -61,8 +63,9 @@ void Worker::run() {
   claimer_.claim_unlocked();
   Micros idle_since = ports_.clock.now();
   Micros last_sweep = 0;
-  bool sweep_on = false;   // the sweep has more to do, once nothing else is
-  Micros next_expiry = 0;  // when to look for expired messages next
+  bool sweep_on = false;                   // the sweep has more to do, once nothing else is
+  Micros next_expiry = 0;                  // when to look for expired messages next
+  Micros free_at = ports_.clock.steady();  // when nothing that is due was locked
   bool look_for_orphans = true;
   const auto leaves = [&] {
     if (!drain()) return true;
@@ -104,6 +107,7 @@ void Worker::run() {
       bool again = result.claimed > 0 || turn.moved;
       if (again) {
         idle_since = now;
+        free_at = ports_.clock.steady();
         next_expiry = std::min(next_expiry, now + kBusyLook);
       }
       run_part(schedules_, most, [&] { again = ports_.host.send_scheduled(nullptr) || again; });
@@ -137,11 +141,17 @@ void Worker::run() {
         continue;
       }
       run_part(batches_, most, [&] {
-        // Another session has locked a message that is due and was not claimed. The end of its
-        // transaction may wake no worker, so this one looks again after kLockedWait.
+        // Another session has locked a message that is due and was not claimed, or has the last slot of its
+        // channel. The end of its transaction may wake no worker, so this one looks again.
         const Host::Next next = ports_.host.next(registry_, ports_.leased != nullptr && ports_.leased->can_begin());
-        for (const auto& moment : {next.due, next.expiry})
-          if (moment) most = std::min(most, *moment > now ? *moment - now : kLockedWait);
+        bool locked = false;
+        for (const auto& moment : {next.due, next.expiry}) {
+          if (moment && *moment > now) most = std::min(most, *moment - now);
+          locked = locked || (moment && *moment <= now);
+        }
+        const Micros moment = ports_.clock.steady();
+        if (!locked) free_at = moment;
+        if (locked) most = std::min(most, std::clamp((moment - free_at) / 10, kLeastLockedWait, kMostLockedWait));
         next_expiry = next.expiry.value_or(kNever);
       });
       if (ports_.leased != nullptr && leased_calls_.trouble.failures() == 0)

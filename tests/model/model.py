@@ -54,7 +54,6 @@ END $$;
 """
 
 LIMIT = 10  # seconds that a statement may take
-CLAIMS = {"poll", "receive", "run"}  # steps that look again at what was noted
 MICROS = "(extract(epoch FROM {}) * 1000000)::bigint"
 DUE = f"CASE WHEN attempt_at = 'infinity' THEN {INFINITE} ELSE {MICROS.format('attempt_at')} END"
 ROWS = f"""SELECT jsonb_build_object(
@@ -97,6 +96,7 @@ class Run:
         self.begun = 0
         self.rows = None
         self.settled = 0  # by the last statement
+        self.claims = False  # whether it looks again at what was noted
         for connection in connections:
             connection.execute("ROLLBACK" if connection.info.transaction_status != 0 else "SELECT")
         observer = connections[-1]
@@ -207,6 +207,7 @@ class Run:
         for m in [arguments["message"]] if "message" in arguments else arguments.get("messages", []):
             self.known[str(uuid_of(m["name"]))] = self.known[uuid_of(m["name"])] = m["name"]
         order = self.world.order
+        self.claims = False
         try:
             STEPS[name][2](self, session, **arguments)
         except Skip:
@@ -220,7 +221,7 @@ class Run:
         if single:
             self.world.commit(session)
         noted = self.compare(None)
-        if name in CLAIMS and not any(s.in_transaction for s in self.world.sessions):
+        if self.claims and not any(s.in_transaction for s in self.world.sessions):
             demand(not noted, f"{sorted(noted)} are noted still, though nobody is at them")
         self.applied += 1
         return True

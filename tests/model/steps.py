@@ -294,15 +294,20 @@ def claimed(run, session, channels, batch_size, ids, now, what):
     return found
 
 
-def before_claim(run, session):
-    """A claim may lock the first messages of channels that are noted as headless."""
+def before_claim(run, session, channels):
+    """A claim of these channels may lock the first messages of channels that are noted as headless."""
+    run.claims = bool(channels)
     for queue in run.headless(session):
         session.first_is_linked(queue)
 
 
+def not_paused(session, channels):
+    return [c for c in channels if session.get(("paused", c)) is None]
+
+
 @step(9)
 def do_poll(run, session, channels, batch_size):
-    before_claim(run, session)
+    before_claim(run, session, channels or CHANNELS)
     rows = run.sql(session, "SELECT id, wait_time FROM mq_poll(%s, %s)", channels, batch_size)
     now = run.settle_gone(session)
     ids = [row[0] for row in rows if row[0] is not None]
@@ -320,11 +325,11 @@ def draw_receive(random, run):
 
 @step(9)
 def do_receive(run, session, channels, batch_size, lease):
-    before_claim(run, session)
-    rows = run.sql(session, "SELECT id, lease, attempt, attempts_left FROM mq_receive(%s, %s, %s)", channels, batch_size,
+    asked, channels = channels, not_paused(session, channels or CHANNELS)
+    before_claim(run, session, channels)
+    rows = run.sql(session, "SELECT id, lease, attempt, attempts_left FROM mq_receive(%s, %s, %s)", asked, batch_size,
                    interval(lease))
     now = run.settle_gone(session)
-    channels = [c for c in channels or CHANNELS if session.get(("paused", c)) is None]
     found = claimed(run, session, channels, batch_size, [row[0] for row in rows], now, "mq_receive")
     for m, (_, token, attempt, left) in zip(found, rows):
         demand((attempt, left) == (m.made + 1, m.left - 1), f"mq_receive: {m.name} has attempt {attempt}, {left} left")
@@ -609,14 +614,14 @@ def handle(run, session, m, now):
 
 @step(8)
 def do_run(run, session):
-    before_claim(run, session)
+    channels = not_paused(session, HANDLERS)
+    before_claim(run, session, channels)
     # In a transaction block it keeps locked what it has claimed and given back: followers of a head that failed, say.
     for m in session.messages():
         if m.channel in HANDLERS and not run.world.is_locked(("message", m.name), session):
             session.lock_perhaps(("message", m.name))
     run.sql(session, "CALL mq_run()")
     now = run.settle_gone(session)
-    channels = [c for c in HANDLERS if session.get(("paused", c)) is None]
     left = set()  # what another session may have locked, and what was not handled therefore
     while True:
         must, may = session.candidates(channels, now[1])
