@@ -14,6 +14,7 @@
 #include "queue/removal.hpp"
 #include "shmem/callers.hpp"
 #include "shmem/cancels.hpp"
+#include "shmem/rare_writes.hpp"
 
 extern "C" {
 #include "access/xact.h"
@@ -47,19 +48,10 @@ LocalTransactionId current() {
   return server::local_transaction(*MyProc);
 }
 
-// notes_written() when this process saw that mq_cancelled has no block; who writes a note raises it after the
-// write, which adds a block.
-std::optional<std::uint64_t> none_at;
-
-bool look() {
-  const std::optional<std::uint64_t> before = shared::notes_written();
-  const bool any = !has_no_block(Extension::get().relation("mq_cancelled"));
-  none_at = any ? std::nullopt : before;
-  return any;
-}
-
+// Who writes a note adds a block to mq_cancelled.
 bool are_there() {
-  return (!none_at || none_at != shared::notes_written()) && look();
+  static shared::SeenEmpty seen(shared::Rare::kCancelNotes);
+  return !seen.is_empty([] { return has_no_block(Extension::get().relation("mq_cancelled")); });
 }
 
 // What is noted of these messages by now: by (id, seq), why.
@@ -120,7 +112,7 @@ void write(const Uuid& id, std::int64_t seq, std::string_view why) {
   static Statement insert("INSERT INTO $S.mq_cancelled (message_id, seq, error) VALUES ($1, $2, $3)",
                           {UUIDOID, INT8OID, TEXTOID});
   insert.run({uuid_datum(id), Int64GetDatum(seq), text_datum(why)});
-  shared::note_written();
+  shared::rare_write(shared::Rare::kCancelNotes);
 }
 
 void remove(const std::vector<DeadLetter>& dead_letters) {
@@ -219,8 +211,8 @@ void find(int limit, Batch& batch) {
                           " WHERE m.id = ANY (ARRAY(SELECT c.message_id FROM $S.mq_cancelled c LIMIT $1))"
                           " FOR UPDATE OF m SKIP LOCKED",
                           {INT8OID});
-  if (!look()) return;
-  shared::note_written();  // they may have been written by hand, or by a subscription
+  if (has_no_block(Extension::get().relation("mq_cancelled"))) return;
+  shared::rare_write(shared::Rare::kCancelNotes);  // they may have been written by hand, or by a subscription
   begin_claim();
   Batch found;
   append(select.run({Int64GetDatum(limit)}), found);

@@ -22,6 +22,7 @@
 #include "queue/running.hpp"
 #include "queue/skip_scan.hpp"
 #include "queue/undeliverable.hpp"
+#include "shmem/rare_writes.hpp"
 
 namespace mq {
 
@@ -54,6 +55,12 @@ void add_runs(std::span<const Claimed> heads, Micros now, int limit, Batch& batc
 
 }  // namespace
 
+// A claim that leaves looks to a later one does not look either for messages with a priority that were written by hand.
+bool Claimer::heeds_priorities() const {
+  static shared::SeenEmpty seen(shared::Rare::kPriorities);
+  return look_later_ ? !seen.is_empty([] { return !any_prioritized(); }) : any_prioritized();
+}
+
 Claim Claimer::claim(const std::vector<Source>& sources, int limit, bool with_runs) {
   Claim claim;
   if (sources.empty() || limit <= 0) {
@@ -66,7 +73,7 @@ Claim Claimer::claim(const std::vector<Source>& sources, int limit, bool with_ru
   const OwnerScope scope;
   begin(names);
   MQ_CRASH_POINT(claim_begins);
-  prioritized_ = any_prioritized();
+  prioritized_ = heeds_priorities();
   const Micros now = clock_.now();
   const auto start = static_cast<std::size_t>(clock_.random() * static_cast<double>(sources.size()));
   std::vector<Scan> scans;

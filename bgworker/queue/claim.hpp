@@ -117,6 +117,8 @@ class Claimer {
   int add_found(Scan& scan, std::size_t from, int room, Micros now, Claim& claim);
   int add_with_runs(const Batch& heads, int room, Micros now, Scan& scan, Claim& claim, bool& long_runs);
 
+  bool heeds_priorities() const;
+
   // The oldest due heads of the channel name and priority, only those behind `after` if that is given.
   void oldest(std::string_view channel_name, int priority, Micros now, std::optional<Position> after, int limit,
               Batch& batch);

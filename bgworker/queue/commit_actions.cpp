@@ -17,6 +17,7 @@
 #include "queue/stay_locks.hpp"
 #include "shmem/channel_key.hpp"
 #include "shmem/consumers.hpp"
+#include "shmem/rare_writes.hpp"
 #include "shmem/receivers.hpp"
 #include "shmem/requests.hpp"
 #include "shmem/schedule_times.hpp"
@@ -377,6 +378,7 @@ void wake_handlers(std::string_view channel_name) {
 
 void due(std::string_view channel_name, int priority, Position position) {
   if (!shared::available()) return;
+  if (priority != 0) shared::rare_write(shared::Rare::kPriorities);
   const auto [entry, is_new] = actions().due.try_emplace(low_water::key_of(channel_name, priority), Due{position, 0});
   Due& due = entry->second;
   if (is_new) {

@@ -14,7 +14,7 @@
 #include "queue/due.hpp"
 #include "queue/low_water.hpp"
 #include "queue/skip_scan.hpp"
-#include "shmem/cancels.hpp"
+#include "shmem/rare_writes.hpp"
 #include "shmem/requests.hpp"
 
 extern "C" {
@@ -334,7 +334,7 @@ void enable() {
   warn_of_missing_roles();
   advance_sequences();
   // Rows that a restore or a subscription wrote did not raise the count of notes, nor lower the marks.
-  shared::note_written();
+  shared::rare_write(shared::Rare::kCancelNotes);
   for (const std::string& name : channel_names()) {
     commit_actions::due(name, 0, low_water::kNone);
     for (const Level& level : levels_of(name)) commit_actions::due(name, level.priority, low_water::kNone);

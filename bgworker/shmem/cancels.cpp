@@ -74,16 +74,6 @@ VirtualTransactionId canceller_of(const Uuid& id, std::int64_t seq) {
   return canceller;
 }
 
-void note_written() {
-  if (available()) pg_atomic_fetch_add_u64(&state->notes_written, 1);
-}
-
-std::optional<std::uint64_t> notes_written() {
-  if (!available()) return std::nullopt;
-  pg_memory_barrier();
-  return pg_atomic_read_u64(&state->notes_written);
-}
-
 namespace {
 
 // Under the lock. A batch handler's call may be for any of the messages, so its process looks itself.

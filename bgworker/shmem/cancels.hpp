@@ -46,12 +46,6 @@ bool any_open_cancel();
 // The other transaction that wants to cancel the message, or an invalid one.
 VirtualTransactionId canceller_of(const Uuid& id, std::int64_t seq);
 
-// Rows were written into mq_cancelled, of any database. After the write, since who has seen the same
-// notes_written() before a look and after it relies on what it saw. Both are memory barriers.
-void note_written();
-// Nothing where there is no shared memory.
-std::optional<std::uint64_t> notes_written();
-
 // After the commit: writes the messages to the ring and closes their cancels, at once for those that look
 // under the lock. Then interrupts the calls that run for them.
 void cancelled(std::span<const RunningMessage> messages, std::span<const int> open);

@@ -76,7 +76,7 @@ extern "C" void mq_shared_startup(void) {
     pg_atomic_init_u32(&state->row_claims_used, 0);
     for (pg_atomic_uint64& count : state->row_claims_released) pg_atomic_init_u64(&count, 0);
     pg_atomic_init_u32(&state->open_cancels_used, 0);
-    pg_atomic_init_u64(&state->notes_written, 0);
+    for (auto& writes : state->rare_writes) pg_atomic_init_u64(&writes, 0);
     pg_atomic_init_u64(&state->cancelled_count, 0);
     if (!pg_strong_random(&state->mark_seed, sizeof state->mark_seed)) state->mark_seed = GetCurrentTimestamp();
     // A record that says kRunning means that the process was killed, but only after a crash in the

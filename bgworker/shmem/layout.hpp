@@ -31,6 +31,7 @@
 #include "shmem/limit_table.hpp"
 #include "shmem/low_water_marks.hpp"
 #include "shmem/name_filter.hpp"
+#include "shmem/rare_writes.hpp"
 #include "shmem/shared.hpp"
 #include "shmem/throttle.hpp"
 #include "shmem/worker_slots.hpp"
@@ -361,8 +362,8 @@ struct State {
   Lease leases[kLeases];
   Caller callers[kCallers];
   OpenCancel open_cancels[kOpenCancels];
-  pg_atomic_uint32 open_cancels_used;      // so many entries are in use
-  pg_atomic_uint64 notes_written;          // how often a cancel note may have been written
+  pg_atomic_uint32 open_cancels_used;  // so many entries are in use
+  pg_atomic_uint64 rare_writes[static_cast<int>(Rare::kCount)];
   pg_atomic_uint64 cancelled_count;        // how many messages were ever written to `cancelled`
   CancelledMessage cancelled[kCancelled];  // the last ones, by their number modulo kCancelled
   Throttled throttled[kThrottles];

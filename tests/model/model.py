@@ -169,9 +169,9 @@ class Run:
 
     def settle_noted(self, session):
         """A claim looks again at what was noted: who waits for nothing more is due, or dies."""
-        for m in session.messages():
-            row = self.world.rows.get(m.name)
-            if not m.waits or row is not None and row["at"] == INFINITE:
+        for name in [m.name for m in session.messages()]:
+            m, row = session.message(name), self.world.rows.get(name)
+            if m is None or not m.waits or row is not None and row["at"] == INFINITE:
                 continue
             if session.is_doomed(m.name) and m.name in self.rows["dead"]:
                 session.dies_with(m)

@@ -307,7 +307,7 @@ def not_paused(session, channels):
 
 @step(9)
 def do_poll(run, session, channels, batch_size):
-    before_claim(run, session, channels or CHANNELS)
+    before_claim(run, session, channels)  # without names it looks at those of which there are messages
     rows = run.sql(session, "SELECT id, wait_time FROM mq_poll(%s, %s)", channels, batch_size)
     now = run.settle_gone(session)
     ids = [row[0] for row in rows if row[0] is not None]
@@ -326,7 +326,7 @@ def draw_receive(random, run):
 @step(9)
 def do_receive(run, session, channels, batch_size, lease):
     asked, channels = channels, not_paused(session, channels or CHANNELS)
-    before_claim(run, session, channels)
+    before_claim(run, session, asked and channels)
     rows = run.sql(session, "SELECT id, lease, attempt, attempts_left FROM mq_receive(%s, %s, %s)", asked, batch_size,
                    interval(lease))
     now = run.settle_gone(session)

@@ -52,6 +52,17 @@ sub behind_the_gate {
 
 # --- the order ---------------------------------------------------------------------------------------
 
+# The worker has waited, and in its claims there was no message with a priority; so its first claim does not look for any.
+for my $turn (1 .. 3) {
+	sql(q{SELECT send('one', 0)});
+	drained('one without a priority');
+	within(20, $node, $db, q{SELECT state FROM mq_workers WHERE database = current_database()}, 'waiting', 'the worker waits');
+	sql(q{TRUNCATE handled; VACUUM mq_msgs});
+	sql(q{SELECT send('b', 0), send('c', -1), send('a', 1)});
+	drained('those that it is woken for');
+	holds($node, $db, $names, 'a b c', 'are handled by their priorities');
+}
+
 behind_the_gate('each goes before those of less priority', 'gate a b c d e',
 	q{SELECT send('d', 0)}, q{SELECT send('e', -1000)}, q{SELECT send('b', 1)}, q{SELECT send('a', 1000)}, q{SELECT send('c', 1)});
 behind_the_gate('one that is due later hides nothing, and comes first once it is due', 'gate late a b',
