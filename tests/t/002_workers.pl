@@ -19,75 +19,75 @@ handled_table($node, $db);
 $node->safe_psql($db, q{
 	SELECT mq_register_handler('c', 'handle(mq_message)');
 	SELECT mq_register_handler('slow', 'handle_slowly(mq_message)')});
-within(5, $node, $db, "$workers", 1, 'one worker rests');
+within(30, $node, $db, "$workers", 1, 'one worker rests');
 
 # --- terminated and cancelled ---------------------------------------------------------------
 
 my ($worker) = pids($node, $db, $MqTest::WORKERS, 1);
 $node->safe_psql($db, "SELECT pg_terminate_backend($worker)");
-within(5, $node, $db, "SELECT count(*) FROM ($MqTest::WORKERS) w WHERE pid <> $worker", 1, 'a terminated worker is replaced');
+within(30, $node, $db, "SELECT count(*) FROM ($MqTest::WORKERS) w WHERE pid <> $worker", 1, 'a terminated worker is replaced');
 $node->safe_psql($db, q{SELECT mq_send('c', name => 'after worker')});
-within(5, $node, $db, handled('after worker'), 1, 'and messages are handled');
+within(30, $node, $db, handled('after worker'), 1, 'and messages are handled');
 
 my ($launcher) = pids($node, $db, $MqTest::LAUNCHER, 1);
 $node->safe_psql($db, "SELECT pg_terminate_backend($launcher)");
-within(5, $node, $db, "SELECT count(*) FROM ($MqTest::LAUNCHER) l WHERE pid <> $launcher", 1, 'a terminated launcher is replaced');
+within(30, $node, $db, "SELECT count(*) FROM ($MqTest::LAUNCHER) l WHERE pid <> $launcher", 1, 'a terminated launcher is replaced');
 ($worker) = pids($node, $db, $MqTest::WORKERS, 1);
 $node->safe_psql($db, "SELECT pg_terminate_backend($worker); SELECT mq_send('c', name => 'after launcher')");
-within(5, $node, $db, handled('after launcher'), 1, 'and starts workers as the one before');
+within(30, $node, $db, handled('after launcher'), 1, 'and starts workers as the one before');
 
 # Both at once, and while a handler runs.
 $node->safe_psql($db, q{SELECT mq_send('slow', '{"seconds": 0.5}', name => 'terminated', retry_backoff => '0.1 s')});
-within(5, $node, $db, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'mq worker' AND state = 'active'}, 1,
+within(30, $node, $db, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'mq worker' AND state = 'active'}, 1,
 	'a worker at work is active');
 $node->safe_psql($db, q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type LIKE 'mq %'});
 within(10, $node, $db, handled('terminated'), 1, 'a message whose worker was terminated is handled by the next');
 for my $round (1 .. 3) {
 	($worker) = pids($node, $db, $MqTest::WORKERS, 1);
 	$node->safe_psql($db, "SELECT pg_terminate_backend($worker)");
-	within(5, $node, $db, "SELECT count(*) FROM ($MqTest::WORKERS) w WHERE pid <> $worker", 1, "back within five seconds (round $round)");
+	within(30, $node, $db, "SELECT count(*) FROM ($MqTest::WORKERS) w WHERE pid <> $worker", 1, "back within five seconds (round $round)");
 }
 
 ($worker) = pids($node, $db, $MqTest::WORKERS, 1);
 $node->safe_psql($db, qq{SELECT mq_send('slow', '{"seconds": 3600}', name => 'cancelled', retries => 0, id => md5('cancelled')::uuid)});
-within(5, $node, $db, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'mq worker' AND state = 'active'}, 1, 'a handler runs');
+within(30, $node, $db, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'mq worker' AND state = 'active'}, 1, 'a handler runs');
 $node->safe_psql($db, "SELECT pg_cancel_backend($worker)");
-within(5, $node, $db, q{SELECT reason, attempts_made, sqlstate FROM mq_dead WHERE name = 'cancelled'}, 'exhausted|1|57014',
+within(30, $node, $db, q{SELECT reason, attempts_made, sqlstate FROM mq_dead WHERE name = 'cancelled'}, 'exhausted|1|57014',
 	'the attempt of a cancelled handler fails');
-within(5, $node, $db, "SELECT state FROM mq_workers WHERE pid = $worker", 'waiting', 'its worker waits');
+within(30, $node, $db, "SELECT state FROM mq_workers WHERE pid = $worker", 'waiting', 'its worker waits');
 $node->safe_psql($db, qq{SELECT pg_cancel_backend($worker); SELECT mq_send('c', name => 'after cancel')});
-within(5, $node, $db, "SELECT pid FROM handled WHERE name = 'after cancel'", $worker, 'and goes on, cancelled once more');
+within(30, $node, $db, "SELECT pid FROM handled WHERE name = 'after cancel'", $worker, 'and goes on, cancelled once more');
 
 $node->safe_psql($db, q{
 	SELECT mq_register_handler('limited', 'handle_slowly(mq_message)', timeout => '0.3 s');
 	SELECT mq_send('limited', '{"seconds": 3600}', name => 'timed out', retries => 0);
 	SELECT mq_send('limited', '{"seconds": 0}', name => 'in time')});
-within(5, $node, $db, q{SELECT sqlstate, error ~ 'timed out' FROM mq_dead WHERE name = 'timed out'}, '57014|t', 'a handler that takes too long fails');
-within(5, $node, $db, handled('in time'), 1, 'and the others of its batch are handled');
+within(30, $node, $db, q{SELECT sqlstate, error ~ 'timed out' FROM mq_dead WHERE name = 'timed out'}, '57014|t', 'a handler that takes too long fails');
+within(30, $node, $db, handled('in time'), 1, 'and the others of its batch are handled');
 
 # --- settings -------------------------------------------------------------------------------
 
 set_and_reload($node, 'mq.max_workers' => 0);
-within(5, $node, $db, $workers, 0, 'mq.max_workers = 0: no worker is left');
+within(30, $node, $db, $workers, 0, 'mq.max_workers = 0: no worker is left');
 $node->safe_psql($db, q{SELECT mq_send('c', name => 'no workers')});
 set_and_reload($node, 'mq.max_workers' => 2);
-within(5, $node, $db, handled('no workers'), 1, 'mq.max_workers = 2: they are back');
+within(30, $node, $db, handled('no workers'), 1, 'mq.max_workers = 2: they are back');
 
 set_and_reload($node, 'mq.databases' => 'template2, other');
-within(5, $node, $db, $workers, 0, 'mq.databases without the database: no worker is left');
+within(30, $node, $db, $workers, 0, 'mq.databases without the database: no worker is left');
 $node->safe_psql($db, q{SELECT mq_send('c', name => 'not served')});
 set_and_reload($node, 'mq.databases' => 'other, postgres');
-within(5, $node, $db, handled('not served'), 1, 'mq.databases with the database: they are back');
+within(30, $node, $db, handled('not served'), 1, 'mq.databases with the database: they are back');
 set_and_reload($node, 'mq.databases' => '*');
 $node->safe_psql($db, q{SELECT mq_send('c', name => 'all served')});
-within(5, $node, $db, handled('all served'), 1, 'mq.databases = *');
+within(30, $node, $db, handled('all served'), 1, 'mq.databases = *');
 
 set_and_reload($node, 'mq.poll_interval' => '200ms');
 $node->safe_psql($db, q{
 	SET mq.notify = off;
 	INSERT INTO mq_msgs (id, channel_name, channel_args, after_message_id, channel_key, message_name)
 	VALUES (md5('by hand')::uuid, 'c', '', NULL, mq_channel_key('c', ''), 'by hand')});
-within(5, $node, $db, handled('by hand'), 1, 'mq.poll_interval is the net: a message that woke nobody is found');
+within(30, $node, $db, handled('by hand'), 1, 'mq.poll_interval is the net: a message that woke nobody is found');
 set_and_reload($node, 'mq.poll_interval' => '1h');
 
 # --- the pool -------------------------------------------------------------------------------
