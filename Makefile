@@ -63,7 +63,7 @@ FOLDERS = api worker leased handlers queue stats shmem pg
 PURE = $(patsubst %,bgworker/%.cpp, \
   $(addprefix worker/,dispatch pace pool) $(addprefix leased/,begin executor pq_session) \
   $(addprefix handlers/,policy registry) $(addprefix queue/,backoff cron_line settlement topics topological undeliverable uuid wall_clock) stats/histogram \
-  $(addprefix shmem/,channel_key limit_table low_water_marks pool_state rate throttle) $(addprefix pg/,clean_text format packed trouble validate))
+  $(addprefix shmem/,channel_key in_flight_record limit_table low_water_marks pool_state rate throttle) $(addprefix pg/,clean_text format packed trouble validate))
 SOURCES = $(sort $(wildcard $(FOLDERS:%=bgworker/%/*.cpp)))
 PURE_OBJS = $(PURE:.cpp=.o)
 SERVER_OBJS = $(patsubst %.cpp,%.o,$(filter-out $(PURE),$(SOURCES)))
@@ -215,7 +215,7 @@ unit: $(UNIT)
 FUZZ = build/fuzz/mq_fuzz
 FUZZ_OBJS = $(patsubst %.cpp,build/fuzz/%.o,$(FUZZ_TARGETS) tests/fuzz/fuzzer.cpp $(patsubst %,bgworker/%.cpp, \
   $(addprefix queue/,backoff cron_line topics topological uuid wall_clock) $(addprefix pg/,clean_text format packed validate) \
-  $(addprefix shmem/,channel_key rate) stats/histogram))
+  $(addprefix shmem/,channel_key in_flight_record rate) stats/histogram))
 FUZZ_CXXFLAGS = $(filter-out -Wshadow=compatible-local,$(MQ_CXXFLAGS)) -Wshadow-uncaptured-local -g -O1 -fno-omit-frame-pointer -fno-sanitize-recover=all
 
 build/fuzz/%.o: %.cpp

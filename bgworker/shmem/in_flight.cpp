@@ -4,8 +4,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <csignal>
+#include <string>
 
 extern "C" {
 #include "miscadmin.h"
@@ -198,20 +200,15 @@ Record current() {
   return mine != nullptr ? *mine : Record{};
 }
 
-std::vector<Record> take_all(int records) {
-  std::vector<Record> left;
+std::vector<Unfinished> take_all(int records, bool same_postmaster) {
   unlink(kOldPath);
   const int file = ::open(kPath, O_RDWR | O_CLOEXEC);
-  if (file < 0) return left;
-  for (int i = 0; i < records; ++i) {
-    Record record{};
-    const auto at = static_cast<off_t>(sizeof(Record)) * i;
-    if (pread(file, &record, sizeof record, at) != sizeof record) break;
-    if (OidIsValid(record.database) && record.messages > 0) left.push_back(record);
-  }
+  if (file < 0) return {};
+  std::string bytes(sizeof(Record) * static_cast<std::size_t>(records), '\0');
+  const ssize_t size = pread(file, bytes.data(), bytes.size(), 0);
   ::close(file);
   unlink(kPath);
-  return left;
+  return unfinished_calls({bytes.data(), static_cast<std::size_t>(std::max<ssize_t>(size, 0))}, same_postmaster);
 }
 
 }  // namespace mq::in_flight

@@ -7,13 +7,6 @@
 //   the session of a leased call  notes that the call runs
 //   both, and parallel workers    note from signal handlers how their process ends
 //
-// `end` says how far the call has come. In a call the first end that is noted stands.
-//   kEntered      the call has not begun, as far as the record tells
-//   kRunning      the call runs. A process that is killed by SIGKILL leaves this behind
-//   kTold         the process was told to end: by another process's SIGQUIT, by the postmaster's
-//                 SIGTERM, or by another process's signal of a crash (SIGSEGV, say)
-//   kSignal + n   the process brought signal n upon itself
-//
 // The file is in pg_stat_tmp, which base backups leave out: a copy of the server has no record.
 #pragma once
 
@@ -22,22 +15,9 @@
 
 #include "pg/postgres.hpp"
 #include "pg/types.hpp"
+#include "shmem/in_flight_record.hpp"
 
 namespace mq::in_flight {
-
-inline constexpr std::int32_t kEntered = 0;
-inline constexpr std::int32_t kRunning = 1;
-inline constexpr std::int32_t kTold = 2;
-inline constexpr std::int32_t kSignal = 1000;
-
-struct Record {
-  Oid database;            // InvalidOid: no call runs
-  std::int32_t messages;   // of the call; of a leased call: how many leased calls ran together
-  Uuid message;            // the first one of the call
-  std::int64_t token = 0;  // of the lease; 0: no leased call
-  Oid role = InvalidOid;   // the call runs as this role
-  std::int32_t end = kEntered;
-};
 
 // For a worker: maps the file of `records` records and begins to catch the signals that end the
 // process. The worker's own record is at index `slot`; those of leased calls begin at index
@@ -65,7 +45,7 @@ void begin(int number, std::int64_t token);
 // its own crash only.
 void open_parallel(int index, int records);
 
-// For the start of the server: returns the records of calls that did not end, and removes the file.
-std::vector<Record> take_all(int records);
+// For the start of the server: returns the calls that did not end, and removes the file. See unfinished_calls().
+std::vector<Unfinished> take_all(int records, bool same_postmaster);
 
 }  // namespace mq::in_flight

@@ -79,17 +79,10 @@ extern "C" void mq_shared_startup(void) {
     for (auto& writes : state->rare_writes) pg_atomic_init_u64(&writes, 0);
     pg_atomic_init_u64(&state->cancelled_count, 0);
     if (!pg_strong_random(&state->mark_seed, sizeof state->mark_seed)) state->mark_seed = GetCurrentTimestamp();
-    // A record that says kRunning means that the process was killed, but only after a crash in the
-    // same postmaster. At a first start it proves nothing: power may have been lost, the postmaster
-    // killed, or the server stopped with mode immediate.
-    static bool started = false;
-    for (const mq::in_flight::Record& record :
-         mq::in_flight::take_all(mq::shared::kWorkerSlots + mq::shared::kLeases)) {
-      if (record.end >= mq::in_flight::kSignal)
-        mq::shared::add_aborted_call(record, mq::AbortReason::kCrash);
-      else if (record.end == mq::in_flight::kRunning && started)
-        mq::shared::add_aborted_call(record, mq::AbortReason::kKilled);
-    }
+    static bool started = false;  // whether this postmaster has been here before
+    for (const auto& [record, reason] :
+         mq::in_flight::take_all(mq::shared::kWorkerSlots + mq::shared::kLeases, started))
+      mq::shared::add_aborted_call(record, reason);
     started = true;
   }
   LWLockRelease(AddinShmemInitLock);

@@ -18,6 +18,7 @@
 #include "queue/uuid.hpp"
 #include "schedules.hpp"
 #include "shmem/channel_key.hpp"
+#include "shmem/in_flight_record.hpp"
 #include "shmem/name_filter.hpp"
 #include "shmem/rate.hpp"
 #include "stats/histogram.hpp"
@@ -288,6 +289,28 @@ void packed_texts(std::span<const std::uint8_t> given) {
   HOLDS(texts == again);
 }
 
+// The in-flight file as a machine that went down may have left it.
+void in_flight_file(std::span<const std::uint8_t> given) {
+  const std::string_view file = Bytes(given).rest();
+  const auto killed = in_flight::unfinished_calls(file, true);
+  HOLDS(killed.size() <= file.size() / sizeof(in_flight::Record));
+  std::size_t crashed = 0;
+  for (const auto& [record, reason] : killed) {
+    HOLDS(record.database != InvalidOid && record.messages > 0);
+    if (reason == AbortReason::kCrash) {
+      ++crashed;
+      const int signal = record.end - in_flight::kSignal;
+      HOLDS(signal > 0 && signal <= in_flight::kMostSignal);
+    } else {
+      HOLDS(reason == AbortReason::kKilled && record.end == in_flight::kRunning);
+    }
+  }
+  // Under another postmaster nobody is known to have been killed.
+  const auto proven = in_flight::unfinished_calls(file, false);
+  HOLDS(proven.size() == crashed);
+  for (const in_flight::Unfinished& call : proven) HOLDS(call.reason == AbortReason::kCrash);
+}
+
 constexpr Target kTargets[] = {
     {"cron_line", cron_line},
     {"wall_clock", wall_clock},
@@ -301,6 +324,7 @@ constexpr Target kTargets[] = {
     {"names", names},
     {"rate", rates},
     {"packed", packed_texts},
+    {"in_flight", in_flight_file},
 };
 
 }  // namespace
