@@ -79,6 +79,31 @@ suite_unit() {
   tally unit "$rc" "$passed" $((ran - passed - skipped)) "$skipped"
 }
 
+# With SANITIZE: a process whose sanitizer finds something writes it to a file of its own, and aborts. That is counted here,
+# since a worker that is replaced fails no test.
+sanitizer_reports() {
+  user_dir "$WORK/log/found"
+  USER_ENV+=("UBSAN_OPTIONS=print_stacktrace=1:abort_on_error=1:log_path=$WORK/log/found/report")
+}
+
+suite_sanitizer() {
+  local log=$WORK/log/sanitizer.out reports
+  say sanitizer
+  BEGUN=$SECONDS
+  reports=$(find "$WORK/log/found" -type f -size +0 | wc -l)
+  {
+    if [ "$reports" -eq 0 ]; then
+      echo "ok - no process of mq with -fsanitize=$SANITIZE reported anything"
+    else
+      echo "not ok - $reports processes of mq with -fsanitize=$SANITIZE reported something"
+      find "$WORK/log/found" -type f -size +0 -exec cat {} + | head -n 200
+    fi
+  } >"$log"
+  cat "$log"
+  tally sanitizer 0 "$(count '^ok ' "$log")" "$(count '^not ok ' "$log")" 0
+  suites+=' sanitizer'
+}
+
 suite_layout() {
   local log=$WORK/log/layout.out rc=0
   logged "$log" job bash "$HERE/tests/run/layout.sh" "$SOURCE" "$PG_CONFIG" "$WORK" || rc=$?

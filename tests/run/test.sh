@@ -48,11 +48,13 @@ server_tree tree
 server_install || broken 'The installation failed.'
 # The scripts of older versions, for the test that upgrades from them.
 install -m 644 "$HERE"/tests/upgrade/mq--*.sql "$PG_TREE$(pg_dir sharedir)/extension/"
+[ -z "${SANITIZE:-}" ] || sanitizer_reports
 for suite in $suites; do
   say "$suite"
   BEGUN=$SECONDS
   "suite_$suite"
 done
+[ -z "${SANITIZE:-}" ] || suite_sanitizer
 
 if [ "$FAILED" -gt 0 ]; then
   # Kept for a look: logs of the runners and servers, and differences.
