@@ -19,7 +19,9 @@
 ##   make fuzz           libFuzzer on what parses, FUZZ_SECONDS=60 for each target; TESTS="cron_line topics"
 ##                         some of them; FUZZ_MERGE=1  adds what reaches further to the corpus
 ##   make valgrind       a worker under valgrind's memcheck for a while
-##   make test-ubsan     regress, isolation, original and tap with mq under UBSan; ONLY= and TESTS= as above
+##   make test-cassert   regress, isolation, original and tap on a server built with assertions, from Debian's source;
+##                         ONLY= and TESTS= as above
+##   make test-ubsan     the same with mq under UBSan, on the server as it is
 ##   make test-faults    every kind of fault several times, audited; writes docs/reliability.md; half an hour
 ##                         KINDS="1 8"  some kinds; REPEAT=20  more often; SEED=7  as an earlier run
 ##   make test-memory        memory, files and locks over much work (half an hour): SCALE=0.1, PHASES="runs"
@@ -265,7 +267,7 @@ RUN = exec env -u MAKEFLAGS -u MFLAGS ONLY='$(ONLY)' TESTS='$(TESTS)' KEEP='$(KE
   SANITIZE='$(SANITIZE)' STEPS='$(STEPS)' SEED='$(SEED)' SESSIONS='$(SESSIONS)' FUZZ_SECONDS='$(FUZZ_SECONDS)' FUZZ_MERGE='$(FUZZ_MERGE)' \
   PG_CONFIG='$(if $(filter file,$(origin PG_CONFIG)),,$(PG_CONFIG))'
 
-.PHONY: help test report test-model test-faults test-memory test-crash-points test-failover test-package test-versions test-ubsan fuzz valgrind demo demo-stop bench dist distcheck format tidy
+.PHONY: help test report test-model test-faults test-memory test-crash-points test-failover test-package test-versions test-ubsan test-cassert fuzz valgrind demo demo-stop bench dist distcheck format tidy
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
 
@@ -291,6 +293,9 @@ valgrind:
 test-ubsan: SANITIZE = undefined
 test-ubsan:
 	@$(RUN) ONLY='$(or $(ONLY),regress isolation original tap)' tests/run/test.sh
+
+test-cassert:
+	@$(RUN) tests/run/cassert.sh
 
 test-faults:
 	@$(RUN) KINDS='$(KINDS)' REPEAT='$(REPEAT)' SEED='$(SEED)' tests/faults/run.sh

@@ -1,7 +1,7 @@
 # Sourced by tests/run/test.sh and tests/demo/demo.sh; tests/run/apt-install.sh takes deps_figures.
 #
 # deps_install KIND... makes sure that the Debian packages of each KIND (build, appview, test,
-# dist, fuzz, valgrind) are installed and sets PG_CONFIG. It is quick when nothing is missing, says
+# dist, fuzz, cassert, valgrind) are installed and sets PG_CONFIG. It is quick when nothing is missing, says
 # what is missing and how much that is, asks for a password where sudo needs one and a terminal is there, and never lets a package create or start a
 # PostgreSQL cluster. A PG_CONFIG given by the user is left alone, and then no
 # package of PostgreSQL's is installed.
@@ -76,6 +76,7 @@ deps_install() {
         test) packages+=(libgtest-dev perl libipc-run-perl pgbouncer python3-psycopg python3-yaml libfaketime spin $(deps_cron "$major")) ;;
         dist) packages+=(zip pgxnclient) ;;
         fuzz) packages+=(clang libclang-rt-dev) ;;
+        cassert) packages+=(dpkg-dev bison flex libreadline-dev zlib1g-dev uuid-dev valgrind) ;;
         valgrind) packages+=(valgrind libc6-dbg) ;;
       esac
     done
