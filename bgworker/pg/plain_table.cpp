@@ -208,6 +208,14 @@ bool RowUpdater::copy_old(const ItemPointerData& location) {
   return true;
 }
 
+bool RowUpdater::lock(const ItemPointerData& location) {
+  ItemPointerData at = location;
+  TM_FailureData failure;
+  return table_tuple_lock(table_.relation(), &at, GetActiveSnapshot(), old_, table_.command(), LockTupleNoKeyExclusive,
+                          LockWaitSkip, 0, &failure) == TM_Ok &&
+         copy_old(location);
+}
+
 bool RowUpdater::write_new(ItemPointerData location, bool wait) {
   ExecStoreVirtualTuple(new_);
   auto entries = server::NewEntries::kNone;
