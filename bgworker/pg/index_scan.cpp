@@ -25,6 +25,7 @@ bool is_unused(Oid table, Oid index) {
 void EntryScan::open(Oid table, Oid index, const RegProcedure* compare, int columns, int first, Datum prefix,
                      std::int16_t second) {
   open_relations(table, index);
+  Assert(columns > 1 && columns <= kMostColumns);
   columns_ = columns;
   key_count_ = 0;
   if (first > 1)

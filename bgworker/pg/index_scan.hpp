@@ -31,9 +31,10 @@ class EntryScan {
  public:
   static constexpr int kMostColumns = 3;
 
-  // A position is a value for each of `columns` columns of the index from `first` on. They are
-  // compared one after the other by `compare`, functions of the index's operator classes. Columns
-  // before `first`, a text and perhaps a smallint, must equal `prefix` and `second`.
+  // A position is a value for each of `columns` columns of the index from `first` on, of at least two: the server
+  // reads the second key of a row comparison without a look whether there is one. They are compared one after the other
+  // by `compare`, functions of the index's operator classes. Columns before `first`, a text and perhaps a smallint,
+  // must equal `prefix` and `second`.
   void open(Oid table, Oid index, const RegProcedure* compare, int columns, int first = 1, Datum prefix = 0,
             std::int16_t second = 0);
   // The entries of the text `prefix` whose second column, a smallint in descending order, is at or below

@@ -175,13 +175,14 @@ bool any_prioritized() {
   const Extension& extension = Extension::get();
   const Oid table = extension.relation("mq_msgs");
   const Oid index = extension.relation("mq_msgs_prioritized");
-  const Datum least = text_datum("");
+  const Datum least[] = {text_datum(""), TimestampTzGetDatum(low_water::kNone.attempt_at),
+                         Int64GetDatum(low_water::kNone.seq)};
   return guard::call([&] {
     if (is_unused(table, index)) return false;
     EntryScan scan;
-    scan.open(table, index, kCompareDue, 1);
+    scan.open(table, index, kCompareDue, 3);
     scan.read_gone(true);
-    scan.descend(&least);
+    scan.descend(least);
     const bool any = scan.next();
     scan.close();
     return any;
