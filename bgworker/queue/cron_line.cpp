@@ -103,8 +103,8 @@ std::optional<int> number_of(std::string_view text) {
   return value;
 }
 
-// A value of the field. `ends`: it is the end of a range, where Sunday is 7.
-int value_of(const Field& field, std::string_view text, bool ends) {
+// A value of the field, in an element of its list. `ends`: it is the end of a range, where Sunday is 7.
+int value_of(const Field& field, std::string_view element, std::string_view text, bool ends) {
   std::optional<int> value = number_of(text);
   if (!value && field.names != nullptr) {
     const std::string name = lowered(text);
@@ -113,22 +113,21 @@ int value_of(const Field& field, std::string_view text, bool ends) {
     if (value && ends && field.least == 0 && *value == 0) value = field.most;
   }
   if (!value || *value < field.least || *value > field.most)
-    check::fail(field.shown(), text,
+    check::fail(field.shown(), text.empty() ? element : text,
                 mq::format("must be between {} and {}{}", field.least, field.most, field.names_rule));
   return *value;
 }
 
 // One element of a field's list: *, a value or a range, with a step or without.
 std::uint64_t element_of(const Field& field, std::string_view text) {
-  if (text.empty()) check::fail(field.shown(), text, "must have a value on each side of a comma");
   const std::vector<std::string_view> parts = split(text, '/');
   const std::string_view range = parts[0];
   const std::size_t dash = range.find('-');
   int first = field.least;
   int last = field.most;
   if (range != "*") {
-    first = value_of(field, range.substr(0, dash), false);
-    last = dash == std::string_view::npos ? first : value_of(field, range.substr(dash + 1), true);
+    first = value_of(field, text, range.substr(0, dash), false);
+    last = dash == std::string_view::npos ? first : value_of(field, text, range.substr(dash + 1), true);
     if (last < first)
       check::fail(field.shown(), text, "must not have a range that ends before it begins; write two, as in 22-23,0-2");
   }
@@ -149,7 +148,10 @@ std::uint64_t element_of(const Field& field, std::string_view text) {
 
 std::uint64_t values_of(const Field& field, std::string_view text) {
   std::uint64_t values = 0;
-  for (const std::string_view element : split(text, ',')) values |= element_of(field, element);
+  for (const std::string_view element : split(text, ',')) {
+    if (element.empty()) check::fail(field.shown(), text, "must have a value on each side of a comma");
+    values |= element_of(field, element);
+  }
   return values;
 }
 

@@ -96,7 +96,9 @@ TEST(CronLine, ABadFieldIsRefusedWithItsNameValueAndRule) {
   EXPECT_EQ(message_of("a * * * *"),
             "invalid minute of schedule: \"a\" | minute of schedule must be between 0 and 59.");
   EXPECT_EQ(message_of("-1 * * * *"),
-            "invalid minute of schedule: \"\" | minute of schedule must be between 0 and 59.");
+            "invalid minute of schedule: \"-1\" | minute of schedule must be between 0 and 59.");
+  EXPECT_EQ(message_of("7,5- * * * *"),
+            "invalid minute of schedule: \"5-\" | minute of schedule must be between 0 and 59.");
   EXPECT_EQ(message_of("* 24 * * *"), "invalid hour of schedule: \"24\" | hour of schedule must be between 0 and 23.");
   EXPECT_EQ(message_of("* * 0 * *"),
             "invalid day of month of schedule: \"0\" | day of month of schedule must be between 1 and 31.");
@@ -118,7 +120,7 @@ TEST(CronLine, ABadFieldIsRefusedWithItsNameValueAndRule) {
             "invalid minute of schedule: \"5-1\" | minute of schedule must not have a range "
             "that ends before it begins; write two, as in 22-23,0-2.");
   EXPECT_EQ(message_of("1,,2 * * * *"),
-            "invalid minute of schedule: \"\" | minute of schedule must have a value on each "
+            "invalid minute of schedule: \"1,,2\" | minute of schedule must have a value on each "
             "side of a comma.");
   EXPECT_EQ(message_of("*/0 * * * *"),
             "invalid minute of schedule: \"*/0\" | minute of schedule must have a step between 1 and 59.");
