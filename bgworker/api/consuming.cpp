@@ -120,7 +120,7 @@ void poll(const Value& channel_names, int batch_size, ResultSet& result) {
     return;
   }
   result.add({Param(), Param(), Param(), Param(), Param(), Param(),
-              wait_time(names, clock.now(), others_commit || consumer.left_waiting())});
+              wait_time(names, clock.now(), others_commit || consumer.left_notes())});
 }
 
 void keep_alive(const std::vector<Uuid>& ids, Micros duration) {

@@ -157,7 +157,7 @@ class Look {
   std::set<std::string> taken_;      // names that this look has a slot of
   std::set<std::string> delivered_;  // names of which it has found messages
   bool more_ = false;
-  bool left_waiting_ = false;  // messages may wait for nothing any more, but others are at that
+  bool left_notes_ = false;  // as Claimer has it, of the last claim
 };
 
 // The channel names that messages may be taken of now.
@@ -225,7 +225,7 @@ bool Look::run(bool thorough) {
   MQ_CRASH_POINT_IF(!claim.messages.empty(), receive_claimed);
   release_slots(claim);
   more_ = claim.more_is_due;
-  left_waiting_ = consumer.left_waiting();
+  left_notes_ = consumer.left_notes();
   if (claim.messages.empty()) return claim.put_off > 0;
   deliver(claim.messages);
   return true;
@@ -236,7 +236,7 @@ Micros Look::next_due(bool& held) {
   const SpiConnection spi;
   const Micros now = clock_.now();
   Micros next = kNever;
-  held = left_waiting_;
+  held = left_notes_;
   for (const std::string& name : names_) {
     std::optional<Micros> due = mq::next_due(name);
     if (due && *due <= now) {

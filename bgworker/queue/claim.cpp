@@ -295,11 +295,12 @@ void Claimer::begin(std::span<const std::string_view> channel_names) {
   CancelWatch::begin_claim();
   cancel_notes::begin_claim();
   if (look_later_) return;
+  left_notes_ = false;
   low_water::begin_claim(channel_names);
   if (!enabled::here()) return;
-  link_headless();
+  left_notes_ = link_headless();
   served_ += running::serve(channel_names, one_by_one_);
-  left_waiting_ = prerequisites::recheck();
+  left_notes_ = prerequisites::recheck() || left_notes_;
 }
 
 namespace {

@@ -74,9 +74,9 @@ class Claimer {
   void claim_unlocked() { unlocked_ = true; }
   // From here on the messages of a claim are handled one after another, in the claim's transaction: see running.hpp.
   void handle_one_by_one() { one_by_one_ = true; }
-  // Whether the last claim left messages that may wait for nothing any more: transactions in progress
-  // are at what they wait for.
-  bool left_waiting() const { return left_waiting_; }
+  // Whether the last claim left notes of channels without a head, or of messages that may wait for nothing any more:
+  // transactions in progress are at them, and their ends may wake nobody.
+  bool left_notes() const { return left_notes_; }
   // For a claim that found nothing: whether a low-water mark was too high, so that it missed some.
   bool overlooked();
 
@@ -132,7 +132,7 @@ class Claimer {
   bool unlocked_ = false;
   bool one_by_one_ = false;
   bool look_later_ = false;
-  bool left_waiting_ = false;
+  bool left_notes_ = false;
   std::size_t served_ = 0;    // messages that the current claim has made due, see running.hpp
   bool prioritized_ = false;  // during a claim: there are messages of other priorities than 0
   // Channel names whose last sample found nothing new.

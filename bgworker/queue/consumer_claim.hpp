@@ -20,7 +20,7 @@ class ConsumerClaim {
   // the caller is to commit, even if nothing else was found. Needs an OwnerScope and an SPI connection.
   Claim run(const std::function<std::vector<Source>(Claimer&)>& sources, int limit, bool thorough);
   // As Claimer has it, of the last claim.
-  bool left_waiting() const { return claimer_.left_waiting(); }
+  bool left_notes() const { return claimer_.left_notes(); }
 
  private:
   Clock& clock_;

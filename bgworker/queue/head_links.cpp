@@ -94,8 +94,11 @@ std::vector<HeadlessChannel> link_channels(const std::vector<HeadlessChannel>& c
   }
   for (const FirstMessage& message : first) {
     const HeadlessChannel& channel = channels[message.search];
+    if (!linked.contains(message.id)) {
+      headless.push_back(channel);
+      continue;
+    }
     commit_actions::wake(channel.name);
-    if (!linked.contains(message.id)) headless.push_back(channel);
     if (message.attempt_at) commit_actions::due(channel.name, 0, {*message.attempt_at, message.seq});
   }
   return headless;
@@ -116,19 +119,21 @@ void note_headless(const std::vector<HeadlessChannel>& channels) {
 }
 
 void link_or_note(const std::vector<HeadlessChannel>& channels, Stays stays) {
-  note_headless(link_channels(channels, stays));
+  const std::vector<HeadlessChannel> headless = link_channels(channels, stays);
+  note_headless(headless);
+  for (const HeadlessChannel& channel : headless) commit_actions::wake(channel.name);
 }
 
-void link_headless() {
+bool link_headless() {
   static Statement select(
       "SELECT n.ctid, n.xmin, n.channel_key, n.channel_name, n.channel_args FROM $S.mq_headless n"
       " WHERE " NOTES_BEHIND,
       {TIDOID, INT8OID});
   static Statement forget("DELETE FROM $S.mq_headless n WHERE " NOTES_OF("$S.mq_headless"), {TIDARRAYOID, XIDARRAYOID});
   static NoteWalk walk(kHeadless);
-  if (has_no_block(Extension::get().relation("mq_headless"))) return;
+  if (has_no_block(Extension::get().relation("mq_headless"))) return false;
   const Rows rows = walk.step(select);
-  if (rows.empty() || !enabled::still_here()) return;
+  if (rows.empty() || !enabled::still_here()) return false;
   std::vector<HeadlessChannel> noted;
   for (std::size_t i = 0; i < rows.size(); ++i)
     noted.push_back({DatumGetInt64(rows.get(i, 3)), std::string(text_view(rows.get(i, 4))),
@@ -139,6 +144,7 @@ void link_headless() {
       return channel.key == noted[i].key && channel.name == noted[i].name && channel.args == noted[i].args;
     });
   });
+  return !headless.empty() || walk.left_some(rows);
 }
 
 }  // namespace mq

@@ -37,18 +37,19 @@ struct HeadlessChannel {
 // committing may ask for that: others that remove the head wait for it.
 enum class Stays { kNow, kToCommit };
 
-// Makes the first message of each channel its head, and wakes workers for it. Returns the channels
+// Makes the first message of each channel its head, and wakes workers for those. Returns the channels
 // whose first message another transaction has locked. Throws 27000 where a trigger, rule or policy
 // keeps the row as it is.
 std::vector<HeadlessChannel> link_channels(const std::vector<HeadlessChannel>& channels, Stays stays = Stays::kNow);
 
-// The same, and notes the channels that it could not link.
+// The same, and notes the channels that it could not link, and wakes workers for those as well.
 void link_or_note(const std::vector<HeadlessChannel>& channels, Stays stays = Stays::kNow);
 
 // Notes channels as headless without trying to link them.
 void note_headless(const std::vector<HeadlessChannel>& channels);
 
-// For the beginning of a claim: links some of the noted channels, and forgets those that it linked.
-void link_headless();
+// For the beginning of a claim: links some of the noted channels, and forgets those that it linked. Returns whether it
+// has left some. It wakes nobody for those: who is woken would leave them too, and wake others.
+bool link_headless();
 
 }  // namespace mq

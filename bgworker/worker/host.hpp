@@ -46,8 +46,9 @@ class Host {
     std::optional<Micros> expiry;                // of any channel: a message is to be dead-lettered
     std::optional<Micros> later = std::nullopt;  // of the first message that is not due yet
   };
-  // Reads them in a transaction of its own. `leased`: leased channels count as well.
-  virtual Next next(const Registry& registry, bool leased) = 0;
+  // Reads them in a transaction of its own. `leased`: leased channels count as well. `noted`: when
+  // something else is due, without a row that says so.
+  virtual Next next(const Registry& registry, bool leased, std::optional<Micros> noted) = 0;
   // Dead-letters a bounded number of expired messages. True: there were some.
   virtual bool expire() = 0;
   // Makes messages due that no handler took before and one takes by now: one bounded step. True: it

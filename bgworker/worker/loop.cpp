@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <string>
 
 #include "handlers/policy.hpp"
@@ -142,12 +143,14 @@ void Worker::run() {
       }
       run_part(batches_, most, [&] {
         // Another session has locked a message that is due and was not claimed, or has the last slot of its
-        // channel. The end of its transaction may wake no worker, so this one looks again.
-        const Host::Next next = ports_.host.next(registry_, ports_.leased != nullptr && ports_.leased->can_begin());
+        // channel, or is at one that may become due. The end of its transaction may wake no worker, so this one looks
+        // again.
+        const Host::Next next = ports_.host.next(registry_, ports_.leased != nullptr && ports_.leased->can_begin(),
+                                                 claimer_.left_notes() ? std::optional(now) : std::nullopt);
         bool locked = false;
-        for (const auto& moment : {next.due, next.expiry}) {
-          if (moment && *moment > now) most = std::min(most, *moment - now);
-          locked = locked || (moment && *moment <= now);
+        for (const auto& due : {next.due, next.expiry}) {
+          if (due && *due > now) most = std::min(most, *due - now);
+          locked = locked || (due && *due <= now);
         }
         const Micros moment = ports_.clock.steady();
         if (!locked) free_at = moment;

@@ -153,8 +153,8 @@ class WorkerHost : public ServerHost {
     return !shared::must_leave();
   }
 
-  Next next(const Registry& registry, bool leased) override {
-    const Next next = ServerHost::next(registry, leased);
+  Next next(const Registry& registry, bool leased, std::optional<Micros> noted) override {
+    const Next next = ServerHost::next(registry, leased, noted);
     const Micros now = clock_.now();
     due_ = now + poll_interval();
     if (next.later) due_ = std::min(due_, *next.later);

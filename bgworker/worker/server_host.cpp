@@ -22,7 +22,7 @@ bool ServerHost::works() {
   return enabled::hold();
 }
 
-Host::Next ServerHost::next(const Registry& registry, bool leased) {
+Host::Next ServerHost::next(const Registry& registry, bool leased, std::optional<Micros> noted) {
   Next next;
   transaction_.begin();
   const bool working = works();
@@ -33,6 +33,7 @@ Host::Next ServerHost::next(const Registry& registry, bool leased) {
     low_water::begin_wait(names, [this] { return is_wanted(); });
   }
   const Micros now = clock_.now();
+  if (working) next.due = noted;
   for (const auto& [name, channel] : registry.channels()) {
     if (!working || !channel.disabled.empty() || (channel.leased() && !leased)) continue;
     const auto due = next_due(name);

@@ -19,7 +19,7 @@ class ServerHost : public Host {
   ServerHost(Transaction& transaction, FmgrCaller& caller, Clock& clock, Oid role)
       : transaction_(transaction), caller_(caller), clock_(clock), role_(role) {}
 
-  Next next(const Registry& registry, bool leased) override;
+  Next next(const Registry& registry, bool leased, std::optional<Micros> noted) override;
   bool expire() override;
   bool wake_unhandled() override;
   Swept sweep() override;

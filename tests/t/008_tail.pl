@@ -63,6 +63,17 @@ channel_after('b', 'the channel is cleared while something is being appended',
 channel_after('b', 'the producer has rolled back to a savepoint',
 	[ $producer, q{BEGIN; SAVEPOINT s; CALL append('x'); ROLLBACK TO s; CALL append('b')} ], [ $deleter, q{CALL remove('a')} ], [ $producer, 'COMMIT' ]);
 
+# While nothing can be done about a channel that was noted, no worker looks for that time after time.
+my $commits = q{SELECT pg_stat_get_db_xact_commit(oid) FROM pg_database WHERE datname = current_database()};
+$producer->query("TRUNCATE handled; SELECT mq_clear_all(); CALL append('a', '1 h')");
+$deleter->query(q{BEGIN; CALL remove('a')});
+$producer->query(q{CALL append('b')});
+my $before = $node->safe_psql($db, $commits);
+sleep 4;
+cmp_ok($node->safe_psql($db, $commits) - $before, '<=', 400, 'a worker that cannot link a channel does not spin');
+$deleter->query('COMMIT');
+within(10, $node, $db, $names, 'b', 'and links it once it can');
+
 # The append is committed, but its transaction not over: it waits for a standby that never comes.
 for my $removal (q{CALL remove('a')}, q{SELECT mq_clear(ARRAY['c'])}) {
 	$producer->query(q{TRUNCATE handled; SELECT mq_clear_all(); CALL append('a', '1 h')});
