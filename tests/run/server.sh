@@ -20,11 +20,11 @@ server_tree() {
       tar -C "$tree$dir" --no-same-owner -xf -
   done
   mkdir -p "$tree$(pg_dir libdir)"
-  # Headers are only read, and only to build against the copy.
+  # Headers are only read, and only to build against the copy: tests build, too, as a user who may not reach the caller's home.
   for dir in "$(pg_dir includedir)" "$(pg_dir pkgincludedir)"; do
     if [ ! -e "$tree$dir" ]; then
       mkdir -p "$(dirname "$tree$dir")"
-      ln -s "$dir" "$tree$dir"
+      if "${AS_USER[@]}" test -r "$dir"; then ln -s "$dir" "$tree$dir"; else cp -R "$dir" "$tree$dir"; fi
     fi
   done
   PG_TREE=$tree
