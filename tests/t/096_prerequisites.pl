@@ -174,8 +174,10 @@ nothing_is_left('prepared transactions');
 
 # d is locked while p dies, and what is noted of it cannot be done then.
 my $session = MqSession->new($node, $db);
-sql(q{SELECT mq_send('b', '{"do": "die"}', id => md5('p')::uuid, delay => '0.5 s'), mq_send('c', id => md5('d')::uuid, after => ARRAY[md5('p')::uuid])});
+sql(q{SELECT mq_pause('b')});
+sql(q{SELECT mq_send('b', '{"do": "die"}', id => md5('p')::uuid), mq_send('c', id => md5('d')::uuid, after => ARRAY[md5('p')::uuid])});
 $session->query(q{BEGIN; SELECT FROM mq_msgs WHERE id = md5('d')::uuid FOR UPDATE});
+sql(q{SELECT mq_resume('b')});
 within(60, $node, $db, q{SELECT count(*) FROM mq_dead}, 1, 'a message dies while one that waits for it is locked');
 sql(q{CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not now'; END $$;
 	CREATE TRIGGER refuse BEFORE INSERT ON mq_dead FOR EACH ROW WHEN (NEW.reason = 'prerequisite') EXECUTE FUNCTION refuse()});
