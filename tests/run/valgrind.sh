@@ -68,7 +68,7 @@ SELECT count(*) FROM mq_send_many('many', (SELECT array_agg(jsonb_build_object('
 SELECT count(mq_send('leased', jsonb_build_object('n', n), retries => 0)) FROM generate_series(1, 10) AS n;
 WITH first AS MATERIALIZED (SELECT mq_send('many', '{"n": 1}') AS id) SELECT mq_send('many', '{"n": 2}', after => ARRAY[id]) FROM first;
 SELECT mq_subscribe('orders.#', 'many');
-SELECT count(mq_publish('orders.eu.new', '{"n": 1}')) FROM generate_series(1, 3);
+SELECT count(*) FROM generate_series(1, 3) AS n, mq_publish('orders.eu.new', jsonb_build_object('n', n));
 SELECT count(*) FROM mq_cancel(ARRAY[mq_send('one', '{"n": 3}', delay => '1 hour')]);
 CALL mq_call('one', '{"n": 1}', timeout => '5 minutes');
 END
@@ -76,9 +76,9 @@ END
 cat >"$WORK/tmp/outside.sql" <<'END'
 SELECT count(*) FROM mq_send_many('outside', ARRAY['1', '2', '3', '4']::jsonb[], retries => 0);
 SELECT ids[1] AS one, ids[2] AS two, ids[3] AS three, lease FROM (SELECT array_agg(id ORDER BY id) AS ids, min(lease) AS lease
-  FROM mq_receive(ARRAY['outside'], 3, wait => '10 seconds')) \gset
+  FROM mq_receive(ARRAY['outside'], 3, wait => '10 seconds')) AS r \gset
 SELECT count(*) FROM mq_extend(ARRAY[:'one', :'two', :'three']::uuid[], :lease, '1 minute');
-SELECT count(*) FROM mq_ack(ARRAY[:'one']::uuid[], :lease, '{"done": true}');
+SELECT count(*) FROM mq_ack(ARRAY[:'one']::uuid[], :lease, '[{"done": true}]');
 SELECT count(*) FROM mq_nack(ARRAY[:'two']::uuid[], :lease, 'told to fail', '22023', dead => true);
 SELECT count(*) FROM mq_nack(ARRAY[:'three']::uuid[], :lease, 'told to fail');
 SELECT count(*) FROM (SELECT mq_delete(array_agg(id)) FROM mq_poll(ARRAY['outside'], 5)) AS polled;
