@@ -75,7 +75,8 @@ int count_due(std::string_view channel_name, Micros now, int limit) {
 namespace {
 
 std::optional<Micros> due_of(std::optional<Position> head) {
-  return head && head->attempt_at != kNever ? std::optional(head->attempt_at) : std::nullopt;
+  const Micros at = head ? head->attempt_at : kNever;
+  return at != kNever ? std::optional(at) : std::nullopt;
 }
 
 std::optional<Micros> earlier(std::optional<Micros> a, std::optional<Micros> b) {

@@ -49,8 +49,8 @@ refused('the same of leased handlers', q{CREATE PUBLICATION p FOR TABLE mq_msgs 
 	qr/^f\|.*worker \d+ as postgres cannot look after leased handlers since .*SQLSTATE 42P10/, 'l');
 refused('removals of leased handlers fail', 'CREATE TRIGGER refuse BEFORE DELETE ON mq_msgs FOR EACH STATEMENT EXECUTE FUNCTION refuse()', 'DROP TRIGGER refuse ON mq_msgs',
 	qr/^f\|.*worker \d+ as postgres cannot look after leased handlers since .*SQLSTATE 53100: no space, says the test/, 'l');
-refused('a claim that fails', 'ALTER INDEX mq_msgs_prioritized RENAME TO elsewhere', 'ALTER INDEX elsewhere RENAME TO mq_msgs_prioritized',
-	qr/^f\|.*worker \d+ as postgres cannot handle messages since .*SQLSTATE 42P01: relation ".*mq_msgs_prioritized" does not exist/, 'c');
+refused('a claim that fails', 'ALTER INDEX mq_msgs_due RENAME TO elsewhere', 'ALTER INDEX elsewhere RENAME TO mq_msgs_due',
+	qr/^f\|.*worker \d+ as postgres cannot handle messages since .*SQLSTATE 42P01: relation ".*mq_msgs_due" does not exist/, 'c');
 
 # What is done beside that.
 sql(q{CREATE TRIGGER refuse BEFORE DELETE ON mq_dead FOR EACH STATEMENT EXECUTE FUNCTION refuse()});
