@@ -180,7 +180,7 @@ def audit(lines, final, log, allowed):
         if m.channel == 'cleared' and of:
             found('stranger', '%s of a channel that nobody handles took effect', key)
         for effect in of:
-            payload = dict(effect['payload'])
+            payload = dict(effect['payload'] or {})    # none: it came of a dead letter that has lost it
             payload.pop('half', None)
             if payload != m.spec['payload']:
                 found('payload', '%s of %s is %s, not %s', key, m.channel, payload, m.spec['payload'])
