@@ -314,11 +314,12 @@ void clear_messages(const Param& channel_names) {
       "WITH doomed AS MATERIALIZED (SELECT m.id FROM $S.mq_msgs m WHERE $1 IS NULL OR m.channel_name = ANY ($1)"
       "                               ORDER BY m.id FOR UPDATE),"
       " gone AS (DELETE FROM $S.mq_msgs m USING doomed d WHERE m.id = d.id"
-      "         RETURNING m.channel_key, m.channel_name, m.channel_args, m.seq, m.after_message_id, m.id, m.attempt_at)"
+      "         RETURNING m.channel_key, m.channel_name, m.channel_args, m.seq, m.after_message_id, m.id,"
+      "         m.attempt_at IS NULL AS blocked)"
       " SELECT m.channel_key, m.channel_name, m.channel_args, m.seq, true, NULL::uuid, false FROM gone m"
       "  WHERE m.after_message_id = $N UNION ALL SELECT 0, m.channel_name, '', count(*), false, NULL, false FROM gone m"
       " GROUP BY m.channel_name"
-      " UNION ALL SELECT 0, m.channel_name, '', 0, false, m.id, m.attempt_at IS NULL FROM gone m WHERE $2"
+      " UNION ALL SELECT 0, m.channel_name, '', 0, false, m.id, m.blocked FROM gone m WHERE $2"
       " UNION ALL SELECT 0, '', '', k.kept, NULL, NULL, false"
       "   FROM (SELECT (SELECT count(*) FROM doomed) - (SELECT count(*) FROM gone) AS kept) AS k WHERE k.kept > 0",
       {TEXTARRAYOID, BOOLOID});
