@@ -98,6 +98,8 @@ bootstrap() {
     # The manuals are not read here, and no service is to start.
     printf '%s\n' force-unsafe-io 'path-exclude /usr/share/man/*' 'path-exclude /usr/share/doc/*' >"$root/etc/dpkg/dpkg.cfg.d/mq" &&
     printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d" && chmod 755 "$root/usr/sbin/policy-rc.d" &&
+    # A mirror may be a snapshot, which is older than the release says that it may be.
+    printf 'Acquire::Check-Valid-Until "false";\n' >"$root/etc/apt/apt.conf.d/mq" &&
     # Files that the machine's own names servers with may be links.
     cat /etc/resolv.conf >"$root/etc/resolv.conf" && cat /etc/hosts >"$root/etc/hosts" &&
     inside "$root" apt-get -q -y update &&
