@@ -75,6 +75,18 @@ CALL mq_run('{work}');
 SELECT * FROM pg_temp.state();
 TRUNCATE handled;
 
+-- A leased call counts when it is settled, which comes before the next batch.
+CREATE FUNCTION pass_on(payload jsonb) RETURNS void LANGUAGE sql AS $$ SELECT mq_send('plain', payload) $$;
+CREATE FUNCTION take_plain(payload jsonb) RETURNS void LANGUAGE sql AS $$ INSERT INTO handled (what) VALUES ('plain') $$;
+SELECT mq_register_handler('pass', 'pass_on(jsonb)', mode => 'leased'), mq_register_handler('plain', 'take_plain(jsonb)');
+SELECT count(mq_send('pass', '{}'));
+CALL mq_run(max_messages => 1);
+SELECT channel_name FROM mq_msgs;
+CALL mq_run();
+SELECT * FROM pg_temp.state();
+SELECT count(*) FROM mq_failures;
+TRUNCATE handled;
+
 -- Inside a transaction block nothing can be committed first: leased channels are left alone.
 SELECT count(mq_send('work', '{"do": "it"}'));
 BEGIN;

@@ -11,7 +11,7 @@ enum class WaitFor {
   kLauncher,     // the launcher: for something to do
   kIdle,         // a worker: for a message
   kDue,          // a worker: until something is due, or for a message
-  kLeasedCalls,  // a worker: for the sessions of its leased calls
+  kLeasedCalls,  // a worker: for the sessions of its leased calls; mq_run: to settle one
   kPause,        // a worker: for the end of the pause after an error
   kReceive,      // mq_receive: for a message
   kMessages,     // mq_wait, mq_call: until messages have ended

@@ -258,8 +258,13 @@ std::int64_t Worker::run_until_empty(std::optional<std::int64_t> most, const std
       const auto turn = ports_.leased->turn(registry_, {.only = only, .most = left});
       handled += static_cast<std::int64_t>(turn.handled);
       again = turn.moved;
-      // The user cancelled mq_run during the turn: its call is settled before wait() throws.
-      if (ports_.leased->busy() && ports_.caller.should_yield()) ports_.leased->turn(registry_, {.drain = true});
+      // Its call is over, and is settled before anything else: before the next batch, which may handle the last of
+      // `most` messages, and before wait() throws if the user has cancelled mq_run. Where another session has locked
+      // the message it waits.
+      while (ports_.leased->busy()) {
+        handled += static_cast<std::int64_t>(ports_.leased->turn(registry_, {.drain = true}).handled);
+        if (ports_.leased->busy() && !ports_.host.wait(ports_.leased->next_turn().value_or(0))) return handled;
+      }
     }
     if (!again && !ports_.host.wake_unhandled() && !overlooked() && !ports_.host.sweep().more) break;
     if (!ports_.host.wait(0)) break;

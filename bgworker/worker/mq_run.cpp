@@ -15,6 +15,7 @@
 #include "handlers/call.hpp"
 #include "leased/local_session.hpp"
 #include "pg/arguments.hpp"
+#include "pg/client_wait.hpp"
 #include "pg/extension.hpp"
 #include "pg/format.hpp"
 #include "pg/session.hpp"
@@ -69,9 +70,12 @@ class CallHost : public ServerHost {
     return swept;
   }
 
-  bool wait(Micros) override {
+  bool wait(Micros most) override {
     if (caller_.cancelled()) throw Error(*caller_.cancelled());
-    guard::call([] { CHECK_FOR_INTERRUPTS(); });
+    if (most > 0)
+      sleep_on_latch(most, WaitFor::kLeasedCalls);
+    else
+      guard::call([] { CHECK_FOR_INTERRUPTS(); });
     return true;
   }
 

@@ -29,4 +29,7 @@ if [ -n "${KINDS:-}" ]; then
 else
   options+=(--document "$HERE/docs/reliability.md")
 fi
-faults_run "${options[@]}"
+faults_run "${options[@]}" || {
+  results_keep log
+  exit 1
+}

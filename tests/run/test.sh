@@ -57,19 +57,7 @@ done
 [ -z "${SANITIZE:-}" ] || suite_sanitizer
 
 if [ "$FAILED" -gt 0 ]; then
-  # Kept for a look: logs of the runners and servers, and differences.
-  kept=$HERE/build/results/${WORK##*/}
-  if mkdir -p "$kept" 2>/dev/null; then
-    cp -R "$WORK/log" "$kept/"
-    for suite in regress isolation; do
-      [ ! -d "$WORK/$suite" ] || cp -R "$WORK/$suite" "$kept/"
-    done
-    for suite in tap original; do
-      [ ! -d "$WORK/$suite/tmp_check/log" ] || cp -R "$WORK/$suite/tmp_check/log" "$kept/$suite-servers"
-    done
-    chown -R --reference="$HERE" "$HERE/build" 2>/dev/null || true
-    printf '\nLogs and differences are in %s\n' "$kept"
-  fi
+  results_keep log regress isolation tap/tmp_check/log original/tmp_check/log
   printf '\nFailed:\n'
   failures || true
 fi

@@ -173,3 +173,14 @@ workdir_keep() {
   trap - EXIT
   workdir_unwatch || true
 }
+
+# results_keep DIRECTORY...: keeps these of the run's directories, as far as they are there, below build/results for a look.
+results_keep() {
+  local kept=$HERE/build/results/${WORK##*/} directory
+  mkdir -p "$kept" 2>/dev/null || return 0
+  for directory; do
+    [ ! -d "$WORK/$directory" ] || cp -R "$WORK/$directory" "$kept/${directory//\//-}"
+  done
+  chown -R --reference="$HERE" "$HERE/build" 2>/dev/null || true
+  printf '\nLogs and differences are in %s\n' "$kept"
+}
