@@ -298,7 +298,7 @@ def strangers(record, effects, dead, done, found):
             continue
         row = rows[0]
         if row['channel'] == 'ticks':
-            ticks[row['headers']['schedule']['at']] += len(rows)
+            ticks[row['headers']['schedule']['name'], row['headers']['schedule']['at']] += len(rows)
         elif row['channel'] == 'calls' and key in record.redriven:
             pass
         elif row['channel'] == 'calls':
@@ -308,9 +308,9 @@ def strangers(record, effects, dead, done, found):
                 found('doubled', '%s of %s took effect more than once', key, row['channel'])
         else:
             found('stranger', '%s of %s took effect, and nobody has sent it', key, row['channel'])
-    for at, count in ticks.items():
+    for (name, at), count in ticks.items():
         if count > 1:
-            found('schedule', 'the time %s was handled %d times', at, count)
+            found('schedule', 'the time %s of %s was handled %d times', at, name, count)
     for key, call in record.calls.items():
         count, told = of_call.pop(key, 0), call.get('sqlstate', 'done')
         if count > 1 or told == 'done' and count != 1 or told in ('MQF01', '57014') and count or call['fails'] and count:
