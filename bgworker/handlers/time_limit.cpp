@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "pg/clock.hpp"
 #include "pg/format.hpp"
 #include "pg/guard.hpp"
 
@@ -15,17 +16,21 @@ namespace mq {
 
 namespace {
 
-constexpr int kLeastGrace = 1000;  // ms between one cancel and the next
+constexpr int kLeastGrace = 1000;  // ms between one cancel and the next, or one look and the next
 constexpr int kMostGrace = 30000;
+constexpr Micros kMillisecond = kSecond / 1000;
+constexpr Micros kSlack = 10 * kMillisecond;  // by which the two clocks may differ unless one is set
 
 // The signal handler sets it; the next HandlerTimeout and explain() clear it.
 volatile sig_atomic_t timed_out = false;
 volatile sig_atomic_t overran_limit = false;  // the signal handler sets it, once
 bool may_die = false;                         // may_end_process() sets it
+volatile Micros ends_at = 0;                  // when the limit has passed, by the steady clock
 
-// The signal handler of the timeout.
+// The signal handler of the timeout. The server's timeouts go by the time of day: where that was set forward
+// this is too early, and the next one follows.
 void cancel() {
-  if (proc_exit_inprogress) return;
+  if (proc_exit_inprogress || ServerClock().steady() < ends_at) return;
   if (timed_out && may_die) {
     overran_limit = true;
     ProcDiePending = true;
@@ -50,6 +55,7 @@ HandlerTimeout::HandlerTimeout(Micros limit) {
   const auto milliseconds = static_cast<int>(std::clamp<Micros>(limit / 1000, 1, PG_INT32_MAX));
   const TimeoutId id = timer();
   const auto again = std::clamp(milliseconds, kLeastGrace, kMostGrace);
+  ends_at = ServerClock().steady() + milliseconds * kMillisecond - kSlack;
   guard::call(
       [&] { enable_timeout_every(id, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), milliseconds), again); });
   armed_ = true;

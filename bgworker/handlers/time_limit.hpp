@@ -2,7 +2,7 @@
 //
 // The timeout cancels the query when the limit has passed, and again after each further limit (at
 // least one second, at most 30). In a worker the second one ends the process, so a handler that
-// catches the cancel is stopped, too.
+// catches the cancel is stopped, too. A clock that is set forward does not cut the limit short.
 //
 // FmgrCaller has one around each transactional call, LocalSession around each leased call of
 // mq_run; worker/process.cpp asks at exit. The state is of this process and of the last call that

@@ -29,22 +29,31 @@ std::int64_t behind(const HeadlessChannel& channel) {
 }
 
 // As promote(), by queries, which ask triggers, rules and policies. Adds the messages that it made
-// heads to `linked`.
-void promote_by_query(const std::vector<const FirstMessage*>& messages, std::unordered_set<Uuid, UuidHash>& linked) {
+// heads to `linked`. `channels` has those that the messages were found for.
+void promote_by_query(const std::vector<const FirstMessage*>& messages, const std::vector<HeadlessChannel>& channels,
+                      std::unordered_set<Uuid, UuidHash>& linked) {
   static Statement lock(
-      "SELECT m.id FROM $S.mq_msgs m WHERE m.id = ANY ($1) AND m.after_message_id IS NOT NULL"
-      " FOR NO KEY UPDATE SKIP LOCKED",
-      {UUIDARRAYOID});
-  static Statement update("UPDATE $S.mq_msgs m SET after_message_id = $N WHERE m.id = ANY ($1) RETURNING m.id",
-                          {UUIDARRAYOID});
-  std::vector<Uuid> ids;
-  for (const FirstMessage* message : messages) ids.push_back(message->id);
-  const Rows locked = lock.run({uuid_array(ids)});
+      "SELECT m.id, m.channel_key FROM unnest($1, $2) AS r (id, key)"
+      "  JOIN $S.mq_msgs m ON m.id = r.id AND m.channel_key = r.key AND m.after_message_id IS NOT NULL"
+      " FOR NO KEY UPDATE OF m SKIP LOCKED",
+      {UUIDARRAYOID, INT8ARRAYOID});
+  static Statement update(
+      "UPDATE $S.mq_msgs m SET after_message_id = $N FROM unnest($1, $2) AS r (id, key)"
+      " WHERE m.id = r.id AND m.channel_key = r.key RETURNING m.id",
+      {UUIDARRAYOID, INT8ARRAYOID});
+  ArrayParam ids(UUIDOID), keys(INT8OID), locked_ids(UUIDOID), locked_keys(INT8OID);
+  for (const FirstMessage* message : messages) {
+    ids.add(uuid_datum(message->id));
+    keys.add(Int64GetDatum(channels[message->search].key));
+  }
+  const Rows locked = lock.run({ids.datum(), keys.datum()});
   if (locked.empty()) return;
-  ids.clear();
-  for (std::size_t i = 0; i < locked.size(); ++i) ids.push_back(uuid_of(locked.get(i, 1)));
-  const Rows updated = update.run({uuid_array(ids)});
-  if (updated.size() < ids.size()) throw refused("mq_msgs", "being changed");
+  for (std::size_t i = 0; i < locked.size(); ++i) {
+    locked_ids.add(locked.get(i, 1));
+    locked_keys.add(locked.get(i, 2));
+  }
+  const Rows updated = update.run({locked_ids.datum(), locked_keys.datum()});
+  if (updated.size() < locked.size()) throw refused("mq_msgs", "being changed");
   for (std::size_t i = 0; i < updated.size(); ++i) linked.insert(uuid_of(updated.get(i, 1)));
 }
 
@@ -89,7 +98,7 @@ std::vector<HeadlessChannel> link_channels(const std::vector<HeadlessChannel>& c
       for (std::size_t i = 0; i < others.size(); ++i)
         if ((*promoted)[i] != 0) linked.insert(others[i]->id);
     } else {
-      promote_by_query(others, linked);
+      promote_by_query(others, channels, linked);
     }
   }
   for (const FirstMessage& message : first) {

@@ -13,8 +13,8 @@ std::size_t put_off(const std::vector<PutOff>& all) {
       "UPDATE $S.mq_msgs m SET attempt_at = r.until, throttled_at = COALESCE(m.throttled_at, m.attempt_at), fair = "
       "true,"
       "       lease = NULL"
-      "  FROM unnest($1, $2, $3) AS r (id, seq, until) WHERE " IS_CLAIMED,
-      {UUIDARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID});
+      "  FROM unnest($1, $2, $3, $4) AS r (id, seq, key, until) WHERE " IS_CLAIMED,
+      {UUIDARRAYOID, INT8ARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID});
   std::vector<const Claimed*> messages;
   for (const PutOff& one : all) {
     messages.push_back(one.message);
@@ -42,7 +42,8 @@ std::size_t put_off(const std::vector<PutOff>& all) {
     if (!row_locks::was_held(error)) throw;
     return all.size() - others.size();
   }
-  return all.size() - others.size() + update.run({rows.ids.datum(), rows.numbers.datum(), times.datum()}).size();
+  return all.size() - others.size() +
+         update.run({rows.ids.datum(), rows.numbers.datum(), rows.keys.datum(), times.datum()}).size();
 }
 
 std::size_t put_off(const std::vector<PutOff>& all, const std::vector<char>& stays, Batch& messages) {

@@ -28,9 +28,9 @@ extern "C" {
 namespace mq {
 
 std::size_t count_there(const ClaimedRows& rows) {
-  static Statement count("SELECT 1 FROM unnest($1, $2) AS r (id, seq) JOIN $S.mq_msgs m ON " IS_CLAIMED,
-                         {UUIDARRAYOID, INT8ARRAYOID});
-  return count.run({rows.ids.datum(), rows.numbers.datum()}).size();
+  static Statement count("SELECT 1 FROM unnest($1, $2, $3) AS r (id, seq, key) JOIN $S.mq_msgs m ON " IS_CLAIMED,
+                         {UUIDARRAYOID, INT8ARRAYOID, INT8ARRAYOID});
+  return count.run({rows.ids.datum(), rows.numbers.datum(), rows.keys.datum()}).size();
 }
 
 namespace {
@@ -89,11 +89,11 @@ void ended(const Rows& removed, int column) {
 // Removes messages by id and sequence number. Their handlers have removed those that are gone.
 Rows remove_rows(const ClaimedRows& rows) {
   static Statement messages(
-      "DELETE FROM $S.mq_msgs m USING unnest($1, $2) AS r (id, seq)"
+      "DELETE FROM $S.mq_msgs m USING unnest($1, $2, $3) AS r (id, seq, key)"
       " WHERE " IS_CLAIMED REMOVED,
-      {UUIDARRAYOID, INT8ARRAYOID});
+      {UUIDARRAYOID, INT8ARRAYOID, INT8ARRAYOID});
   return row_locks::Removal::run([&] {
-    const Rows removed = messages.run({rows.ids.datum(), rows.numbers.datum()});
+    const Rows removed = messages.run({rows.ids.datum(), rows.numbers.datum(), rows.keys.datum()});
     if (removed.size() < rows.size && may_refuse(Extension::msgs()) && count_there(rows) > 0)
       throw refused("mq_msgs", "being removed");
     return removed;

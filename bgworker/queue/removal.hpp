@@ -15,20 +15,22 @@
 
 namespace mq {
 
-// Messages as they were claimed, for a query over unnest($1, $2) AS r (id, seq): a handler may have
-// deleted one of its batch and sent a new one under that id, with another sequence number.
+// Messages as they were claimed, for a query over unnest($1, $2, $3) AS r (id, seq, key): a handler may have
+// deleted one of its batch and sent a new one under that id, with another sequence number. The key of
+// the channel says where the message is, for a table that is spread over nodes by it.
 struct ClaimedRows {
-  ArrayParam ids{UUIDOID}, numbers{INT8OID};
+  ArrayParam ids{UUIDOID}, numbers{INT8OID}, keys{INT8OID};
   std::size_t size = 0;
 
   void add(const Claimed& message) {
     ids.add(uuid_datum(message.id));
     numbers.add(Int64GetDatum(message.seq));
+    keys.add(Int64GetDatum(message.channel_key));
     ++size;
   }
 };
 
-#define IS_CLAIMED "m.id = r.id AND m.seq = r.seq"
+#define IS_CLAIMED "m.id = r.id AND m.seq = r.seq AND m.channel_key = r.key"
 
 // How many of the messages still exist.
 std::size_t count_there(const ClaimedRows& rows);

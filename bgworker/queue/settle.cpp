@@ -144,8 +144,8 @@ void retry(const std::vector<Retry>& retries) {
   static Statement update(
       "UPDATE $S.mq_msgs m SET attempt_at = r.attempt_at, retry_backoff = r.backoff, attempts = m.attempts - r.charged,"
       "       attempt = m.attempt + r.charged, lease = NULL, fair = true, throttled_at = NULL"
-      "  FROM unnest($1, $2, $3, $4, $5) AS r (id, seq, attempt_at, backoff, charged) WHERE " IS_CLAIMED,
-      {UUIDARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID, INTERVALARRAYOID, INT4ARRAYOID});
+      "  FROM unnest($1, $2, $3, $4, $5, $6) AS r (id, seq, key, attempt_at, backoff, charged) WHERE " IS_CLAIMED,
+      {UUIDARRAYOID, INT8ARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID, INTERVALARRAYOID, INT4ARRAYOID});
   for (const Retry& r : retries)
     commit_actions::due(r.message->channel_name, r.message->priority, {r.attempt_at, r.message->seq});
   const std::vector<char> written = write_retries(retries);
@@ -163,8 +163,8 @@ void retry(const std::vector<Retry>& retries) {
   }
   if (others.empty()) return;
   lock_claimed(others);
-  const Rows updated =
-      update.run({rows.ids.datum(), rows.numbers.datum(), times.datum(), backoffs.datum(), charged.datum()});
+  const Rows updated = update.run(
+      {rows.ids.datum(), rows.numbers.datum(), rows.keys.datum(), times.datum(), backoffs.datum(), charged.datum()});
   expect_updated(rows, updated.size());
 }
 
@@ -172,8 +172,8 @@ void snooze(const std::vector<Snooze>& snoozes) {
   static Statement update(
       "UPDATE $S.mq_msgs m SET attempt_at = r.attempt_at, attempts = m.attempts + r.back, attempt = m.attempt - r.back,"
       "       lease = NULL, fair = true, throttled_at = NULL"
-      "  FROM unnest($1, $2, $3, $4) AS r (id, seq, attempt_at, back) WHERE " IS_CLAIMED,
-      {UUIDARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID, INT4ARRAYOID});
+      "  FROM unnest($1, $2, $3, $4, $5) AS r (id, seq, key, attempt_at, back) WHERE " IS_CLAIMED,
+      {UUIDARRAYOID, INT8ARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID, INT4ARRAYOID});
   ClaimedRows rows;
   ArrayParam times(TIMESTAMPTZOID), back(INT4OID);
   for (const Snooze& s : snoozes) {
@@ -182,7 +182,8 @@ void snooze(const std::vector<Snooze>& snoozes) {
     commit_actions::due(s.message->channel_name, s.message->priority, {s.attempt_at, s.message->seq});
     back.add(Int32GetDatum(1 - to_charge(*s.message)));
   }
-  const Rows updated = update.run({rows.ids.datum(), rows.numbers.datum(), times.datum(), back.datum()});
+  const Rows updated =
+      update.run({rows.ids.datum(), rows.numbers.datum(), rows.keys.datum(), times.datum(), back.datum()});
   expect_updated(rows, updated.size());
 }
 
@@ -190,11 +191,11 @@ void snooze(const std::vector<Snooze>& snoozes) {
 void put_aside(const std::vector<const Claimed*>& messages) {
   static Statement update(
       "UPDATE $S.mq_msgs m SET attempt_at = 'infinity', lease = NULL, throttled_at = NULL"
-      "  FROM unnest($1, $2) AS r (id, seq) WHERE " IS_CLAIMED,
-      {UUIDARRAYOID, INT8ARRAYOID});
+      "  FROM unnest($1, $2, $3) AS r (id, seq, key) WHERE " IS_CLAIMED,
+      {UUIDARRAYOID, INT8ARRAYOID, INT8ARRAYOID});
   ClaimedRows rows;
   for (const Claimed* message : messages) rows.add(*message);
-  expect_updated(rows, update.run({rows.ids.datum(), rows.numbers.datum()}).size());
+  expect_updated(rows, update.run({rows.ids.datum(), rows.numbers.datum(), rows.keys.datum()}).size());
 }
 
 // How many attempts the death adds to those that were made. The lease of a worker's call has charged one that a
@@ -208,16 +209,16 @@ int charge_of(const DeadLetter& dead_letter) {
 
 // Adds to `blocking` those with block_as_registered whose handlers have on_dead => 'block'.
 void add_blocking(const std::vector<DeadLetter>& dead_letters, std::set<Uuid>& blocking) {
-  static Statement select("SELECT m.id FROM unnest($1, $2) AS r (id, seq) JOIN $S.mq_msgs m ON " IS_CLAIMED
+  static Statement select("SELECT m.id FROM unnest($1, $2, $3) AS r (id, seq, key) JOIN $S.mq_msgs m ON " IS_CLAIMED
                           " WHERE " HANDLER_OF("h.on_dead", "m.channel_name", "m.message_name") " = 'block'",
-                          {UUIDARRAYOID, INT8ARRAYOID});
+                          {UUIDARRAYOID, INT8ARRAYOID, INT8ARRAYOID});
   ClaimedRows claimed;
   for (const DeadLetter& dead_letter : dead_letters) {
     if (!dead_letter.block_as_registered || !dead_letter.message->ordered) continue;
     claimed.add(*dead_letter.message);
   }
   if (claimed.size == 0) return;
-  const Rows rows = select.run({claimed.ids.datum(), claimed.numbers.datum()});
+  const Rows rows = select.run({claimed.ids.datum(), claimed.numbers.datum(), claimed.keys.datum()});
   for (std::size_t i = 0; i < rows.size(); ++i) blocking.insert(uuid_of(rows.get(i, 1)));
 }
 
@@ -237,20 +238,20 @@ void dead_letter(const std::vector<DeadLetter>& dead_letters, std::vector<const 
       "        m.dedup_key, m.keep, m.priority, m.headers,"
       "        CASE WHEN m.due_at IS NOT NULL THEN ARRAY(SELECT q.prerequisite FROM $S.mq_prerequisites q"
       "                                                   WHERE q.dependent = m.id ORDER BY q.prerequisite) END"
-      "   FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9)"
-      "          AS r (id, seq, charged, reason, sqlstate, error, detail, hint, context)"
+      "   FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+      "          AS r (id, seq, key, charged, reason, sqlstate, error, detail, hint, context)"
       "   JOIN $S.mq_msgs m ON " IS_CLAIMED
       "   LEFT JOIN LATERAL (SELECT * FROM $S.mq_failures l WHERE l.message_id = r.id AND r.error IS NULL"
       "                       ORDER BY l.failure_no + 0 DESC LIMIT 1) f ON true",
-      {UUIDARRAYOID, INT8ARRAYOID, INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
-       TEXTARRAYOID});
+      {UUIDARRAYOID, INT8ARRAYOID, INT8ARRAYOID, INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
+       TEXTARRAYOID, TEXTARRAYOID});
   static Statement block(
       "UPDATE $S.mq_msgs m SET attempt_at = NULL, attempts = 0, attempt = m.attempt + r.charged,"
       "       lease = NULL, dedup_key = NULL, expires_at = NULL, due_at = NULL, throttled_at = NULL, keep = NULL, "
       "headers = NULL,"
       "       message_json = NULL, message_bytes = NULL"
-      "  FROM unnest($1, $2, $3) AS r (id, seq, charged) WHERE " IS_CLAIMED,
-      {UUIDARRAYOID, INT8ARRAYOID, INT4ARRAYOID});
+      "  FROM unnest($1, $2, $3, $4) AS r (id, seq, key, charged) WHERE " IS_CLAIMED,
+      {UUIDARRAYOID, INT8ARRAYOID, INT8ARRAYOID, INT4ARRAYOID});
   ClaimedRows rows, blocked;
   ArrayParam charged(INT4OID), reasons(TEXTOID), blocked_charged(INT4OID);
   ErrorColumns errors;
@@ -271,7 +272,7 @@ void dead_letter(const std::vector<DeadLetter>& dead_letters, std::vector<const 
   row_locks::lock_to_write("mq_dead");
   cancel_notes::remove(dead_letters);
   const Rows inserted = sequences::insert(sequences::Numbered::kDead, [&] {
-    return insert.run({rows.ids.datum(), rows.numbers.datum(), charged.datum(), reasons.datum(),
+    return insert.run({rows.ids.datum(), rows.numbers.datum(), rows.keys.datum(), charged.datum(), reasons.datum(),
                        errors.sqlstate.datum(), errors.message.datum(), errors.detail.datum(), errors.hint.datum(),
                        errors.context.datum()});
   });
@@ -284,7 +285,10 @@ void dead_letter(const std::vector<DeadLetter>& dead_letters, std::vector<const 
   }
   if (blocked.size == 0) return;
   row_locks::Removal::run([&] {
-    expect_updated(blocked, block.run({blocked.ids.datum(), blocked.numbers.datum(), blocked_charged.datum()}).size());
+    expect_updated(
+        blocked,
+        block.run({blocked.ids.datum(), blocked.numbers.datum(), blocked.keys.datum(), blocked_charged.datum()})
+            .size());
   });
 }
 

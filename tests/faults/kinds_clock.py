@@ -17,7 +17,12 @@ SCHEMA = (
     "SELECT mq_register_handler('kept', 'work(mq_message)', max_backoff => '200 ms', keep => '1 day'), mq_register_handler('calls', 'work(mq_message)', keep => '1 day')",
     # pg_sleep() goes by the clock: it would last until the time at which it was to end is there again.
     "CREATE OR REPLACE FUNCTION rest(seconds float8) RETURNS void LANGUAGE sql AS $$ SELECT count(*) FROM generate_series(1, (seconds * 2000000)::int) $$",
-    "CREATE FUNCTION late(m mq_message) RETURNS void LANGUAGE sql AS $$ SELECT work(m) $$",
+    # With a gate it waits while somebody has the lock.
+    """CREATE FUNCTION late(m mq_message) RETURNS void LANGUAGE plpgsql AS $$
+       BEGIN
+         IF m.payload_json ? 'gate' THEN PERFORM pg_advisory_xact_lock_shared(9); END IF;
+         PERFORM work(m);
+       END $$""",
     # No max_backoff: its retries come after an hour.
     "SELECT mq_register_handler('all news', 'late(mq_message)')",
     "SELECT mq_schedule('hourly', '1 hour', 'ticks', '{}', time_zone => 'UTC', catch_up => 'all')")
@@ -110,7 +115,15 @@ def clock_set(run):
     watch.none_handled(first, 'what is to come in an hour waits')
     run.expect(watch.hours_sent() == (0, 0), 'a schedule of every hour waits')
     run.expect(not watch.receive('1 hour'), 'nobody else gets what a consumer has leased')
+    gate = server.connect(world.database)
+    gate.execute('SELECT pg_advisory_lock(9)')
+    gated = world.send([message('all news', {'key': 9, 'gate': 1}, args='gate')])
+    wait_until(lambda: world.value("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"), 10, 'a call runs')
     to(2)
+    time.sleep(1)
+    run.expect(not world.value('SELECT count(*) FROM mq_failures WHERE message_id = ANY (%s::uuid[])', gated), 'the time limit of a call that runs is not cut short')
+    gate.close()
+    watch.all_handled(gated, 'a call goes on when the clock is set forward')
     watch.all_handled(first, 'what was to come in an hour is handled when the clock is set forward')
     wait_until(lambda: watch.hours_sent() == (2, 2), 20, 'the schedule has sent each time that was passed')
     kept = wait_until(lambda: watch.receive('10 minutes'), 10, 'a lease that the clock has passed has run out')

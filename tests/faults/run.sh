@@ -30,6 +30,6 @@ else
   options+=(--document "$HERE/docs/reliability.md")
 fi
 faults_run "${options[@]}" || {
-  results_keep log
+  results_keep log runs
   exit 1
 }

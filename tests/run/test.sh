@@ -57,7 +57,7 @@ done
 [ -z "${SANITIZE:-}" ] || suite_sanitizer
 
 if [ "$FAILED" -gt 0 ]; then
-  results_keep log regress isolation tap/tmp_check/log original/tmp_check/log
+  results_keep log runs regress isolation tap/tmp_check/log original/tmp_check/log
   printf '\nFailed:\n'
   failures || true
 fi

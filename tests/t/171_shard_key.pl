@@ -72,17 +72,21 @@ sub conditions {
 	return "$command " . join(', ', @all);
 }
 sub has_key { $_[0] =~ /INSERT INTO \S*\.mq_msgs \([^)]*\bchannel_key\b/ || $_[0] =~ /\bm\.channel_key = / }
+# What settling goes by: the rows that were claimed.
+sub settles { $_[0] =~ /\bm\.id = r\.id AND m\.seq = r\.seq\b/ }
 
 my $with = grep { has_key($_) } @statements;
-cmp_ok($with, '>=', 5, 'with the key: sending, with and without a dedup_key, and what it asks; the tail of a channel; what follows a head');
+cmp_ok($with, '>=', 10, 'with the key: sending, with and without a dedup_key, and what it asks; the tail of a channel; what follows a head; settling');
+my @settling = grep { settles($_) } @statements;
+for my $command ('DELETE FROM', 'UPDATE', 'INSERT INTO') {
+	ok(scalar(grep { /^$command / } @settling), "settling is seen: $command");
+}
+is(join("\n", grep { !has_key($_) } @settling), '', '... and has the key');
 my %without = map { conditions($_) => 1 } grep { !has_key($_) } @statements;
 my $head = 'after_message_id IS NULL, after_message_id =';
 my @known = (
 	# A claim, by channel name from the low-water mark on: with the priority 0, and with others.
 	"SELECT channel_name =, attempt_at <=, $head, priority =", "SELECT channel_name =, attempt_at <=, $head, priority =, priority <>",
-	# Settling: removes, changes or copies what was claimed, by id and sequence number; and makes the next of a channel its
-	# head, which it has found with the key.
-	'DELETE id =, seq =', 'UPDATE id =, seq =', 'INSERT id =, seq =', 'SELECT id =, after_message_id IS NOT NULL', 'UPDATE id =',
 	# mq_redrive, by id.
 	'DELETE id =, attempt_at IS NULL', 'SELECT id =', 'SELECT id =, attempt_at IS NULL', 'SELECT id =, attempt_at IS NOT NULL',
 	# mq_clear, by name.
