@@ -98,7 +98,8 @@ sub samples {
 	my ($after) = sql("$statement; $read") =~ /(\d+)$/;
 	return $after - $before;
 }
-my $many = samples('SET mq.batch_size = 10; CALL mq_run(max_messages => 10)');
+# The least of three: a claim may do more than sample.
+my ($many) = sort { $a <=> $b } map { samples('SET mq.batch_size = 10; CALL mq_run(max_messages => 10)') } 1 .. 3;
 my $more = samples('SET mq.batch_size = 10; CALL mq_run(max_messages => 400)');
 cmp_ok($more, '>', $many * 4, "a sample that found nothing new is taken again after a few claims: $many, $more");
 # Claims that a busy machine makes slow take one each.

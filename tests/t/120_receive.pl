@@ -27,7 +27,7 @@ sub waits {
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	my $session = session($name);
 	asks($name, $arguments);
-	within(30, $node, $db, "SELECT wait_event FROM pg_stat_activity WHERE pid = $session->{pid} AND state = 'active' AND wait_event_type = 'Extension'",
+	within(30, $node, $db, "SELECT wait_event_type FROM pg_stat_activity WHERE pid = $session->{pid} AND state = 'active' AND wait_event_type = 'Extension'",
 		'Extension', "$name waits");
 }
 # One of the sessions is over within so many seconds: returns which, and what it got.

@@ -169,7 +169,7 @@ sub messages_in_every_state {
 	if ($old) {
 		$node->safe_psql($database, q{
 			CREATE TEMP SEQUENCE n;
-			CREATE FUNCTION pg_temp.old_send(channel text, json jsonb DEFAULT NULL, ordered boolean DEFAULT false, delay interval DEFAULT '0',
+			CREATE FUNCTION pg_temp.old_send(channel text, payload jsonb DEFAULT NULL, ordered boolean DEFAULT false, delay interval DEFAULT '0',
 			  left_over int DEFAULT 25, backoff interval DEFAULT '1 s', uncommitted interval DEFAULT NULL, key text DEFAULT NULL,
 			  expiry interval DEFAULT NULL, new_id uuid DEFAULT gen_random_uuid()) RETURNS uuid LANGUAGE plpgsql AS $$
 			BEGIN
@@ -178,7 +178,7 @@ sub messages_in_every_state {
 			            CASE WHEN ordered THEN COALESCE((SELECT m.id FROM mq_msgs m WHERE m.channel_name = channel AND m.after_message_id IS NOT NULL ORDER BY m.place DESC LIMIT 1),
 			              '00000000-0000-0000-0000-000000000000') END,
 			            mq_channel_key(channel, ''), key, now() + expiry);
-			  INSERT INTO mq_payloads (id, name, payload_json, channel_key) VALUES (new_id, channel, json, mq_channel_key(channel, ''));
+			  INSERT INTO mq_payloads (id, name, payload_json, channel_key) VALUES (new_id, channel, payload, mq_channel_key(channel, ''));
 			  RETURN new_id;
 			END $$;
 			INSERT INTO mq_paused (channel_name) VALUES ('paused');
