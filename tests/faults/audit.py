@@ -395,8 +395,10 @@ def statistics(record, final, effects, acks, found):
         died[row['channel_name']] += 1
     for row in final['failures']:
         failed[row['channel_name']] += 1
-    for m in record.messages.values():
-        unsure[m.channel] += m.deleted > 0
+    dead = {row['id'] for row in final['dead']}
+    for key, m in record.messages.items():
+        # A leased call whose worker went down before it was settled has its effect, and its message may die afterwards.
+        unsure[m.channel] += m.deleted > 0 or m.channel in LEASED and key in dead and key in effects
     for row in final['stats']:
         name = row['channel_name']
         if name not in HANDLED:
