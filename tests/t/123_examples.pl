@@ -46,7 +46,7 @@ for my $name ('python', 'node', 'shell') {
 		within(60, $node, $db, "SELECT count(*) FROM thumbnails WHERE made_by = '$name'", 10, "$name: and is made good by a retry") or diag($log);
 		holds($node, $db, 'SELECT count(*) FROM mq_msgs', 0, "$name: nothing is left");
 
-		$node->restart('fast');
+		$node->restart;
 		within(60, $node, $db, $sleeps, 1, "$name: the consumer waits again after a restart of the server") or diag($log);
 
 		# The message in hand: it waits for a lock that this session has.
