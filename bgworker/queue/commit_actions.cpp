@@ -38,6 +38,7 @@ namespace {
 struct Append {
   HeadlessChannel channel;
   Uuid predecessor;
+  std::int64_t seq;  // the predecessor's
 };
 
 struct Lease {
@@ -128,18 +129,31 @@ void notify_consumers(CommitActions& actions) {
 //      statement sees a and makes it the head.
 //   5  A, if t is locked or gone: makes the first message that is left the head, or, where that is
 //      locked, notes the channel as headless for a later claim.
+//
+// t is what was appended to: when it is gone there may be another message with its id, which is behind a.
 void link_appends(const std::vector<Append>& appends) {
-  static Statement find("SELECT m.id, m.ctid FROM ONLY $S.mq_msgs m WHERE m.id = ANY ($1)", {UUIDARRAYOID});
-  ArrayParam ids(UUIDOID, appends.size());
-  for (const Append& append : appends) ids.add(uuid_datum(append.predecessor));
-  const Rows rows = find.run({ids.datum()});
+  static Statement find(
+      "SELECT r.n::int4, m.ctid FROM unnest($1, $2, $3) WITH ORDINALITY AS r (id, seq, key, n)"
+      "  JOIN ONLY $S.mq_msgs m ON m.id = r.id AND m.seq = r.seq AND m.channel_key = r.key",
+      {UUIDARRAYOID, INT8ARRAYOID, INT8ARRAYOID});
+  ArrayParam ids(UUIDOID), numbers(INT8OID), keys(INT8OID);
+  for (const Append& append : appends) {
+    ids.add(uuid_datum(append.predecessor));
+    numbers.add(Int64GetDatum(append.seq));
+    keys.add(Int64GetDatum(append.channel.key));
+  }
+  const Rows rows = find.run({ids.datum(), numbers.datum(), keys.datum()});
   std::vector<Located> tails;
-  for (std::size_t row = 0; row < rows.size(); ++row)
-    tails.push_back({uuid_of(rows.get(row, 1)), *reinterpret_cast<ItemPointer>(DatumGetPointer(rows.get(row, 2)))});
+  std::vector<char> there(appends.size(), 0);
+  for (std::size_t row = 0; row < rows.size(); ++row) {
+    const auto i = static_cast<std::size_t>(DatumGetInt32(rows.get(row, 1)) - 1);
+    tails.push_back({appends[i].predecessor, *reinterpret_cast<ItemPointer>(DatumGetPointer(rows.get(row, 2)))});
+    there[i] = 1;
+  }
   const auto held = lock_to_stay(tails, false);
   std::vector<HeadlessChannel> headless;
-  for (const Append& append : appends)
-    if (!held.contains(append.predecessor)) headless.push_back(append.channel);
+  for (std::size_t i = 0; i < appends.size(); ++i)
+    if (there[i] == 0 || !held.contains(appends[i].predecessor)) headless.push_back(appends[i].channel);
   link_or_note(headless, Stays::kToCommit);
 }
 
@@ -418,8 +432,8 @@ std::optional<Position> own_lowest(std::uint64_t name_key) {
 }
 
 void appended(std::int64_t channel_key, std::string_view channel_name, std::string_view channel_args,
-              const Uuid& predecessor) {
-  actions().appends.push_back({{channel_key, std::string(channel_name), std::string(channel_args)}, predecessor});
+              const Uuid& predecessor, std::int64_t seq) {
+  actions().appends.push_back({{channel_key, std::string(channel_name), std::string(channel_args)}, predecessor, seq});
 }
 
 const Uuid* own_tail(std::int64_t channel_key) {

@@ -49,9 +49,10 @@ void any_ended();
 bool wants_ended();
 // The lowest position that due() was given for a name, by its key (low_water::key_of).
 std::optional<Position> own_lowest(std::uint64_t name_key);
-// Messages were appended to an ordered channel behind another transaction's `predecessor`.
+// Messages were appended to an ordered channel behind another transaction's `predecessor`, which has the
+// sequence number `seq`.
 void appended(std::int64_t channel_key, std::string_view channel_name, std::string_view channel_args,
-              const Uuid& predecessor);
+              const Uuid& predecessor, std::int64_t seq);
 // The message that this transaction appended to the channel last; nullptr if it has appended none.
 const Uuid* own_tail(std::int64_t channel_key);
 void set_own_tail(std::int64_t channel_key, const Uuid& message);

@@ -170,7 +170,7 @@ void Sender::enter(const Links& links) {
     const Tail& tail = links.before[c];
     const Uuid* own = commit_actions::own_tail(channels.keys[c]);
     if (tail.exists && (own == nullptr || *own != tail.id))
-      commit_actions::appended(channels.keys[c], channels.names[c], channels.args[c], tail.id);
+      commit_actions::appended(channels.keys[c], channels.names[c], channels.args[c], tail.id, tail.seq);
   }
   for (std::size_t c = 0; c < channels.keys.size(); ++c)
     commit_actions::set_own_tail(channels.keys[c], channels.tails[c].id);
