@@ -9,8 +9,11 @@
 #include <csignal>
 #include <string>
 
+#include "pg/guard.hpp"
+
 extern "C" {
 #include "miscadmin.h"
+#include "storage/ipc.h"
 #include "utils/elog.h"
 }
 
@@ -47,7 +50,7 @@ bool map(int records) {
   return all != nullptr;
 }
 
-// Called by signal handlers. A child that a handler has forked notes nothing.
+// Called by signal handlers, and at exit. A child that a handler has forked notes nothing.
 void note_end(std::int32_t end) {
   if (mine == nullptr || getpid() != MyProcPid || mine->database == InvalidOid || mine->token != my_token) return;
   if (mine->end == kRunning) mine->end = end;
@@ -90,6 +93,10 @@ void on_crash(int signal, siginfo_t* info, void*) {
 void on_log(ErrorData* error) {
   if (error->elevel >= PANIC) panicked = true;
   if (log_hook_before != nullptr) log_hook_before(error);
+}
+
+void on_exit_in_order(int, Datum) {
+  note_end(kExited);
 }
 
 void catch_signal(int signal, void (*handler)(int, siginfo_t*, void*), int flags, struct sigaction* before) {
@@ -138,6 +145,7 @@ bool open_session(int leased, int records) {
   catch_signal(SIGQUIT, on_quit, SA_RESTART, &quit_before);
   catch_signal(SIGTERM, on_terminate, SA_RESTART, &terminate_before);
   catch_crashes();
+  guard::call([] { before_shmem_exit(on_exit_in_order, Datum{0}); });
   return true;
 }
 

@@ -6,6 +6,8 @@
 //   kRunning      the call runs. A process that is killed by SIGKILL leaves this behind
 //   kTold         the process was told to end: by another process's SIGQUIT, by the postmaster's
 //                 SIGTERM, or by another process's signal of a crash (SIGSEGV, say)
+//   kExited       the session of a leased call ended in order, by a FATAL error: its client was lost, say, since
+//                 the worker is gone. A worker that is there charges the error
 //   kSignal + n   the process brought signal n upon itself
 #pragma once
 
@@ -23,6 +25,7 @@ namespace mq::in_flight {
 inline constexpr std::int32_t kEntered = 0;
 inline constexpr std::int32_t kRunning = 1;
 inline constexpr std::int32_t kTold = 2;
+inline constexpr std::int32_t kExited = 3;
 inline constexpr std::int32_t kSignal = 1000;
 inline constexpr std::int32_t kMostSignal = 64;
 

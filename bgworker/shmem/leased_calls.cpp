@@ -332,9 +332,12 @@ extern "C" void mq_note_leased_call(void) {
     return;
   }
   if (mq_runs_leased == 0) {
-    mq_runs_leased = number >= 0 && mq::in_flight::open_session(kWorkerSlots, kRecords) ? 1 : -1;
+    mq_runs_leased = -1;
     if (number >= 0)
-      mq::guard::callback([] { mq::guard::call([] { RegisterXactCallback(session_commits, nullptr); }); });
+      mq::guard::callback([] {
+        mq::guard::call([] { RegisterXactCallback(session_commits, nullptr); });
+        if (mq::in_flight::open_session(kWorkerSlots, kRecords)) mq_runs_leased = 1;
+      });
   }
   if (mq_runs_leased > 0 && number >= 0) mq::in_flight::begin(number, token);
 }

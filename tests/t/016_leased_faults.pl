@@ -7,6 +7,7 @@ use lib "$FindBin::RealBin/lib";
 use MqTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(usleep);
 
 my $node = mq_node('faults', 'mq.max_workers' => 1, restart_after_crash => 'on');
 my $db = 'postgres';
@@ -165,6 +166,23 @@ sql(q{SELECT mq_send('travel', '{"next": 1}', retry_backoff => '0.1 s')});
 within(20, $node, $db, 'SELECT max(step) FROM steps', 2, 'a procedure has come to its second step');
 crash(sql($worker));
 within(30, $node, $db, q{SELECT string_agg(step || ':' || attempt, ' ' ORDER BY n) FROM steps}, '1:1 2:1 3:1', 'after a crash it goes on behind its checkpoint');
+within(20, $node, $db, 'SELECT count(*) FROM mq_msgs', 0, 'and is done');
+holds($node, $db, 'SELECT count(*) FROM mq_failures', 0, 'the crash was the worker\'s, not its own');
+sql('TRUNCATE steps, mq_failures');
+
+# The same where the session notices that its worker is gone before the postmaster does, which is made to sleep.
+sql(q{SELECT mq_send('travel', '{"next": 1}', retry_backoff => '0.1 s')});
+within(20, $node, $db, 'SELECT max(step) FROM steps', 2, 'a procedure has come to its second step');
+my ($gone, $left) = map { sql($_) } $worker, q{SELECT pid FROM pg_stat_activity WHERE application_name = 'mq handler' AND state = 'active'};
+my ($postmaster) = slurp_file($node->data_dir . '/postmaster.pid') =~ /^(\d+)/;
+kill 'STOP', $postmaster;
+kill 'KILL', $gone;
+my $end = time + 30;
+usleep(10_000) while time < $end && slurp_file("/proc/$left/stat") !~ /\) Z /;
+like(slurp_file("/proc/$left/stat"), qr/\) Z /, 'the session has ended');
+kill 'CONT', $postmaster;
+value_within(30, $node, $db, "SELECT count(*) FROM pg_stat_activity WHERE pid = $gone", 0);
+within(30, $node, $db, q{SELECT string_agg(step || ':' || attempt, ' ' ORDER BY n) FROM steps}, '1:1 2:1 3:1', 'it goes on behind its checkpoint');
 within(20, $node, $db, 'SELECT count(*) FROM mq_msgs', 0, 'and is done');
 holds($node, $db, 'SELECT count(*) FROM mq_failures', 0, 'the crash was the worker\'s, not its own');
 sql('TRUNCATE steps, mq_failures');

@@ -34,9 +34,11 @@ TEST(InFlightRecord, AKillIsChargedUnderTheSamePostmasterOnly) {
   EXPECT_EQ(calls[0].reason, AbortReason::kKilled);
 }
 
-TEST(InFlightRecord, WhatWasToldToEndOrHasNotBegunIsNotCharged) {
+TEST(InFlightRecord, WhatWasToldToEndOrEndedInOrderOrHasNotBegunIsNotCharged) {
   EXPECT_TRUE(
-      unfinished_calls(file_of({record(kTold), record(kEntered), record(kSignal + 11, 1, InvalidOid)}), true).empty());
+      unfinished_calls(file_of({record(kTold), record(kExited), record(kEntered), record(kSignal + 11, 1, InvalidOid)}),
+                       true)
+          .empty());
 }
 
 TEST(InFlightRecord, ADamagedFileChargesNobody) {
