@@ -50,8 +50,7 @@ bool is_due(std::string_view channel_name, Micros now) {
 bool any_due(std::string_view channel_name, Micros now) {
   const OwnerScope scope;
   const auto has_due = [&](int priority) {
-    const std::optional<Position> head = first_head(channel_name, priority, low_water::start(channel_name, priority));
-    return head && head->attempt_at <= now;
+    return first_head(channel_name, priority, low_water::start(channel_name, priority)).attempt_at <= now;
   };
   if (has_due(0)) return true;
   const std::vector<Level> levels = others(channel_name);
@@ -74,9 +73,8 @@ int count_due(std::string_view channel_name, Micros now, int limit) {
 
 namespace {
 
-std::optional<Micros> due_of(std::optional<Position> head) {
-  const Micros at = head ? head->attempt_at : kNever;
-  return at != kNever ? std::optional(at) : std::nullopt;
+std::optional<Micros> due_of(const Position& head) {
+  return head.attempt_at != kNever ? std::optional(head.attempt_at) : std::nullopt;
 }
 
 std::optional<Micros> earlier(std::optional<Micros> a, std::optional<Micros> b) {
@@ -141,7 +139,7 @@ std::vector<std::string> channel_names() {
     if (std::binary_search(names.begin(), names.begin() + ordinary, name)) continue;
     const std::vector<Level> levels = levels_of(name);
     if (std::any_of(levels.begin(), levels.end(), [&](const Level& level) {
-          return first_head(name, level.priority, low_water::start(name, level.priority)).has_value();
+          return first_head(name, level.priority, low_water::start(name, level.priority)) != kEnd;
         }))
       names.push_back(std::move(name));
   }

@@ -8,6 +8,7 @@
 #include "pg/row_locks.hpp"
 #include "pg/versions.hpp"
 #include "queue/fair_scan.hpp"
+#include "queue/skip_scan.hpp"
 #include "shmem/row_claims.hpp"
 
 extern "C" {
@@ -420,23 +421,21 @@ std::optional<std::span<const LockedRow>> lock_runs(const std::vector<ChainSearc
   return asked ? std::optional(found.rows()) : std::nullopt;
 }
 
-std::optional<Position> first_head(std::string_view channel_name, int priority, Position from) {
+Position first_head(std::string_view channel_name, int priority, Position from) {
   const Extension& extension = Extension::get();
   const Oid table = extension.relation("mq_msgs");
   const Oid index = index_of(priority);
   const AttrNumber* numbers = attribute_numbers(table);
   const Datum name = text_datum(channel_name);
-  Position first{};
-  const bool found = guard::call([&] {
+  Position first = kEnd;
+  guard::call([&] {
     Scan scan;
     (void)scan.open(table, index, numbers, DT_NOEND, false);
     scan.find_heads(name, priority, from);
-    const bool any = scan.next();
-    if (any) first = scan.position();
+    if (scan.next()) first = scan.position();
     scan.close();
-    return any;
   });
-  return found ? std::optional(first) : std::nullopt;
+  return first;
 }
 
 std::vector<FirstMessage> first_behind(const std::vector<ChainSearch>& searches) {

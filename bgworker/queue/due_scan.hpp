@@ -41,9 +41,9 @@ std::optional<DueRows> lock_due(Datum channel_name, int priority, Micros now, Po
 std::optional<std::span<const LockedRow>> lock_sample(Datum channel_name, std::int64_t start, Micros now, Position from,
                                                       int channels, Effort& effort);
 
-// The first head of the channel name and priority from a position on, due or not, locked or not. None:
-// there is no such message. Needs an OwnerScope.
-std::optional<Position> first_head(std::string_view channel_name, int priority, Position from);
+// The first head of the channel name and priority from a position on, due or not, locked or not. kEnd
+// (skip_scan.hpp): there is no such message. Needs an OwnerScope.
+Position first_head(std::string_view channel_name, int priority, Position from);
 
 // A search for what is behind a message in its ordered channel.
 struct ChainSearch {

@@ -91,8 +91,8 @@ bool search_all(std::span<const std::string_view> channel_names, Micros interval
     const std::uint64_t key = key_of(name, priority);
     const std::optional<Position> from = begin_search(key, now, interval);
     if (!from) continue;
-    const HeadSearch result = step ? search_head(name, priority, *from, *step)
-                                   : HeadSearch{true, first_head(name, priority, kNone).value_or(kEnd), 0};
+    const HeadSearch result =
+        step ? search_head(name, priority, *from, *step) : HeadSearch{true, first_head(name, priority, kNone), 0};
     searches.push_back({key, result});
     if (step && (*step -= result.read) <= 0) break;
   }
