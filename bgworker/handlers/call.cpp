@@ -331,6 +331,11 @@ void FmgrCaller::call(const Handler& handler, std::span<const Claimed* const> me
       throw Yielded{long_call::Call::waited_for_lock() && shared::others_wait_for_locks()};
     if (error.interrupt && !HandlerTimeout::is_over() && shared::gave_way())
       throw Error("40P01", "the call gave way to a transaction that writes into the tables of mq");
+    // The message is that of the server, which it does not translate. Once the batch is over the registry is read
+    // again.
+    if (error.sqlstate == "XX000" &&
+        error.message == mq::format("cache lookup failed for function {}", function->fn_oid))
+      throw Error("40001", "the function was dropped while it was to be called");
     if (!HandlerTimeout::explain(error, handler.timeout)) note_cancel(error);
     throw;
   }

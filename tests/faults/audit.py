@@ -242,7 +242,9 @@ def audit(lines, final, log, allowed):
     bad = re.compile(r'PANIC:|TRAP:|segfault|was terminated by|FATAL:|mq worker:|WARNING:|exited with exit code [^01]')
     usual = re.compile(r'terminating (background worker "mq (worker|launcher)"|connection|autovacuum process) due to administrator command|deadlock detected|connection to client lost|'
                        # So says a session that is terminated before it has told its client that it is there.
-                       r'canceling authentication due to timeout')
+                       r'canceling authentication due to timeout|'
+                       # Of another run on the same server, which has dropped its database meanwhile.
+                       r'autovacuum worker FATAL:  database .*does not exist')
     for line in log:
         if bad.search(line) and not usual.search(line) and not any(pattern.search(line) for pattern in allowed.log):
             found('log', line.strip()[:200])

@@ -28,8 +28,7 @@ def timed(run, server, database, statement, what, seconds=5):
     run.expect(took < patience(seconds), '%s took %.1f s' % (what, took))
 
 
-@kind(6, 'extension and databases dropped, made and copied', errors=LOST, log=[r'terminating', r'canceling statement due to user request', r'mq worker: .*(does not exist|being dropped|concurrently)',
-    r'autovacuum worker FATAL:  database .*does not exist'])
+@kind(6, 'extension and databases dropped, made and copied', errors=LOST, log=[r'terminating', r'canceling statement due to user request', r'mq worker: .*(does not exist|being dropped|concurrently)'])
 def dropped(run):
     world = run.world()
     server, name = world.server, run.name + '_echo'

@@ -69,7 +69,9 @@ def handle(world, count):
     wait_until(lambda: world.value('SELECT count(*) FROM mq_msgs') == 0, 120, 'all messages are handled')
 
 
-@kind(16, 'memory over many messages, with failing handlers among them', channels={'many', 'many together', 'many leased', 'leak'}, health={'handlers succeed'})
+@kind(16, 'memory over many messages, with failing handlers among them', channels={'many', 'many together', 'many leased', 'leak'}, health={'handlers succeed'},
+    # Vacuum locks a table whose end it cuts off.
+    log=[r'mq worker: the table \w+ is locked by another session'])
 def memory_flat(run):
     world = run.world(load=False, schema=SCHEMA)
     size = 20000 if run.quick else 400000
@@ -79,7 +81,8 @@ def memory_flat(run):
     grown = growth(warm, memory(world.server, world.database))
     text = ', '.join('%s by %d kB' % (what, bytes_ // 1024) for what, bytes_ in sorted(grown.items()))
     run.progress('over %d messages grew: %s' % (size, text))
-    run.expect({'mq worker', 'mq handler', 'mq launcher'} <= set(grown), 'a process of each kind is there before and after: %s' % text)
+    # A session of leased calls ends while it has nothing to do for long.
+    run.expect({'mq worker', 'mq launcher'} | ({'mq handler'} if run.quick else set()) <= set(grown), 'a process of each kind is there before and after: %s' % text)
     run.expect(max(grown.values(), default=0) <= LIMIT, 'over %d messages grew: %s' % (size, text))
     # That a leak would be seen: a kilobyte of each message.
     module = world.compiled('leak', LEAK)

@@ -22,7 +22,7 @@ umask 022
 . "$HERE/tests/crash/suite.sh"
 . "$HERE/tests/failover/suite.sh"
 
-suites=${ONLY:-unit layout spin model regress isolation tap original faults dist}
+suites=${ONLY:-unit layout spin model regress isolation tap original dist}
 for suite in $suites; do
   declare -F "suite_$suite" >/dev/null || die "No suite '$suite': ONLY=unit|layout|spin|model|regress|isolation|tap|original|dist|faults|crash|failover|package"
 done
