@@ -185,7 +185,8 @@ def audit(lines, final, log, allowed):
             if payload != m.spec['payload']:
                 found('payload', '%s of %s is %s, not %s', key, m.channel, payload, m.spec['payload'])
         # --- cancelled
-        if m.cancelled == 2 and not m.redriven and (handled and m.channel in TRANSACTIONAL or not letters or letters[0]['reason'] != 'cancelled'):
+        # While its handler runs it is still there to be deleted, and then leaves no dead letter.
+        if m.cancelled == 2 and not m.redriven and (handled and m.channel in TRANSACTIONAL or (letters[0]['reason'] != 'cancelled' if letters else not m.deleted)):
             found('cancelled', '%s of %s: it was cancelled, but %s', key, m.channel, 'was handled' if handled else letters or 'left no dead letter')
         # --- attempts, failures, dead letters
         if m.channel in HANDLED:
