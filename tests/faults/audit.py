@@ -336,7 +336,9 @@ def order(record, effects, allowed, found):
     channels = collections.defaultdict(list)
     for effect in sorted(effects, key=lambda effect: effect['n']):
         m = record.messages.get(effect['id'])
-        if m and m.ordered and effect['what'] == 'handled' and not m.redriven and m.channel not in allowed.channels:
+        # Who deletes a message while its leased handler runs lets the next one go.
+        let_go = m and m.channel in LEASED and m.deleted
+        if m and m.ordered and effect['what'] == 'handled' and not m.redriven and not let_go and m.channel not in allowed.channels:
             channels[m.channel, m.args].append((m, effect))
     for channel, rows in channels.items():
         seen, items = set(), []
