@@ -136,7 +136,8 @@ void link_appends(const std::vector<Append>& appends) {
       "SELECT r.n::int4, m.ctid FROM unnest($1, $2, $3) WITH ORDINALITY AS r (id, seq, key, n)"
       "  JOIN ONLY $S.mq_msgs m ON m.id = r.id AND m.seq = r.seq AND m.channel_key = r.key",
       {UUIDARRAYOID, INT8ARRAYOID, INT8ARRAYOID});
-  ArrayParam ids(UUIDOID), numbers(INT8OID), keys(INT8OID);
+  const std::size_t n = appends.size();
+  ArrayParam ids(UUIDOID, n), numbers(INT8OID, n), keys(INT8OID, n);
   for (const Append& append : appends) {
     ids.add(uuid_datum(append.predecessor));
     numbers.add(Int64GetDatum(append.seq));
@@ -144,7 +145,7 @@ void link_appends(const std::vector<Append>& appends) {
   }
   const Rows rows = find.run({ids.datum(), numbers.datum(), keys.datum()});
   std::vector<Located> tails;
-  std::vector<char> there(appends.size(), 0);
+  std::vector<char> there(n, 0);
   for (std::size_t row = 0; row < rows.size(); ++row) {
     const auto i = static_cast<std::size_t>(DatumGetInt32(rows.get(row, 1)) - 1);
     tails.push_back({appends[i].predecessor, *reinterpret_cast<ItemPointer>(DatumGetPointer(rows.get(row, 2)))});
@@ -152,7 +153,7 @@ void link_appends(const std::vector<Append>& appends) {
   }
   const auto held = lock_to_stay(tails, false);
   std::vector<HeadlessChannel> headless;
-  for (std::size_t i = 0; i < appends.size(); ++i)
+  for (std::size_t i = 0; i < n; ++i)
     if (there[i] == 0 || !held.contains(appends[i].predecessor)) headless.push_back(appends[i].channel);
   link_or_note(headless, Stays::kToCommit);
 }

@@ -4,7 +4,7 @@
 //
 // Each worker slot has a record, and each leased call. No lock covers them:
 //   the worker                    writes its own record, and those of its leased calls
-//   the session of a leased call  notes that the call runs
+//   the session of a leased call  notes that the call runs, and that it exits in order
 //   both, and parallel workers    note from signal handlers how their process ends
 //
 // The file is in pg_stat_tmp, which base backups leave out: a copy of the server has no record.
